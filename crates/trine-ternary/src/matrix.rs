@@ -1,0 +1,166 @@
+//! A ternary matrix as it passes between the trainer, files and kernels.
+
+use crate::pack::{pack_2bit, row_bytes_2bit, unpack_2bit};
+use crate::{TernaryError, absmean, error::check_len, ternarize};
+
+/// A `(rows, cols)` matrix of trits with one scale; a projection's `(out, in)`.
+///
+/// Trits are held in the canonical 2-bit packing, each row padded to a whole byte.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TernaryMatrix {
+    rows: usize,
+    cols: usize,
+    /// What a trit is multiplied by; `absmean` of the master weights.
+    scale: f32,
+    /// `(rows, ceil(cols / 4))` bytes.
+    packed: Vec<u8>,
+}
+
+impl TernaryMatrix {
+    /// Quantizes full-precision weights, `(rows, cols)` row-major.
+    ///
+    /// # Errors
+    /// Weights that are not finite, or not `rows * cols` of them.
+    pub fn from_weights(weights: &[f32], rows: usize, cols: usize) -> Result<Self, TernaryError> {
+        check_len("weights", area(rows, cols)?, weights.len())?;
+        let scale = absmean(weights)?;
+        let mut trits = vec![0; weights.len()];
+        ternarize(weights, scale, &mut trits)?;
+        Self::from_trits(&trits, rows, cols, scale)
+    }
+
+    /// Takes trits and scale as they are, `(rows, cols)` row-major.
+    ///
+    /// # Errors
+    /// Values that are no trits, not `rows * cols` of them, or a scale that is negative or not
+    /// finite.
+    pub fn from_trits(
+        trits: &[i8],
+        rows: usize,
+        cols: usize,
+        scale: f32,
+    ) -> Result<Self, TernaryError> {
+        check_len("trits", area(rows, cols)?, trits.len())?;
+        check_scale(scale)?;
+        let row_bytes = row_bytes_2bit(cols);
+        let mut packed = vec![0; rows * row_bytes];
+        if cols > 0 {
+            for (r, (row, out)) in
+                trits.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)).enumerate()
+            {
+                pack_2bit(row, out).map_err(|e| match e {
+                    TernaryError::Trit { index, value } => {
+                        TernaryError::Trit { index: r * cols + index, value }
+                    }
+                    other => other,
+                })?;
+            }
+        }
+        Ok(Self { rows, cols, scale, packed })
+    }
+
+    /// Number of rows: output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// What a trit is multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The canonical 2-bit packing, `(rows, ceil(cols / 4))` bytes.
+    pub fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// Writes the trits of row `r` to `out`, `(cols,)`.
+    ///
+    /// # Panics
+    /// When there is no row `r` or `out` has another length.
+    pub fn unpack_row(&self, r: usize, out: &mut [i8]) {
+        let row_bytes = row_bytes_2bit(self.cols);
+        unpack_2bit(&self.packed[r * row_bytes..][..row_bytes], out)
+            .expect("the constructor packed this row, and out has its length");
+    }
+
+    /// All trits, `(rows, cols)` row-major.
+    pub fn trits(&self) -> Vec<i8> {
+        let mut trits = vec![0; self.rows * self.cols];
+        if self.cols > 0 {
+            for (r, row) in trits.chunks_exact_mut(self.cols).enumerate() {
+                self.unpack_row(r, row);
+            }
+        }
+        trits
+    }
+
+    /// The weights that the product sees, `trit * scale`, `(rows, cols)` row-major.
+    pub fn dequantize(&self) -> Vec<f32> {
+        self.trits().into_iter().map(|t| f32::from(t) * self.scale).collect()
+    }
+
+    /// How many trits are -1, 0 and +1.
+    pub fn counts(&self) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for trit in self.trits() {
+            counts[(trit + 1) as usize] += 1;
+        }
+        counts
+    }
+}
+
+fn area(rows: usize, cols: usize) -> Result<usize, TernaryError> {
+    rows.checked_mul(cols).ok_or(TernaryError::TooLarge { rows, cols })
+}
+
+fn check_scale(scale: f32) -> Result<(), TernaryError> {
+    if scale.is_finite() && scale >= 0.0 { Ok(()) } else { Err(TernaryError::Scale { scale }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requantizing_a_ternary_matrix_shrinks_its_scale() {
+        // Why stored models are never quantized again (absmean is not idempotent).
+        let m = TernaryMatrix::from_trits(&[1, 0, -1, 0], 2, 2, 0.5).unwrap();
+        let again = TernaryMatrix::from_weights(&m.dequantize(), 2, 2).unwrap();
+        assert_eq!(again.trits(), m.trits());
+        assert_eq!(again.scale(), 0.25);
+    }
+
+    #[test]
+    fn bad_trits_scales_and_shapes_are_refused() {
+        let trit = TernaryMatrix::from_trits(&[0, 0, 0, 3], 2, 2, 1.0);
+        assert_eq!(trit, Err(TernaryError::Trit { index: 3, value: 3 }));
+        for scale in [f32::NAN, f32::INFINITY, -1.0] {
+            assert!(matches!(
+                TernaryMatrix::from_trits(&[0], 1, 1, scale),
+                Err(TernaryError::Scale { .. })
+            ));
+        }
+        assert!(matches!(
+            TernaryMatrix::from_trits(&[0; 3], 2, 2, 1.0),
+            Err(TernaryError::Length { .. })
+        ));
+        assert!(matches!(
+            TernaryMatrix::from_weights(&[], usize::MAX, 2),
+            Err(TernaryError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn empty_matrices_are_allowed() {
+        for (rows, cols) in [(0, 0), (3, 0), (0, 5)] {
+            let m = TernaryMatrix::from_weights(&[], rows, cols).unwrap();
+            assert_eq!(m.counts(), [0, 0, 0]);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The canonical packings: how trits lie in bytes.
+//!
+//! | packing | trits a byte | byte | bits a trit |
+//! | --- | --- | --- | --- |
+//! | 2-bit | 4 | `c0 + 4 c1 + 16 c2 + 64 c3` | 2 |
+//! | 1.6-bit | 5 | `c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4` | 1.6 |
+//!
+//! A code is `c = trit + 1`, so 0, 1, 2; the first trit is the lowest digit. Packing works on one
+//! row; the last byte of a row is filled up with trit 0 (code 1), so equal trits always have equal
+//! bytes. Unpacking refuses bytes that no packing produces (a 2-bit code 3, a byte of 243 or more,
+//! a non-zero trit in the padding): a flipped bit is found rather than turned into a weight.
+
+use crate::{TernaryError, error::check_len};
+
+/// Trits in a byte of the 2-bit packing.
+pub const TRITS_PER_BYTE_2BIT: usize = 4;
+/// Trits in a byte of the 1.6-bit packing.
+pub const TRITS_PER_BYTE_BASE3: usize = 5;
+
+/// Bytes that a row of `cols` trits takes at 2 bits a trit.
+pub const fn row_bytes_2bit(cols: usize) -> usize {
+    cols.div_ceil(TRITS_PER_BYTE_2BIT)
+}
+
+/// Bytes that a row of `cols` trits takes at 1.6 bits a trit.
+pub const fn row_bytes_base3(cols: usize) -> usize {
+    cols.div_ceil(TRITS_PER_BYTE_BASE3)
+}
+
+/// Packs one row of trits at 2 bits each; `out` has [`row_bytes_2bit`] bytes.
+///
+/// # Errors
+/// [`TernaryError::Trit`] for a value outside -1..=1, [`TernaryError::Length`] for a wrong `out`.
+pub fn pack_2bit(trits: &[i8], out: &mut [u8]) -> Result<(), TernaryError> {
+    pack::<TRITS_PER_BYTE_2BIT, 4>(trits, out)
+}
+
+/// Unpacks one row of trits packed by [`pack_2bit`].
+///
+/// # Errors
+/// [`TernaryError::Code`] for a byte that encodes no trits, [`TernaryError::Length`] when `packed`
+/// does not have [`row_bytes_2bit`]`(out.len())` bytes.
+pub fn unpack_2bit(packed: &[u8], out: &mut [i8]) -> Result<(), TernaryError> {
+    unpack::<TRITS_PER_BYTE_2BIT, 4>(packed, out)
+}
+
+/// Packs one row of trits at five a byte; `out` has [`row_bytes_base3`] bytes.
+///
+/// # Errors
+/// As [`pack_2bit`].
+pub fn pack_base3(trits: &[i8], out: &mut [u8]) -> Result<(), TernaryError> {
+    pack::<TRITS_PER_BYTE_BASE3, 3>(trits, out)
+}
+
+/// Unpacks one row of trits packed by [`pack_base3`].
+///
+/// # Errors
+/// As [`unpack_2bit`].
+pub fn unpack_base3(packed: &[u8], out: &mut [i8]) -> Result<(), TernaryError> {
+    unpack::<TRITS_PER_BYTE_BASE3, 3>(packed, out)
+}
+
+/// `N` digits a byte in base `BASE`, lowest digit first.
+fn pack<const N: usize, const BASE: u8>(trits: &[i8], out: &mut [u8]) -> Result<(), TernaryError> {
+    check_len("packed row", trits.len().div_ceil(N), out.len())?;
+    if let Some(index) = trits.iter().position(|t| !(-1..=1).contains(t)) {
+        return Err(TernaryError::Trit { index, value: trits[index] });
+    }
+    for (byte, group) in out.iter_mut().zip(trits.chunks(N)) {
+        let code = |i| group.get(i).map_or(1, |&trit| (trit + 1) as u8);
+        *byte = (0..N).rev().fold(0, |byte, i| byte * BASE + code(i));
+    }
+    Ok(())
+}
+
+fn unpack<const N: usize, const BASE: u8>(
+    packed: &[u8],
+    out: &mut [i8],
+) -> Result<(), TernaryError> {
+    check_len("packed row", out.len().div_ceil(N), packed.len())?;
+    for (index, (&byte, group)) in packed.iter().zip(out.chunks_mut(N)).enumerate() {
+        let mut rest = byte;
+        let mut digits = [0i8; N];
+        for digit in &mut digits {
+            *digit = (rest % BASE) as i8 - 1;
+            rest /= BASE;
+        }
+        let (used, padding) = digits.split_at(group.len());
+        if rest != 0 || used.iter().any(|&d| d > 1) || padding.iter().any(|&d| d != 0) {
+            return Err(TernaryError::Code { index, byte });
+        }
+        group.copy_from_slice(used);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_as_specified() {
+        let mut byte = [0];
+        pack_2bit(&[-1, 0, 1, -1], &mut byte).unwrap();
+        assert_eq!(byte, [0b00_10_01_00]);
+        pack_base3(&[-1, 0, 1, 1, -1], &mut byte).unwrap();
+        assert_eq!(byte, [3 + 2 * 9 + 2 * 27]);
+        pack_base3(&[1; 5], &mut byte).unwrap();
+        assert_eq!(byte, [242]);
+    }
+
+    #[test]
+    fn padding_is_trit_zero() {
+        let mut byte = [0];
+        pack_2bit(&[1], &mut byte).unwrap();
+        assert_eq!(byte, [0b01_01_01_10]);
+        pack_base3(&[1], &mut byte).unwrap();
+        assert_eq!(byte, [2 + 3 + 9 + 27 + 81]);
+    }
+
+    #[test]
+    fn bytes_that_encode_no_trits_are_refused() {
+        let mut out = [0; 4];
+        for byte in 0..=255u8 {
+            let valid = (0..4).all(|i| byte >> (2 * i) & 3 != 3);
+            assert_eq!(unpack_2bit(&[byte], &mut out).is_ok(), valid, "{byte:#x}");
+            assert_eq!(unpack_base3(&[byte], &mut [0; 5]).is_ok(), byte < 243, "{byte}");
+        }
+        // Valid digits, but the padding holds a weight.
+        assert_eq!(
+            unpack_2bit(&[0b01_01_10_01], &mut [0]),
+            Err(TernaryError::Code { index: 0, byte: 0b01_01_10_01 })
+        );
+    }
+
+    #[test]
+    fn values_that_are_no_trits_are_refused() {
+        assert_eq!(pack_2bit(&[0, 1, 2], &mut [0]), Err(TernaryError::Trit { index: 2, value: 2 }));
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        assert!(matches!(pack_2bit(&[0; 5], &mut [0]), Err(TernaryError::Length { .. })));
+        assert!(matches!(unpack_base3(&[121; 2], &mut [0; 5]), Err(TernaryError::Length { .. })));
+    }
+}
