@@ -1,1 +1,53 @@
+//! Ternary x int8 products, and the float products around them, on CPUs.
+//!
+//! A BitLinear layer is an integer product between two thin float steps: activations become int8
+//! codes, codes are multiplied by trits and summed in i32, and one multiplication per output turns
+//! the sum back into a float.
+//! `trine-ternary` defines all three; this crate does the same, exactly, as fast as the CPU allows.
+//! It knows nothing of models, files or training.
+//!
+//! ```text
+//! TernaryMatrix ─► PackedMatrix ─┐
+//!                                ├─► matmul_i32 (exact sums) ─► bitlinear (floats)
+//! floats ─► Activations ─────────┘
+//! ```
+//!
+//! # The same bits everywhere
+//!
+//! Integer sums are exact, so their order is free: [`matmul_i32`] and [`bitlinear`] return the same
+//! bits on every instruction set and thread count, those of `trine_ternary::reference`.
+//! Float sums are not, so [`dot`] and [`dense_matmul`] have one documented order, which the widest
+//! instruction set can follow without loss and the narrowest can imitate.
+//! Hence a model generates the same text on a laptop and on a server.
+//!
+//! # How it is laid out
+//!
+//! | where | what |
+//! | --- | --- |
+//! | `packed`, `activations` | the two operands, in the layout that the kernels load |
+//! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
+//! | `product` | what all products share: tiles, cache blocks, threads |
+//! | `arch` | the traits; one file per instruction set, all of the same shape |
+//! | `isa` | which instruction set runs, and how to force a lower one (`TRINE_ISA`) |
+//!
+//! Unsafe code exists only under `arch`. A value such as `Avx2` can be made only where the CPU has
+//! the instructions; holding one is the proof that makes every call of its methods safe.
 
+#![deny(unsafe_code)]
+
+mod activations;
+mod aligned;
+mod arch;
+mod dense;
+mod isa;
+mod packed;
+mod product;
+mod ternary;
+#[cfg(test)]
+mod tests;
+
+pub use activations::Activations;
+pub use dense::{DenseData, axpy, dense_matmul, dot};
+pub use isa::{Isa, IsaError, available, isa, select};
+pub use packed::PackedMatrix;
+pub use ternary::{bitlinear, matmul_i32};

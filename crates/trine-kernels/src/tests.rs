@@ -1,0 +1,299 @@
+//! Every kernel, on every instruction set, against the scalar definition: bit for bit.
+//!
+//! The claims are written once, for any instruction set; a macro stamps them into each. On a CPU
+//! that lacks one its tests say so and return, and so that this cannot go unnoticed, a machine that
+//! has it sets `TRINE_REQUIRE_ISA` to a comma-separated list of what must have been tested.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use trine_ternary::{TernaryMatrix, reference};
+
+use crate::dense::{axpy_on, dense_matmul_on, dot_on};
+use crate::product::Shape;
+use crate::ternary::bitlinear_on;
+use crate::{Activations, DenseData, Isa, PackedMatrix, available, matmul_i32, select};
+
+/// At and around the sizes of blocks, vectors and lanes, and none at all.
+const COLS: [usize; 14] = [0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 768, 2561];
+
+/// `len` trits of a prime period, so that no two rows or blocks look alike.
+fn trits(len: usize) -> Vec<i8> {
+    (0..len).map(|i| (i * i % 251 % 3) as i8 - 1).collect()
+}
+
+/// `len` codes of another prime period, over all of int8.
+fn codes(len: usize) -> Vec<i8> {
+    (0..len).map(|i| (i * 37 % 241 * 17 % 256) as u8 as i8).collect()
+}
+
+/// `len` floats of mixed signs and magnitudes, of which sums depend on their order.
+fn floats(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 % 1009) as f32 - 504.3) * [1.0, 1e-3, 41.7][i % 3]).collect()
+}
+
+fn check_matmul(isa: Isa, rows: usize, tokens: usize, trits: &[i8], codes: &[i8]) {
+    let cols = trits.len() / rows;
+    let packed = PackedMatrix::from(&TernaryMatrix::from_trits(trits, rows, cols, 1.0).unwrap());
+    let x = Activations::from_codes(codes, &vec![1.0; tokens], cols);
+    let mut expected = vec![0; tokens * rows];
+    reference::matmul(trits, codes, tokens, &mut expected);
+    let mut found = vec![i32::MIN; tokens * rows];
+    matmul_i32(isa, &packed, &x, &mut found);
+    assert_eq!(found, expected, "{isa}, ({rows}, {cols}) x {tokens}");
+}
+
+fn matmul_matches_scalar(isa: Isa) {
+    for rows in [1, 2, 3, 4, 5, 8, 17] {
+        for cols in COLS {
+            for tokens in 1..=9 {
+                check_matmul(isa, rows, tokens, &trits(rows * cols), &codes(tokens * cols));
+            }
+        }
+    }
+}
+
+/// Products of many rows, which are split into chunks and go to threads.
+fn large_matmul_matches_scalar(isa: Isa) {
+    for (rows, cols, tokens) in [(1031, 1027, 1), (523, 257, 9), (4099, 259, 2)] {
+        check_matmul(isa, rows, tokens, &trits(rows * cols), &codes(tokens * cols));
+    }
+}
+
+/// Nothing saturates or overflows where all signs agree, however long the row.
+fn extreme_codes_do_not_overflow(isa: Isa) {
+    let cols = 16384 + 3;
+    for trit in [-1, 0, 1] {
+        for code in [-128, 127] {
+            check_matmul(isa, 5, 5, &vec![trit; 5 * cols], &vec![code; 5 * cols]);
+        }
+    }
+}
+
+fn random_matmul_matches_scalar(isa: Isa) {
+    let case = (1usize..10, 1usize..700, 1usize..10).prop_flat_map(|(rows, cols, tokens)| {
+        let trits = prop::collection::vec(-1i8..=1, rows * cols);
+        (Just(rows), Just(tokens), trits, prop::collection::vec(any::<i8>(), tokens * cols))
+    });
+    proptest!(ProptestConfig::with_cases(64), |((rows, tokens, trits, codes) in case)| {
+        check_matmul(isa, rows, tokens, &trits, &codes);
+    });
+}
+
+fn bitlinear_matches_definition(isa: Isa) {
+    for (rows, cols, tokens) in [(17, 257, 1), (9, 2561, 6), (1031, 1027, 3)] {
+        let weights = TernaryMatrix::from_weights(&floats(rows * cols), rows, cols).unwrap();
+        let mut x = floats(tokens * cols);
+        if tokens > 1 {
+            // A poisoned token is NaN throughout, and leaves the others alone.
+            x[cols] = f32::INFINITY;
+        }
+        let mut expected = vec![0.0; tokens * rows];
+        for (x, out) in x.chunks_exact(cols).zip(expected.chunks_exact_mut(rows)) {
+            reference::bitlinear(&weights, x, out);
+        }
+        let mut found = vec![0.0; tokens * rows];
+        let activations = Activations::quantize(&x, tokens, cols);
+        bitlinear_on(isa, &PackedMatrix::from(&weights), &activations, &mut found);
+        assert_same_bits(&found, &expected);
+    }
+}
+
+/// The order of a dot product, straight from its documentation.
+fn scalar_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; 16];
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        let product = a * b;
+        lanes[i % 16] += product;
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+/// Equal bits; all NaNs count as one, as CPUs differ in the NaN that an operation makes.
+fn assert_same_bits(found: &[f32], expected: &[f32]) {
+    let bits = |v: &f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
+    let bits = |v: &[f32]| v.iter().map(bits).collect::<Vec<_>>();
+    assert_eq!(bits(found), bits(expected));
+}
+
+fn dot_matches_scalar(isa: Isa) {
+    for cols in COLS {
+        let (a, b) = (floats(cols), floats(cols + 5));
+        assert_same_bits(&[dot_on(isa, &a, &b[5..])], &[scalar_dot(&a, &b[5..])]);
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::MAX, f32::from_bits(1), -0.0] {
+        for a in [vec![bad; 3], vec![bad; 33]] {
+            assert_same_bits(&[dot_on(isa, &a, &a)], &[scalar_dot(&a, &a)]);
+        }
+    }
+}
+
+fn axpy_matches_scalar(isa: Isa) {
+    for cols in COLS {
+        let (x, mut found) = (floats(cols), floats(cols + 1));
+        let mut expected = found.clone();
+        for (y, x) in expected[1..].iter_mut().zip(&x) {
+            let product = -1.7 * x;
+            *y += product;
+        }
+        axpy_on(isa, -1.7, &x, &mut found[1..]);
+        assert_same_bits(&found, &expected);
+    }
+}
+
+fn dense_matches_scalar(isa: Isa) {
+    let mut shapes = vec![Shape { rows: 1031, cols: 257, tokens: 5 }];
+    for rows in [1, 4, 7] {
+        for cols in COLS {
+            shapes.extend([1, 2, 4, 9].map(|tokens| Shape { rows, cols, tokens }));
+        }
+    }
+    for shape in shapes {
+        let (x, w) = (floats(shape.tokens * shape.cols), floats(shape.rows * shape.cols));
+        let half: Vec<_> = w.iter().map(|&v| f16::from_f32(v)).collect();
+        let bfloat: Vec<_> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+        let widened: Vec<_> = half.iter().map(|v| v.to_f32()).collect();
+        check_dense(isa, DenseData::F16(&half), &widened, shape, &x);
+        let widened: Vec<_> = bfloat.iter().map(|v| v.to_f32()).collect();
+        check_dense(isa, DenseData::Bf16(&bfloat), &widened, shape, &x);
+        check_dense(isa, DenseData::F32(&w), &w, shape, &x);
+    }
+}
+
+/// All 65536 of each, denormals and NaNs among them: products with 1, one to a row.
+fn widening_is_exact(isa: Isa) {
+    let shape = Shape { rows: 1 << 16, cols: 1, tokens: 1 };
+    let half: Vec<_> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let widened: Vec<_> = half.iter().map(|v| v.to_f32()).collect();
+    check_dense(isa, DenseData::F16(&half), &widened, shape, &[1.0]);
+    let bfloat: Vec<_> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    let widened: Vec<_> = bfloat.iter().map(|v| v.to_f32()).collect();
+    check_dense(isa, DenseData::Bf16(&bfloat), &widened, shape, &[1.0]);
+}
+
+fn check_dense(isa: Isa, weights: DenseData<'_>, widened: &[f32], shape: Shape, x: &[f32]) {
+    let Shape { rows, cols, tokens } = shape;
+    let mut expected = vec![0.0; tokens * rows];
+    for t in 0..tokens {
+        for r in 0..rows {
+            let (w, x) = (&widened[r * cols..][..cols], &x[t * cols..][..cols]);
+            expected[t * rows + r] = scalar_dot(w, x);
+        }
+    }
+    let mut found = vec![f32::MAX; tokens * rows];
+    dense_matmul_on(isa, weights, shape, x, &mut found);
+    assert_same_bits(&found, &expected);
+}
+
+/// Threads change who computes an output, never its bits.
+fn results_do_not_depend_on_threads(isa: Isa) {
+    let (rows, cols, tokens) = (2053, 517, 5);
+    let weights = TernaryMatrix::from_weights(&floats(rows * cols), rows, cols).unwrap();
+    let (packed, x) = (PackedMatrix::from(&weights), floats(tokens * cols));
+    let on_threads = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut out = [vec![0.0; tokens * rows], vec![0.0; tokens * rows], vec![0.0; rows]];
+            let activations = Activations::quantize(&x, tokens, cols);
+            bitlinear_on(isa, &packed, &activations, &mut out[0]);
+            let dense = floats(rows * cols);
+            let dense = DenseData::F32(&dense);
+            dense_matmul_on(isa, dense, Shape { rows, cols, tokens }, &x, &mut out[1]);
+            dense_matmul_on(isa, dense, Shape { rows, cols, tokens: 1 }, &x[..cols], &mut out[2]);
+            out
+        })
+    };
+    let expected = on_threads(1);
+    for threads in [2, 3, 7] {
+        assert_eq!(on_threads(threads), expected);
+    }
+}
+
+macro_rules! stamp {
+    ($isa:expr, [$($claim:ident),* $(,)?]) => {
+        $(
+            #[test]
+            fn $claim() {
+                if available().contains(&$isa) {
+                    super::$claim($isa);
+                } else {
+                    println!("not tested: this CPU does not have {}", $isa);
+                }
+            }
+        )*
+    };
+    ($($module:ident: $isa:expr),* => $claims:tt) => {
+        $(mod $module {
+            use crate::{Isa, available};
+            stamp!($isa, $claims);
+        })*
+    };
+}
+
+// A macro cannot repeat the claims for each instruction set by itself: `$claims` is passed on whole.
+stamp!(generic: Isa::Generic, avx2: Isa::Avx2, avx512vnni: Isa::Avx512Vnni => [
+    matmul_matches_scalar,
+    large_matmul_matches_scalar,
+    extreme_codes_do_not_overflow,
+    random_matmul_matches_scalar,
+    bitlinear_matches_definition,
+    dot_matches_scalar,
+    axpy_matches_scalar,
+    dense_matches_scalar,
+    widening_is_exact,
+    results_do_not_depend_on_threads,
+]);
+
+#[test]
+fn required_instruction_sets_were_tested() {
+    let tested = available();
+    println!("instruction sets tested: {tested:?}; in use: {:?}", select());
+    let required = std::env::var("TRINE_REQUIRE_ISA").unwrap_or_default();
+    for name in required.split(',').filter(|name| !name.is_empty()) {
+        let isa: Isa = name.parse().unwrap();
+        assert!(tested.contains(&isa), "{isa} is required, but this CPU has only {tested:?}");
+    }
+}
+
+/// A forced instruction set that is not there must fail the tests, not pass them on another.
+#[test]
+fn the_forced_instruction_set_is_in_use() {
+    let forced = std::env::var("TRINE_ISA").unwrap_or_default();
+    let selected = select().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(selected, crate::isa());
+    if !forced.is_empty() {
+        assert_eq!(selected.name(), forced);
+    }
+}
+
+#[test]
+fn products_with_nothing_in_them_are_allowed() {
+    for (rows, cols, tokens) in [(0, 5, 2), (3, 5, 0), (0, 0, 0)] {
+        let weights = TernaryMatrix::from_trits(&trits(rows * cols), rows, cols, 1.0).unwrap();
+        let x = Activations::quantize(&floats(tokens * cols), tokens, cols);
+        crate::bitlinear(&PackedMatrix::from(&weights), &x, &mut []);
+        let dense = floats(rows * cols);
+        let x = floats(tokens * cols);
+        crate::dense_matmul(DenseData::F32(&dense), rows, cols, &x, tokens, &mut []);
+    }
+}
+
+#[test]
+#[should_panic(expected = "output is not (tokens, rows)")]
+fn a_wrong_output_is_refused() {
+    let weights = TernaryMatrix::from_trits(&trits(6), 2, 3, 1.0).unwrap();
+    let x = Activations::quantize(&floats(3), 1, 3);
+    crate::bitlinear(&PackedMatrix::from(&weights), &x, &mut [0.0; 3]);
+}
+
+#[test]
+#[should_panic(expected = "differ in columns")]
+fn a_wrong_width_is_refused() {
+    let weights = TernaryMatrix::from_trits(&trits(6), 2, 3, 1.0).unwrap();
+    let x = Activations::quantize(&floats(4), 1, 4);
+    crate::bitlinear(&PackedMatrix::from(&weights), &x, &mut [0.0; 2]);
+}
