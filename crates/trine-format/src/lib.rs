@@ -1,1 +1,23 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
 
+mod atomic;
+mod config;
+mod error;
+pub mod gguf;
+mod hf;
+mod mapped;
+mod model;
+pub mod names;
+mod tensor;
+mod tokenizer;
+
+pub use atomic::{AtomicDir, AtomicFile};
+pub use config::{HiddenAct, ModelConfig, Projection, Quantization};
+pub use error::{BoxError, FormatError};
+pub use hf::packed as hf_packed;
+pub use hf::write::{write_hf, write_hf_files, write_hf_packed};
+pub use mapped::{Mapped, map_file};
+pub use model::{Format, ModelFile};
+pub use tensor::{DenseTensor, Dtype, TensorSource, TensorSummary, Weight};
+pub use tokenizer::TokenizerFiles;

@@ -1,0 +1,165 @@
+//! What can be wrong with a model on disk.
+//!
+//! Every variant names the file and the part of it that was refused, and says what was expected
+//! there. A hostile or damaged file ends in one of these, never in a panic.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::gguf::CodecError;
+
+/// An error of somebody else's [`TensorSource`](crate::TensorSource), carried through a writer.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a model was not read or not written.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The final name of the file or directory, also where a temporary one was in hand.
+        path: PathBuf,
+        /// What was attempted, e.g. `"create"`.
+        action: &'static str,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The file's own structure is broken.
+    #[error("{}: {what}: expected {expected}, found {found}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file, e.g. `"tensor count"`.
+        what: String,
+        /// What a valid file has there.
+        expected: String,
+        /// What this file has there.
+        found: String,
+    },
+    /// A configuration or metadata key is missing, of the wrong type, or asks for another model.
+    #[error("{}: key `{key}`: expected {expected}, found {found}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key, with dots between levels.
+        key: String,
+        /// What is supported there.
+        expected: String,
+        /// What the file says.
+        found: String,
+    },
+    /// A field of [`ModelConfig`](crate::ModelConfig) describes no possible model.
+    #[error("model configuration: `{key}`: expected {expected}, found {found}")]
+    Config {
+        /// The field.
+        key: &'static str,
+        /// What is possible.
+        expected: String,
+        /// What it holds.
+        found: String,
+    },
+    /// A tensor is missing, superfluous, or of the wrong shape or type.
+    #[error("{}: tensor `{name}`: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in that file.
+        name: String,
+        /// What the configuration asks for.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// The bytes of a tensor are no trits, or trits do not fit the type they were to be stored as.
+    #[error("{}: tensor `{name}`: {source}", path.display())]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in that file.
+        name: String,
+        /// What is wrong with them.
+        source: CodecError,
+    },
+    /// The source of a model that was being written failed.
+    #[error("{}: tensor `{name}`: {source}", path.display())]
+    Source {
+        /// The file being written.
+        path: PathBuf,
+        /// The tensor that was asked for.
+        name: String,
+        /// The source's own error.
+        source: BoxError,
+    },
+}
+
+impl FormatError {
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+
+    pub(crate) fn malformed(
+        path: &Path,
+        what: impl Display,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            what: what.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn key(
+        path: &Path,
+        key: impl Display,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Self {
+        Self::Key {
+            path: path.to_owned(),
+            key: key.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn config(key: &'static str, expected: impl Display, found: impl Display) -> Self {
+        Self::Config { key, expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// A refused field of a configuration that was read from a file is a refused key of the file.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Config { key, expected, found } => Self::key(path, key, expected, found),
+            other => other,
+        }
+    }
+
+    pub(crate) fn tensor(
+        path: &Path,
+        name: impl Display,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Self {
+        Self::Tensor {
+            path: path.to_owned(),
+            name: name.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn codec(path: &Path, name: &str) -> impl FnOnce(CodecError) -> Self {
+        let (path, name) = (path.to_owned(), name.to_owned());
+        move |source| Self::Codec { path, name, source }
+    }
+
+    pub(crate) fn source(path: &Path, name: &str) -> impl FnOnce(BoxError) -> Self {
+        let (path, name) = (path.to_owned(), name.to_owned());
+        move |source| Self::Source { path, name, source }
+    }
+}

@@ -1,0 +1,206 @@
+//! What the ternary layouts of GGUF have in common.
+
+use half::f16;
+use trine_ternary::{TernaryError, TernaryMatrix};
+
+use super::{GgmlType, i2_s, tq1_0, tq2_0};
+
+/// Why bytes are no trits, or trits do not fit a layout.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CodecError {
+    /// The definition of a ternary matrix is violated.
+    #[error(transparent)]
+    Ternary(#[from] TernaryError),
+    /// The matrix does not fill whole blocks.
+    #[error("{kind} needs {what} in multiples of {multiple}, found {found}")]
+    Blocks {
+        /// The layout.
+        kind: GgmlType,
+        /// What is counted.
+        what: &'static str,
+        /// Values in a block.
+        multiple: usize,
+        /// Values there are.
+        found: usize,
+    },
+    /// Blocks disagree about the scale, of which a ternary matrix has one.
+    #[error("block {block} has the scale {found}, blocks before it {expected}")]
+    BlockScales {
+        /// Position of the block in the tensor.
+        block: usize,
+        /// Scale of the blocks before it.
+        expected: f32,
+        /// Its own scale.
+        found: f32,
+    },
+    /// The scale is no f16.
+    #[error("scale {scale} is out of the range of f16, in which {kind} stores it")]
+    ScaleRange {
+        /// The layout.
+        kind: GgmlType,
+        /// The scale.
+        scale: f32,
+    },
+    /// The type holds no trits, or none that can be read.
+    #[error("{kind} is not a ternary type that can be read")]
+    Unsupported {
+        /// The type.
+        kind: GgmlType,
+    },
+}
+
+/// The ternary layouts that a model can be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TernaryType {
+    /// bitnet.cpp's: 2 bits a weight, one exact f32 scale.
+    I2S,
+    /// llama.cpp's: 1.6875 bits a weight, an f16 scale for every 256.
+    Tq1_0,
+    /// llama.cpp's: 2.0625 bits a weight, an f16 scale for every 256.
+    Tq2_0,
+}
+
+impl TernaryType {
+    /// The type of a tensor in this layout.
+    pub fn ggml_type(self) -> GgmlType {
+        match self {
+            Self::I2S => GgmlType::I2_S,
+            Self::Tq1_0 => GgmlType::TQ1_0,
+            Self::Tq2_0 => GgmlType::TQ2_0,
+        }
+    }
+
+    /// The value of `general.file_type` for a model in this layout.
+    pub fn file_type(self) -> u32 {
+        match self {
+            Self::I2S => 40,
+            Self::Tq1_0 => 36,
+            Self::Tq2_0 => 37,
+        }
+    }
+
+    /// The layout of a tensor type.
+    pub fn from_ggml(kind: GgmlType) -> Option<Self> {
+        [Self::I2S, Self::Tq1_0, Self::Tq2_0].into_iter().find(|t| t.ggml_type() == kind)
+    }
+
+    /// Stores a matrix.
+    ///
+    /// # Errors
+    /// A shape that does not fill whole blocks, or a scale out of range.
+    pub fn encode(self, matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
+        match self {
+            Self::I2S => i2_s::encode(matrix),
+            Self::Tq1_0 => tq1_0::encode(matrix),
+            Self::Tq2_0 => tq2_0::encode(matrix),
+        }
+    }
+
+    /// Takes a matrix `(rows, cols)` as it is stored.
+    ///
+    /// # Errors
+    /// Bytes that encode no trits, or not as many as the shape needs.
+    pub fn decode(
+        self,
+        bytes: &[u8],
+        rows: usize,
+        cols: usize,
+    ) -> Result<TernaryMatrix, CodecError> {
+        match self {
+            Self::I2S => i2_s::decode(bytes, rows, cols),
+            Self::Tq1_0 => tq1_0::decode(bytes, rows, cols),
+            Self::Tq2_0 => tq2_0::decode(bytes, rows, cols),
+        }
+    }
+}
+
+/// Number of values of a matrix, after checking that `len` bytes are what a layout stores it in.
+pub(super) fn check(
+    kind: GgmlType,
+    len: usize,
+    rows: usize,
+    cols: usize,
+) -> Result<usize, CodecError> {
+    let values = rows.checked_mul(cols).ok_or(TernaryError::TooLarge { rows, cols })?;
+    let expected = bytes(kind, rows, cols)?;
+    if len != expected {
+        let error = TernaryError::Length { what: "bytes", expected, found: len };
+        return Err(error.into());
+    }
+    Ok(values)
+}
+
+/// Bytes that a layout stores a matrix in.
+pub(super) fn bytes(kind: GgmlType, rows: usize, cols: usize) -> Result<usize, CodecError> {
+    kind.tensor_bytes(&[rows, cols]).ok_or_else(|| {
+        let (what, found) = match kind {
+            GgmlType::I2_S => ("values", rows.saturating_mul(cols)),
+            _ => ("columns", cols),
+        };
+        CodecError::Blocks { kind, what, multiple: kind.block().0, found }
+    })
+}
+
+/// Position of the first byte that holds a 2-bit code 3, which stands for no trit.
+pub(crate) fn find_code_three(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| byte & byte >> 1 & 0b01_01_01_01 != 0)
+}
+
+/// Stores a matrix in blocks of `trits`, each followed by an f16 scale.
+///
+/// A block without a non-zero trit gets the scale 0, as ggml's block scale is the block's largest
+/// magnitude.
+pub(super) fn encode_blocks<const TRITS: usize>(
+    kind: GgmlType,
+    matrix: &TernaryMatrix,
+    pack: impl Fn(&[i8; TRITS], &mut Vec<u8>),
+) -> Result<Vec<u8>, CodecError> {
+    let mut out = Vec::with_capacity(bytes(kind, matrix.rows(), matrix.cols())?);
+    let scale = f16::from_f32(matrix.scale());
+    if !scale.is_finite() || (scale == f16::ZERO && matrix.scale() != 0.0) {
+        return Err(CodecError::ScaleRange { kind, scale: matrix.scale() });
+    }
+    let mut row = vec![0; matrix.cols()];
+    for r in 0..matrix.rows() {
+        matrix.unpack_row(r, &mut row);
+        for block in row.as_chunks::<TRITS>().0 {
+            pack(block, &mut out);
+            let zero = block.iter().all(|&trit| trit == 0);
+            out.extend(if zero { f16::ZERO } else { scale }.to_le_bytes());
+        }
+    }
+    Ok(out)
+}
+
+/// Takes a matrix stored by [`encode_blocks`] in blocks of `BYTES`, the scale included.
+///
+/// Block scales must agree, but for blocks with scale 0, whose values are all 0.
+pub(super) fn decode_blocks<const TRITS: usize, const BYTES: usize>(
+    kind: GgmlType,
+    data: &[u8],
+    rows: usize,
+    cols: usize,
+    unpack: impl Fn(&[u8], &mut [i8; TRITS]) -> Result<(), usize>,
+) -> Result<TernaryMatrix, CodecError> {
+    let mut trits = vec![0; check(kind, data.len(), rows, cols)?];
+    let mut common: Option<f32> = None;
+    let blocks = trits.as_chunks_mut::<TRITS>().0.iter_mut().zip(data.as_chunks::<BYTES>().0);
+    for (index, (out, block)) in blocks.enumerate() {
+        let (codes, scale) = block.split_at(BYTES - 2);
+        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+        unpack(codes, out)
+            .map_err(|at| TernaryError::Code { index: index * BYTES + at, byte: codes[at] })?;
+        if scale == 0.0 {
+            out.fill(0);
+            continue;
+        }
+        match common {
+            // The comparison is of bits, so that NaN ends in the check of the scale below.
+            Some(expected) if expected.to_bits() != scale.to_bits() => {
+                return Err(CodecError::BlockScales { block: index, expected, found: scale });
+            }
+            _ => common = Some(scale),
+        }
+    }
+    Ok(TernaryMatrix::from_trits(&trits, rows, cols, common.unwrap_or(0.0))?)
+}

@@ -1,0 +1,256 @@
+//! A model in a GGUF file: which keys make its configuration, which tensors its weights.
+//!
+//! Read are the architectures `bitnet-b1.58` and `bitnet-25` (bitnet.cpp's converters) and `bitnet`
+//! (llama.cpp's). Rows of Q and K lie in Hugging Face's order in all of them.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use trine_ternary::TernaryMatrix;
+
+use super::{CodecError, GgmlType, Gguf, TensorInfo, TernaryType, Value};
+use crate::names::{Part, TensorId};
+use crate::{
+    DenseTensor, Dtype, FormatError, HiddenAct, ModelConfig, Projection, Quantization,
+    TensorSummary, Weight, names,
+};
+
+/// Metadata under an architecture's prefix.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    arch: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    fn refuse(&self, name: &str, expected: &str, found: &Value) -> FormatError {
+        FormatError::key(self.gguf.path(), self.key(name), expected, super::value::brief(found))
+    }
+
+    fn opt<'v, T>(
+        &'v self,
+        name: &str,
+        expected: &str,
+        read: impl FnOnce(&'v Value) -> Option<T>,
+    ) -> Result<Option<T>, FormatError> {
+        let Some(value) = self.gguf.get(&self.key(name)) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| self.refuse(name, expected, value))
+    }
+
+    fn opt_size(&self, name: &str) -> Result<Option<usize>, FormatError> {
+        self.opt(name, "a size", |v| v.as_u64().and_then(|v| v.try_into().ok()))
+    }
+
+    fn size(&self, name: &str) -> Result<usize, FormatError> {
+        self.opt_size(name)?.ok_or_else(|| self.missing(name, "a size"))
+    }
+
+    fn float(&self, name: &str) -> Result<Option<f32>, FormatError> {
+        self.opt(name, "a float", Value::as_f32)
+    }
+
+    fn missing(&self, name: &str, expected: &str) -> FormatError {
+        FormatError::key(self.gguf.path(), self.key(name), expected, "nothing")
+    }
+
+    /// A size that must be `expected` where it is given at all.
+    fn same(&self, name: &str, expected: usize) -> Result<(), FormatError> {
+        match self.gguf.get(&self.key(name)) {
+            Some(value) if value.as_u64() != Some(expected as u64) => {
+                Err(self.refuse(name, &expected.to_string(), value))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Scaled rotary embeddings are another computation; a linear factor of 1 scales nothing.
+    fn check_rope_scaling(&self) -> Result<(), FormatError> {
+        match self.opt("rope.scaling.type", "a string", Value::as_str)? {
+            None | Some("none" | "linear") => {}
+            Some(other) => return Err(self.refuse("rope.scaling.type", "`none`", &other.into())),
+        }
+        for name in ["rope.scaling.factor", "rope.scale_linear"] {
+            if let Some(factor) = self.float(name)?
+                && factor != 1.0
+            {
+                return Err(self.refuse(name, "1", &factor.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The configuration of a model, from metadata and from which tensors there are.
+pub(crate) fn config(gguf: &Gguf) -> Result<ModelConfig, FormatError> {
+    let path = gguf.path();
+    let refuse =
+        |key: &str, expected: &str, found: &str| FormatError::key(path, key, expected, found);
+    let arch_key = "general.architecture";
+    let arch = gguf.get(arch_key).and_then(Value::as_str);
+    let default_act = match arch {
+        Some("bitnet-b1.58" | "bitnet-25") => HiddenAct::Relu2,
+        Some("bitnet") => HiddenAct::Silu,
+        other => {
+            let expected = "`bitnet-b1.58`, `bitnet-25` or `bitnet`";
+            return Err(refuse(arch_key, expected, other.unwrap_or("no string")));
+        }
+    };
+    let keys = Keys { gguf, arch: arch.unwrap_or_default() };
+    let act = "hidden_activation";
+    let hidden_act = match keys.opt(act, "a string", Value::as_str)? {
+        None => default_act,
+        Some(name) => HiddenAct::from_name(name)
+            .ok_or_else(|| keys.refuse(act, "`relu2` or `silu`", &name.into()))?,
+    };
+    keys.check_rope_scaling()?;
+
+    let hidden_size = keys.size("embedding_length")?;
+    let heads = keys.size("attention.head_count")?;
+    let head_dim = match keys.opt_size("attention.key_length")? {
+        Some(head_dim) => head_dim,
+        None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => return Err(keys.missing("attention.key_length", "a size")),
+    };
+    keys.same("attention.value_length", head_dim)?;
+    keys.same("rope.dimension_count", head_dim)?;
+    let vocab_size = match keys.opt_size("vocab_size")? {
+        Some(vocab_size) => vocab_size,
+        None => {
+            gguf.tensor(&TensorId::Embed.gguf()).and_then(|t| t.shape.first()).copied().unwrap_or(0)
+        }
+    };
+    let eps = "attention.layer_norm_rms_epsilon";
+    let config = ModelConfig {
+        hidden_size,
+        intermediate_size: keys.size("feed_forward_length")?,
+        num_hidden_layers: keys.size("block_count")?,
+        num_attention_heads: heads,
+        num_key_value_heads: keys.opt_size("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        vocab_size,
+        max_position_embeddings: keys.size("context_length")?,
+        rope_theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
+        rms_norm_eps: keys.float(eps)?.ok_or_else(|| keys.missing(eps, "a float"))?,
+        hidden_act,
+        sub_norms: gguf.tensor(&TensorId::Layer(0, Part::AttnSubNorm).gguf()).is_some(),
+        tie_word_embeddings: gguf.tensor(&TensorId::Head.gguf()).is_none(),
+        bos_token_id: super::vocab::bos_id(gguf)?,
+        eos_token_ids: super::vocab::eos_ids(gguf)?,
+        quantization: Quantization::Offline,
+    };
+    config.validate().map_err(|e| e.in_file(path))?;
+    check_tensors(gguf, &config)?;
+    Ok(config)
+}
+
+/// Checks that the model's tensors are there, in types that can be read, and no others.
+fn check_tensors(gguf: &Gguf, config: &ModelConfig) -> Result<(), FormatError> {
+    let ids = config.tensor_ids();
+    for &id in &ids {
+        let info = find(gguf, config, id)?;
+        let ternary = matches!(id, TensorId::Layer(_, Part::Projection(_)));
+        if plain(info.kind).is_none() && !(ternary && TernaryType::from_ggml(info.kind).is_some()) {
+            let expected =
+                if ternary { "a ternary type, F32, F16 or BF16" } else { "F32, F16 or BF16" };
+            return Err(FormatError::tensor(gguf.path(), &info.name, expected, info.kind));
+        }
+    }
+    if gguf.tensors().len() == ids.len() {
+        return Ok(());
+    }
+    let known: HashSet<String> = ids.into_iter().map(TensorId::gguf).collect();
+    let Some(info) = gguf.tensors().iter().find(|info| !known.contains(&info.name)) else {
+        return Ok(());
+    };
+    let expected = match info.name.ends_with(".scale") {
+        true => "no separate scale, which is not supported",
+        false => "no such tensor, for the configuration has no place for it",
+    };
+    let found = format!("{} {:?}", info.kind, info.shape);
+    Err(FormatError::tensor(gguf.path(), &info.name, expected, found))
+}
+
+/// The description of a tensor, checked to have the shape that the configuration asks for.
+fn find<'a>(
+    gguf: &'a Gguf,
+    config: &ModelConfig,
+    id: TensorId,
+) -> Result<&'a TensorInfo, FormatError> {
+    let name = id.gguf();
+    let info = gguf
+        .tensor(&name)
+        .ok_or_else(|| FormatError::tensor(gguf.path(), &name, "a tensor", "none of this name"))?;
+    let shape = config.tensor_shape(id);
+    if info.shape != shape {
+        let found = format!("shape {:?}", info.shape);
+        return Err(FormatError::tensor(gguf.path(), name, format!("shape {shape:?}"), found));
+    }
+    Ok(info)
+}
+
+fn plain(kind: GgmlType) -> Option<Dtype> {
+    match kind {
+        GgmlType::F32 => Some(Dtype::F32),
+        GgmlType::F16 => Some(Dtype::F16),
+        GgmlType::BF16 => Some(Dtype::BF16),
+        _ => None,
+    }
+}
+
+/// A plain tensor by its canonical name.
+pub(crate) fn dense<'a>(
+    gguf: &'a Gguf,
+    config: &ModelConfig,
+    name: &str,
+) -> Result<DenseTensor<'a>, FormatError> {
+    let id = TensorId::from_canonical(name).ok_or_else(|| {
+        FormatError::tensor(gguf.path(), name, "a canonical tensor name", "another name")
+    })?;
+    let info = find(gguf, config, id)?;
+    let dtype = plain(info.kind).ok_or_else(|| {
+        FormatError::tensor(gguf.path(), &info.name, "F32, F16 or BF16", info.kind)
+    })?;
+    let data = Cow::Borrowed(gguf.bytes(info));
+    Ok(DenseTensor { name: name.to_owned(), dtype, shape: info.shape.clone(), data })
+}
+
+/// The trits of a projection.
+///
+/// Converters can also leave ternary weights as plain numbers, `trit * scale`: such a tensor has
+/// its trits and scale taken as they are. Any other plain tensor is refused, as nothing in the
+/// file says whether it is a master to be quantized.
+pub(crate) fn projection<'a>(
+    gguf: &'a Gguf,
+    config: &ModelConfig,
+    layer: usize,
+    p: Projection,
+) -> Result<Weight<'a>, FormatError> {
+    let info = find(gguf, config, TensorId::Layer(layer, Part::Projection(p)))?;
+    let (rows, cols) = config.projection_shape(p);
+    let codec = FormatError::codec(gguf.path(), &info.name);
+    if let Some(kind) = TernaryType::from_ggml(info.kind) {
+        return Ok(Weight::Ternary(kind.decode(gguf.bytes(info), rows, cols).map_err(codec)?));
+    }
+    let values = dense(gguf, config, &names::projection(layer, p))?.to_f32();
+    let scale = values.iter().fold(0f32, |max, v| max.max(v.abs()));
+    if let Some(v) = values.iter().find(|v| v.abs() != scale && **v != 0.0) {
+        let found = format!("{v} beside {scale}");
+        return Err(FormatError::tensor(gguf.path(), &info.name, "ternary weights", found));
+    }
+    let trits: Vec<i8> = values.iter().map(|&v| i8::from(v > 0.0) - i8::from(v < 0.0)).collect();
+    let matrix = TernaryMatrix::from_trits(&trits, rows, cols, scale);
+    Ok(Weight::Ternary(matrix.map_err(|e| codec(CodecError::from(e)))?))
+}
+
+pub(crate) fn summaries(gguf: &Gguf) -> Vec<TensorSummary> {
+    let summary = |info: &TensorInfo| TensorSummary {
+        name: info.name.clone(),
+        shape: info.shape.clone(),
+        dtype: info.kind.to_string(),
+        bytes: info.range.len(),
+    };
+    gguf.tensors().iter().map(summary).collect()
+}

@@ -1,0 +1,122 @@
+//! Writing a model as GGUF: the native model file.
+
+use std::path::Path;
+
+use super::{GgmlType, TensorSpec, TernaryType, Value, Writer, vocab};
+use crate::names::{Part, TensorId};
+use crate::tensor::{checked, checked_trits};
+use crate::{
+    Dtype, FormatError, HiddenAct, ModelConfig, Quantization, TensorSource, TokenizerFiles,
+};
+
+/// The choices in writing a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Layout of the projections.
+    pub ternary: TernaryType,
+    /// Type of the embedding and of a head of its own. Norms are always F32.
+    pub embedding: Dtype,
+}
+
+impl Default for WriteOptions {
+    /// I2_S, which keeps scales exact, and F16, which every reader knows.
+    fn default() -> Self {
+        Self { ternary: TernaryType::I2S, embedding: Dtype::F16 }
+    }
+}
+
+/// Writes a ternary model; the file appears whole or not at all, replacing one of its name.
+///
+/// Tensors are asked of `source` one at a time, in the order of a forward pass.
+///
+/// # Errors
+/// A model that is not quantized; a source without one of the tensors that `config` asks for; a
+/// matrix that does not fit the layout; an embedding out of the range of its type; an error of the
+/// file system.
+pub fn write_model(
+    path: &Path,
+    config: &ModelConfig,
+    source: &dyn TensorSource,
+    tokenizer: Option<&TokenizerFiles>,
+    options: WriteOptions,
+) -> Result<(), FormatError> {
+    config.validate()?;
+    if config.quantization == Quantization::None {
+        let expected = "Online or Offline, for a GGUF file of ternary weights";
+        return Err(FormatError::config("quantization", expected, "None"));
+    }
+    let mut metadata = model_metadata(config, options.ternary);
+    metadata
+        .extend(vocab::encode(config, tokenizer).map_err(|e| {
+            FormatError::malformed(path, "tokenizer", "one that fits the model", e)
+        })?);
+    let ids = config.tensor_ids();
+    let specs: Vec<_> = ids
+        .iter()
+        .map(|&id| TensorSpec {
+            name: id.gguf(),
+            kind: storage(id, options).unwrap_or(options.ternary.ggml_type()),
+            shape: config.tensor_shape(id),
+        })
+        .collect();
+    let mut writer = Writer::create(path, &metadata, &specs)?;
+    for (id, spec) in ids.into_iter().zip(&specs) {
+        if let TensorId::Layer(layer, Part::Projection(p)) = id {
+            let matrix = checked_trits(source, path, config, layer, p)?;
+            let codec = FormatError::codec(path, &spec.name);
+            writer.tensor(&options.ternary.encode(&matrix).map_err(codec)?)?;
+        } else {
+            let dtype = if spec.shape.len() == 1 { Dtype::F32 } else { options.embedding };
+            let tensor = checked(source, path, &id.canonical(), &spec.shape)?;
+            let data = tensor.convert(dtype).map_err(FormatError::source(path, &spec.name))?;
+            writer.tensor(&data)?;
+        }
+    }
+    writer.finish()
+}
+
+/// The type of a plain tensor, or `None` for a projection.
+fn storage(id: TensorId, options: WriteOptions) -> Option<GgmlType> {
+    match id {
+        TensorId::Layer(_, Part::Projection(_)) => None,
+        TensorId::Embed | TensorId::Head => Some(match options.embedding {
+            Dtype::F32 => GgmlType::F32,
+            Dtype::F16 => GgmlType::F16,
+            Dtype::BF16 => GgmlType::BF16,
+        }),
+        TensorId::FinalNorm | TensorId::Layer(..) => Some(GgmlType::F32),
+    }
+}
+
+/// The keys of the specification that describe the model, in its order.
+fn model_metadata(config: &ModelConfig, ternary: TernaryType) -> Vec<(String, Value)> {
+    // llama.cpp computes SiLU under the name `bitnet`; bitnet.cpp knows the other one.
+    let arch = match config.hidden_act {
+        HiddenAct::Relu2 => "bitnet-b1.58",
+        HiddenAct::Silu => "bitnet",
+    };
+    let size = |n: usize| Value::U32(n as u32);
+    let general = [
+        ("general.architecture", arch.into()),
+        ("general.type", "model".into()),
+        ("general.file_type", ternary.file_type().into()),
+        ("general.quantization_version", 2u32.into()),
+    ];
+    let model = [
+        ("vocab_size", size(config.vocab_size)),
+        ("context_length", size(config.max_position_embeddings)),
+        ("embedding_length", size(config.hidden_size)),
+        ("block_count", size(config.num_hidden_layers)),
+        ("feed_forward_length", size(config.intermediate_size)),
+        ("hidden_activation", config.hidden_act.name().into()),
+        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.freq_base", config.rope_theta.into()),
+        ("attention.head_count", size(config.num_attention_heads)),
+        ("attention.head_count_kv", size(config.num_key_value_heads)),
+        ("attention.key_length", size(config.head_dim)),
+        ("attention.value_length", size(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", config.rms_norm_eps.into()),
+    ];
+    let general = general.map(|(key, value)| (key.to_owned(), value));
+    general.into_iter().chain(model.map(|(key, value)| (format!("{arch}.{key}"), value))).collect()
+}

@@ -1,0 +1,143 @@
+//! An opened model, of whatever format it is.
+
+use std::path::{Path, PathBuf};
+
+use trine_ternary::TernaryMatrix;
+
+use crate::error::BoxError;
+use crate::gguf::{self, Gguf};
+use crate::hf::read::{self, HfDir};
+use crate::{
+    DenseTensor, FormatError, ModelConfig, Projection, TensorSource, TensorSummary, TokenizerFiles,
+    Weight,
+};
+
+/// The formats a model can be opened in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A directory with `config.json` and `model.safetensors`.
+    HuggingFace,
+    /// A GGUF v3 file.
+    Gguf,
+}
+
+impl Format {
+    /// A name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "Hugging Face directory",
+            Self::Gguf => "GGUF v3",
+        }
+    }
+}
+
+/// A model on disk, memory-mapped.
+///
+/// Opening checks the structure of the whole model; only the values of tensors are left to be
+/// checked when they are read.
+pub struct ModelFile {
+    path: PathBuf,
+    config: ModelConfig,
+    tokenizer: Option<TokenizerFiles>,
+    storage: Storage,
+}
+
+enum Storage {
+    HuggingFace(HfDir),
+    Gguf(Gguf),
+}
+
+impl ModelFile {
+    /// Opens a directory as Hugging Face's, anything else as a GGUF file.
+    ///
+    /// # Errors
+    /// A [`FormatError`] naming the file and the part of it that is missing, damaged or not
+    /// supported.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let (config, tokenizer, storage) = if path.is_dir() {
+            let (config, tokenizer, dir) = read::open(path)?;
+            (config, tokenizer, Storage::HuggingFace(dir))
+        } else {
+            let file = Gguf::open(path)?;
+            let config = gguf::model::config(&file)?;
+            (config, gguf::decode_tokenizer(&file)?, Storage::Gguf(file))
+        };
+        Ok(Self { path: path.to_owned(), config, tokenizer, storage })
+    }
+
+    /// The file or directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the model looks like.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The tokenizer's files, when the model has some.
+    pub fn tokenizer(&self) -> Option<&TokenizerFiles> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The format it is in.
+    pub fn format(&self) -> Format {
+        match self.storage {
+            Storage::HuggingFace(_) => Format::HuggingFace,
+            Storage::Gguf(_) => Format::Gguf,
+        }
+    }
+
+    /// The GGUF container, for its metadata, when it is one.
+    pub fn as_gguf(&self) -> Option<&Gguf> {
+        match &self.storage {
+            Storage::Gguf(gguf) => Some(gguf),
+            Storage::HuggingFace(_) => None,
+        }
+    }
+
+    /// A tensor of plain numbers by its canonical name; also the master weights of a projection.
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] when there is none, or it is not of the configuration's shape.
+    pub fn dense(&self, name: &str) -> Result<DenseTensor<'_>, FormatError> {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.dense(&self.config, name),
+            Storage::Gguf(file) => gguf::model::dense(file, &self.config, name),
+        }
+    }
+
+    /// A projection as it is computed with: trits as stored, or the trits that the definition gives
+    /// for the masters as stored, or plain numbers where nothing is quantized.
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] when there is none, [`FormatError::Codec`] when its bytes are no
+    /// trits or its masters are not finite.
+    pub fn projection(&self, layer: usize, p: Projection) -> Result<Weight<'_>, FormatError> {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.projection(&self.config, layer, p),
+            Storage::Gguf(file) => gguf::model::projection(file, &self.config, layer, p),
+        }
+    }
+
+    /// Every tensor as the file holds it, in the file's order.
+    pub fn tensors(&self) -> Vec<TensorSummary> {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.tensors(),
+            Storage::Gguf(file) => gguf::model::summaries(file),
+        }
+    }
+}
+
+impl TensorSource for ModelFile {
+    fn dense(&self, name: &str) -> Result<DenseTensor<'_>, BoxError> {
+        Ok(self.dense(name)?)
+    }
+
+    fn projection(&self, layer: usize, p: Projection) -> Result<TernaryMatrix, BoxError> {
+        match self.projection(layer, p)? {
+            Weight::Ternary(matrix) => Ok(matrix),
+            Weight::Dense(_) => Err("the model is not quantized, so it has no trits".into()),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Files and directories appear whole or not at all.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+
+use tempfile::tempdir;
+use trine_format::{AtomicDir, AtomicFile, map_file};
+
+fn entries(dir: &std::path::Path) -> Vec<String> {
+    let name = |e: fs::DirEntry| e.file_name().into_string().unwrap();
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| name(e.unwrap())).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_dropped_file_leaves_nothing_and_keeps_the_old_one() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let mut file = AtomicFile::create(&path).unwrap();
+    file.write_all(b"half").unwrap();
+    drop(file);
+    assert_eq!(entries(dir.path()), [""; 0]);
+
+    fs::write(&path, "old").unwrap();
+    let mut file = AtomicFile::create(&path).unwrap();
+    file.put(b"half").unwrap();
+    drop(file);
+    assert_eq!(entries(dir.path()), ["model.gguf"]);
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+}
+
+#[test]
+fn a_committed_file_replaces_the_old_one_and_leaves_its_map_alone() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, "old").unwrap();
+    let map = map_file(&path).unwrap();
+    let mut file = AtomicFile::create(&path).unwrap();
+    file.write_all(b"new").unwrap();
+    file.commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(&map[..], b"old");
+    assert_eq!(entries(dir.path()), ["model.gguf"]);
+}
+
+#[test]
+fn a_missing_directory_is_named_with_the_final_file() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("missing/model.gguf");
+    let error = AtomicFile::create(&path).unwrap_err().to_string();
+    assert!(error.contains("missing/model.gguf") && error.contains("create"), "{error}");
+}
+
+#[test]
+fn a_dropped_directory_leaves_nothing() {
+    let dir = tempdir().unwrap();
+    let staged = AtomicDir::create(&dir.path().join("step-1")).unwrap();
+    fs::write(staged.path().join("config.json"), "{}").unwrap();
+    drop(staged);
+    assert_eq!(entries(dir.path()), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_is_in_use_is_only_replaced_on_request() {
+    let dir = tempdir().unwrap();
+    let target = dir.path().join("step-1");
+    let stage = |text: &str| {
+        let staged = AtomicDir::create(&target).unwrap();
+        fs::write(staged.path().join("config.json"), text).unwrap();
+        staged
+    };
+    stage("old").commit().unwrap();
+    assert!(stage("new").commit().is_err());
+    assert_eq!(fs::read_to_string(target.join("config.json")).unwrap(), "old");
+    stage("new").commit_replacing().unwrap();
+    assert_eq!(fs::read_to_string(target.join("config.json")).unwrap(), "new");
+    assert_eq!(entries(dir.path()), ["step-1"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn finished_files_have_ordinary_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    let path = dir.path().join("atomic");
+    fs::write(&plain, "").unwrap();
+    AtomicFile::create(&path).unwrap().commit().unwrap();
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&path), mode(&plain));
+}
+
+#[test]
+fn empty_files_can_be_mapped_and_directories_cannot() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("empty");
+    fs::write(&path, "").unwrap();
+    assert!(map_file(&path).unwrap().is_empty());
+    assert!(map_file(dir.path()).is_err());
+}

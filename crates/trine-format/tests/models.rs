@@ -1,0 +1,267 @@
+//! Whole models, between formats and against files that transformers wrote.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Masters, data, tiny_config, tiny_tokenizer};
+use half::bf16;
+use tempfile::tempdir;
+use trine_format::gguf::{self, Gguf, TernaryType, Value, WriteOptions};
+use trine_format::{
+    Dtype, Format, ModelConfig, ModelFile, Projection, Quantization, TensorSource, TokenizerFiles,
+    Weight, names, write_hf, write_hf_packed,
+};
+use trine_ternary::TernaryMatrix;
+
+fn trits(file: &ModelFile, layer: usize, p: Projection) -> TernaryMatrix {
+    match file.projection(layer, p).unwrap() {
+        Weight::Ternary(matrix) => matrix,
+        Weight::Dense(_) => panic!("{p:?} of layer {layer} is not ternary"),
+    }
+}
+
+fn for_each_projection(config: &ModelConfig, check: impl Fn(usize, Projection)) {
+    for layer in 0..config.num_hidden_layers {
+        Projection::ALL.into_iter().for_each(|p| check(layer, p));
+    }
+}
+
+/// Both models hold the same trits and scales.
+fn assert_same_trits(a: &ModelFile, b: &ModelFile) {
+    for_each_projection(a.config(), |layer, p| {
+        assert_eq!(trits(a, layer, p), trits(b, layer, p), "layer {layer}, {p:?}");
+    });
+}
+
+#[test]
+fn our_trits_of_the_masters_are_those_that_torch_packed() {
+    for name in ["tied-h64", "untied-h192"] {
+        let masters = ModelFile::open(&data(&format!("fixtures/{name}/bf16"))).unwrap();
+        let packed = ModelFile::open(&data(&format!("fixtures/{name}/packed"))).unwrap();
+        assert_eq!(masters.config().quantization, Quantization::Online);
+        assert_eq!(packed.config().quantization, Quantization::Offline);
+        for_each_projection(masters.config(), |layer, p| {
+            let (ours, theirs) = (trits(&masters, layer, p), trits(&packed, layer, p));
+            assert_eq!(ours.trits(), theirs.trits(), "{name}, layer {layer}, {p:?}");
+            assert_eq!(bf16::from_f32(ours.scale()).to_f32(), theirs.scale());
+        });
+    }
+}
+
+#[test]
+fn a_model_of_transformers_survives_every_format() {
+    let dir = tempdir().unwrap();
+    for name in ["tied-h64", "untied-h192"] {
+        let source = ModelFile::open(&data(&format!("fixtures/{name}/bf16"))).unwrap();
+        let gguf = dir.path().join(format!("{name}.gguf"));
+        let options = WriteOptions { embedding: Dtype::BF16, ..WriteOptions::default() };
+        gguf::write_model(&gguf, source.config(), &source, source.tokenizer(), options).unwrap();
+        let native = ModelFile::open(&gguf).unwrap();
+        assert_eq!(native.format(), Format::Gguf);
+        assert_same_trits(&source, &native);
+        let offline =
+            ModelConfig { quantization: Quantization::Offline, ..source.config().clone() };
+        assert_eq!(native.config(), &offline);
+        assert_eq!(native.tokenizer(), source.tokenizer());
+        let mut plain = vec![names::EMBED.to_owned(), names::FINAL_NORM.to_owned()];
+        plain.extend([names::attn_sub_norm(1), names::ffn_sub_norm(1), names::input_norm(0)]);
+        for name in plain {
+            let (a, b) = (source.dense(&name).unwrap(), native.dense(&name).unwrap());
+            assert_eq!(a.to_f32(), b.to_f32(), "{name}");
+        }
+
+        // Back to the packed form of transformers, which rounds scales to bf16 but keeps trits.
+        let packed_dir = dir.path().join(format!("{name}-packed"));
+        write_hf_packed(&packed_dir, native.config(), &native, native.tokenizer()).unwrap();
+        let ours = ModelFile::open(&packed_dir).unwrap();
+        let theirs = ModelFile::open(&data(&format!("fixtures/{name}/packed"))).unwrap();
+        assert_same_trits(&ours, &theirs);
+        assert_eq!(ours.config(), theirs.config());
+        assert_eq!(ours.tokenizer(), theirs.tokenizer());
+    }
+}
+
+#[test]
+fn a_checkpoint_keeps_every_bit_of_its_masters() {
+    let dir = tempdir().unwrap();
+    let mut config = tiny_config();
+    for quantization in [Quantization::Online, Quantization::None] {
+        config.quantization = quantization;
+        let masters = Masters::new(&config);
+        let path = dir.path().join(format!("{quantization:?}"));
+        write_hf(&path, &config, Dtype::F32, &masters, Some(&tiny_tokenizer())).unwrap();
+        let file = ModelFile::open(&path).unwrap();
+        assert_eq!(file.config(), &config);
+        assert_eq!(file.tokenizer(), Some(&tiny_tokenizer()));
+        for id in config.tensor_ids() {
+            let name = id.canonical();
+            let stored = TensorSource::dense(&file, &name).unwrap().to_f32();
+            assert_eq!(stored, masters.dense(&name).unwrap().to_f32(), "{name}");
+        }
+        for_each_projection(&config, |layer, p| match file.projection(layer, p).unwrap() {
+            Weight::Ternary(matrix) => {
+                assert_eq!(quantization, Quantization::Online);
+                assert_eq!(matrix, masters.projection(layer, p).unwrap());
+            }
+            Weight::Dense(_) => assert_eq!(quantization, Quantization::None),
+        });
+    }
+}
+
+#[test]
+fn every_ternary_layout_keeps_the_trits() {
+    let dir = tempdir().unwrap();
+    let config = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 512,
+        head_dim: 128,
+        tie_word_embeddings: true,
+        ..tiny_config()
+    };
+    let masters = Masters::new(&config);
+    for ternary in [TernaryType::I2S, TernaryType::Tq1_0, TernaryType::Tq2_0] {
+        let path = dir.path().join("model.gguf");
+        let options = WriteOptions { ternary, embedding: Dtype::F32 };
+        gguf::write_model(&path, &config, &masters, None, options).unwrap();
+        let file = ModelFile::open(&path).unwrap();
+        assert_eq!((file.tokenizer(), file.config().tie_word_embeddings), (None, true));
+        for_each_projection(&config, |layer, p| {
+            let (stored, ours) = (trits(&file, layer, p), masters.projection(layer, p).unwrap());
+            assert_eq!(stored.trits(), ours.trits(), "{ternary:?}");
+            if ternary == TernaryType::I2S {
+                assert_eq!(stored.scale(), ours.scale());
+            }
+        });
+    }
+}
+
+#[test]
+fn a_silu_model_without_sub_norms_is_written_as_llama_cpp_computes_it() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let config = ModelConfig {
+        hidden_act: trine_format::HiddenAct::Silu,
+        sub_norms: false,
+        ..tiny_config()
+    };
+    let masters = Masters::new(&config);
+    gguf::write_model(&path, &config, &masters, None, WriteOptions::default()).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let arch = file.as_gguf().unwrap().get("general.architecture").unwrap();
+    assert_eq!(arch.as_str(), Some("bitnet"));
+    let expected = ModelConfig { quantization: Quantization::Offline, ..config };
+    assert_eq!(file.config(), &expected);
+}
+
+#[test]
+fn tokenizer_keys_are_those_that_llama_cpp_reads() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let config = tiny_config();
+    let masters = Masters::new(&config);
+    let options = WriteOptions::default();
+    gguf::write_model(&path, &config, &masters, Some(&tiny_tokenizer()), options).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let strings = |list: &[&str]| {
+        Value::Array(gguf::Array::String(list.iter().map(|&s| s.to_owned()).collect()))
+    };
+    for (key, value) in [
+        ("model", "gpt2".into()),
+        ("pre", "gpt-2".into()),
+        ("tokens", strings(&["a", "b", "c", "ab", "abc", "[PAD5]", "<s>", "</s>"])),
+        ("token_type", Value::Array(gguf::Array::I32(vec![1, 1, 1, 1, 1, 5, 3, 3]))),
+        ("merges", strings(&["a b", "ab c"])),
+        ("bos_token_id", 6u32.into()),
+        ("eos_token_id", 7u32.into()),
+        ("eot_token_id", 5u32.into()),
+        ("add_bos_token", true.into()),
+    ] {
+        assert_eq!(gguf.get(&format!("tokenizer.ggml.{key}")), Some(&value), "{key}");
+    }
+    assert_eq!(gguf.get("tokenizer.chat_template"), Some(&"{{ messages }}".into()));
+}
+
+#[test]
+fn a_tokenizer_is_put_together_where_only_llama_cpps_keys_are() {
+    let dir = tempdir().unwrap();
+    let source = ModelFile::open(&data("fixtures/tied-h64/bf16")).unwrap();
+    let path = dir.path().join("model.gguf");
+    let options = WriteOptions::default();
+    gguf::write_model(&path, source.config(), &source, source.tokenizer(), options).unwrap();
+    // Renaming the keys hides them without moving a byte.
+    let mut bytes = std::fs::read(&path).unwrap();
+    for key in ["tokenizer.huggingface.json", "trine.tokenizer_config"] {
+        let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap();
+        bytes[at] = b'x';
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let rebuilt = file.tokenizer().unwrap();
+    let original = source.tokenizer().unwrap();
+    assert_eq!(rebuilt.chat_template(), original.chat_template());
+    assert_eq!(rebuilt.bos_token(), Some("<|begin_of_text|>"));
+    let json = |files: &TokenizerFiles| -> serde_json::Value {
+        serde_json::from_str(&files.tokenizer_json).unwrap()
+    };
+    let (rebuilt, original) = (json(rebuilt), json(original));
+    assert_eq!(rebuilt["model"]["vocab"], original["model"]["vocab"]);
+    assert_eq!(rebuilt["added_tokens"], original["added_tokens"]);
+    assert_eq!(rebuilt["pre_tokenizer"], original["pre_tokenizer"]);
+    let merges = original["model"]["merges"].as_array().unwrap();
+    assert_eq!(rebuilt["model"]["merges"].as_array().unwrap().len(), merges.len());
+}
+
+#[test]
+fn a_dividing_scale_is_inverted() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model");
+    let config = tiny_config();
+    write_hf_packed(&path, &config, &Masters::new(&config), None).unwrap();
+    let multiplied = ModelFile::open(&path).unwrap();
+    let text = std::fs::read_to_string(path.join("config.json")).unwrap();
+    let text = text.replace("autobitlinear", "bitlinear");
+    std::fs::write(path.join("config.json"), text).unwrap();
+    let divided = ModelFile::open(&path).unwrap();
+    for_each_projection(&config, |layer, p| {
+        let (m, d) = (trits(&multiplied, layer, p), trits(&divided, layer, p));
+        assert_eq!((m.trits(), 1.0 / m.scale()), (d.trits(), d.scale()));
+    });
+}
+
+#[test]
+fn sharded_directories_are_read() {
+    let source = data("fixtures/tied-h64/bf16");
+    let dir = tempdir().unwrap();
+    std::fs::copy(source.join("config.json"), dir.path().join("config.json")).unwrap();
+    let shard = dir.path().join("model-00001-of-00001.safetensors");
+    std::fs::copy(source.join("model.safetensors"), shard).unwrap();
+    let index = dir.path().join("model.safetensors.index.json");
+    let weight_map = r#"{"weight_map": {"any": "model-00001-of-00001.safetensors"}}"#;
+    std::fs::write(&index, weight_map).unwrap();
+    let (a, b) = (ModelFile::open(dir.path()).unwrap(), ModelFile::open(&source).unwrap());
+    assert_same_trits(&a, &b);
+
+    std::fs::write(&index, weight_map.replace("model-", "../model-")).unwrap();
+    let error = ModelFile::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("weight_map"), "{error}");
+}
+
+#[test]
+fn values_that_overflow_a_type_are_refused() {
+    struct Huge;
+    impl TensorSource for Huge {
+        fn dense(
+            &self,
+            name: &str,
+        ) -> Result<trine_format::DenseTensor<'_>, trine_format::BoxError> {
+            Ok(trine_format::DenseTensor::from_f32(name, &[8, 16], &[1e5; 128]))
+        }
+    }
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let error =
+        gguf::write_model(&path, &tiny_config(), &Huge, None, WriteOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("100000"), "{error}");
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+}
