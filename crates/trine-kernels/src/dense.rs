@@ -114,9 +114,15 @@ impl Kernel for Axpy<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (y, x) in self.y.iter_mut().zip(self.x) {
-            *y += self.a * x;
-        }
+        add_scaled(self.a, self.x, self.y);
+    }
+}
+
+/// `y += a * x`, product and sum rounded separately.
+#[inline(always)]
+pub(crate) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
     }
 }
 
@@ -165,7 +171,7 @@ impl<E: Element> Product for Dense<'_, E> {
 
 /// The dot products of some rows with some tokens, in the order of this module; all of one length.
 #[inline(always)]
-fn dots<S: Simd, E: Element, const R: usize, const T: usize>(
+pub(crate) fn dots<S: Simd, E: Element, const R: usize, const T: usize>(
     simd: S,
     rows: [&[E]; R],
     tokens: [&[f32]; T],
@@ -231,7 +237,7 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// A float that widens exactly to f32.
-trait Element: Copy + Default + Sync {
+pub(crate) trait Element: Copy + Default + Sync {
     /// Loads and widens sixteen.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes;
 }

@@ -26,6 +26,7 @@
 //! | --- | --- |
 //! | `packed`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
+//! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
 //! | `product` | what all products share: tiles, cache blocks, threads |
 //! | `arch` | the traits; one file per instruction set, all of the same shape |
 //! | `isa` | which instruction set runs, and how to force a lower one (`TRINE_ISA`) |
@@ -40,6 +41,7 @@ mod aligned;
 mod arch;
 mod dense;
 mod isa;
+pub mod nn;
 mod packed;
 mod product;
 mod ternary;
@@ -51,3 +53,8 @@ pub use dense::{DenseData, axpy, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
 pub use packed::PackedMatrix;
 pub use ternary::{bitlinear, matmul_i32};
+
+/// Number of threads that products use: those of rayon's global pool.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}

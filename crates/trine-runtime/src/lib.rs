@@ -1,1 +1,45 @@
+//! Ids in, ids out: the CPU runtime for packed ternary models.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`weights`] | a model in memory, in the layout the kernels multiply |
+//! | [`kv_cache`] | keys and values of the positions a session has seen |
+//! | [`session`] | the forward pass over one sequence: prefill and decode |
+//! | [`sampler`] | from logits to the next id |
+//!
+//! Projections are integer products, bit-identical on every ISA and thread count; the float parts
+//! (norms, rotary embedding, attention, head) run in one documented order, in f32. So generation is
+//! reproducible for a given build. Shapes: T tokens, D hidden, H query heads, K key/value heads,
+//! d features of a head, F feed-forward, V vocabulary.
+//!
+//! This crate knows nothing of text, HTTP or Candle.
+//!
+//! ```no_run
+//! use trine_runtime::{Model, Sampler, SamplerConfig, Session};
+//!
+//! let file = trine_format::ModelFile::open("model.gguf".as_ref())?;
+//! let model = Model::load(&file)?;
+//! let mut session = Session::new(&model);
+//! let mut sampler = Sampler::new(SamplerConfig { temperature: 0.7, ..Default::default() })?;
+//! let mut ids = vec![1, 2, 3];
+//! let mut logits = session.prefill(&ids)?;
+//! for _ in 0..32 {
+//!     let id = sampler.sample(&logits, &ids)?;
+//!     ids.push(id);
+//!     logits = session.decode(id)?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod kv_cache;
+pub mod sampler;
+pub mod session;
+pub mod weights;
+
+pub use error::RuntimeError;
+pub use sampler::{Sampler, SamplerConfig};
+pub use session::Session;
+pub use weights::Model;

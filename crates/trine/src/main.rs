@@ -1,2 +1,102 @@
-//! The command line.
-fn main() {}
+//! The command line of Trine: wiring only.
+//!
+//! Results go to stdout, everything for people to stderr. An error is one line that names its
+//! cause; the exit status is 1, 2 for a wrong command line, 130 after an interruption.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod model;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Training allocates and frees large buffers every step; the system allocator gives their pages
+/// back to the kernel each time, which costs half of a step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Train, convert and run 1.58-bit (ternary, BitNet b1.58) language models.
+#[derive(Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "New here? `trine demo` trains, exports and runs a small model in minutes.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a tiny model on the built-in corpus, export it and let it write: minutes, no network
+    Demo(commands::demo::Args),
+    /// Make or prepare training data
+    #[command(subcommand)]
+    Data(commands::data::Command),
+    /// Train and use tokenizers
+    #[command(subcommand)]
+    Tokenizer(commands::tokenizer::Command),
+    /// Train a model from a configuration file
+    Train(commands::train::Args),
+    /// Convert a model to another format and prove that its trits survived
+    Convert(commands::convert::Args),
+    /// Show what a model file holds
+    Inspect(commands::inspect::Args),
+    /// Generate text with a model
+    Run(commands::run::Args),
+    /// Talk to a model
+    Chat(commands::chat::Args),
+    /// Write a model's logits at every position, in f32
+    Logits(commands::logits::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // A TRINE_ISA that cannot be had is reported before any work begins.
+    trine_kernels::select()?;
+    match command {
+        Command::Demo(args) => return commands::demo::run(&args),
+        Command::Data(command) => commands::data::run(&command)?,
+        Command::Tokenizer(command) => commands::tokenizer::run(&command)?,
+        Command::Train(args) => return commands::train::run(&args),
+        Command::Convert(args) => commands::convert::run(&args)?,
+        Command::Inspect(args) => commands::inspect::run(&args)?,
+        Command::Run(args) => commands::run::run(&args)?,
+        Command::Chat(args) => commands::chat::run(&args)?,
+        Command::Logits(args) => commands::logits::run(&args)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "trine", &mut script);
+            output::print_bytes(&script)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

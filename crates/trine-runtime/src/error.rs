@@ -1,0 +1,44 @@
+//! What can go wrong at run time.
+
+/// Why a model could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The file is not usable.
+    #[error(transparent)]
+    Format(#[from] trine_format::FormatError),
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Number of embeddings.
+        vocab_size: usize,
+    },
+    /// More tokens than the model has positions.
+    #[error("the context is full: {requested} positions asked for, the model has {limit}")]
+    ContextFull {
+        /// Positions that would be needed.
+        requested: usize,
+        /// Positions that the model was trained for.
+        limit: usize,
+    },
+    /// A forward pass over no tokens.
+    #[error("no tokens given: a prompt needs at least one")]
+    Empty,
+    /// A sampling setting out of range.
+    #[error("sampler setting {name}: expected {expected}, found {found}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// What would have been accepted.
+        expected: &'static str,
+        /// What was given.
+        found: f32,
+    },
+    /// Logits that no distribution can be made of.
+    #[error("the model produced a NaN logit for token {id}: its weights or input are not finite")]
+    NanLogit {
+        /// The first such token.
+        id: usize,
+    },
+}

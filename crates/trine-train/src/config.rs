@@ -1,0 +1,450 @@
+//! The configuration of a run: one TOML file, every key known, every default in one place.
+//!
+//! The resolved configuration is written into the run directory, so a run can be repeated from its
+//! own folder.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use trine_format::{HiddenAct, ModelConfig, Quantization};
+
+use crate::TrainError;
+
+/// One training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name of the run; its directory is `runs/<name>` unless told otherwise.
+    pub name: String,
+    /// Seeds initialization and the order of the data.
+    pub seed: u64,
+    /// The network.
+    pub model: ModelSection,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// How parameters are updated.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate and weight decay over time.
+    pub schedule: ScheduleConfig,
+    /// Length of the run, evaluation, checkpoints.
+    pub train: TrainConfig,
+}
+
+/// The network; names are those of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSection {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key/value heads; divides the number of query heads.
+    pub num_key_value_heads: usize,
+    /// Longest sequence; 0 takes `data.seq_len`.
+    pub max_position_embeddings: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Activation of the gate: `relu2` or `silu`.
+    pub hidden_act: Activation,
+    /// RMSNorm before the output and down projections.
+    pub sub_norms: bool,
+    /// The head shares the embedding's weights.
+    pub tie_word_embeddings: bool,
+    /// `ternary`, or `none` for a full-precision baseline.
+    pub quantization: Quantizer,
+    /// Standard deviation of freshly initialized matrices.
+    pub init_std: f32,
+}
+
+/// Activation of the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// Squared ReLU (arXiv 2109.08668), as the 2B4T model has it.
+    Relu2,
+    /// SiLU, as LLaMA has it.
+    Silu,
+}
+
+/// What the projections compute with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantizer {
+    /// Ternary weights by absmean, int8 activations by absmax.
+    Ternary,
+    /// f32 weights and activations.
+    None,
+}
+
+/// Where tokens come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A text file, a directory made by `trine data prepare`, or `synth` for the built-in corpus.
+    pub path: String,
+    /// `char`, `byte`, `bpe:<vocabulary size>`, or the path of a tokenizer.json.
+    pub tokenizer: String,
+    /// Share of a text file's end that is held out for validation.
+    pub val_fraction: f64,
+    /// Tokens of a training sequence.
+    pub seq_len: usize,
+}
+
+/// AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay of matrices at its peak.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub clip_grad_norm: f64,
+}
+
+/// Learning rate and weight decay over time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Shape of the schedule.
+    pub kind: ScheduleKind,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Learning rate at the end.
+    pub min_learning_rate: f64,
+    /// `two-stage`: where the second stage begins, as a share of all steps.
+    pub switch_at: f64,
+    /// `two-stage`: peak learning rate of the second stage.
+    pub second_learning_rate: f64,
+}
+
+/// Shape of the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// The peak throughout.
+    Constant,
+    /// From the peak to the minimum on a cosine.
+    Cosine,
+    /// From the peak to the minimum on a line.
+    Linear,
+    /// The BitNet recipe: two cosines, weight decay off in the second.
+    TwoStage,
+}
+
+/// Length of the run, evaluation, checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Number of updates.
+    pub steps: usize,
+    /// Sequences of an update.
+    pub batch_size: usize,
+    /// Updates between validations; the end is always validated.
+    pub eval_every: usize,
+    /// Most tokens of a validation; 0 takes all of the held-out text.
+    pub eval_tokens: usize,
+    /// Updates between checkpoints; the end always has one.
+    pub checkpoint_every: usize,
+}
+
+impl Default for ModelSection {
+    fn default() -> Self {
+        Self {
+            hidden_size: 128,
+            intermediate_size: 344,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
+            max_position_embeddings: 0,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-5,
+            hidden_act: Activation::Relu2,
+            sub_norms: true,
+            tie_word_embeddings: true,
+            quantization: Quantizer::Ternary,
+            init_std: 0.02,
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            tokenizer: "bpe:4096".to_owned(),
+            val_fraction: 0.1,
+            seq_len: 256,
+        }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_grad_norm: 1.0,
+        }
+    }
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::TwoStage,
+            warmup_steps: 100,
+            min_learning_rate: 0.0,
+            switch_at: 0.5,
+            second_learning_rate: 7e-4,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self { steps: 1000, batch_size: 16, eval_every: 250, eval_tokens: 0, checkpoint_every: 500 }
+    }
+}
+
+impl RunConfig {
+    /// Reads a TOML file and applies `key=value` overrides, e.g. `optimizer.learning_rate=3e-3`.
+    ///
+    /// # Errors
+    /// An unreadable file, TOML that does not parse, an unknown key, a value of the wrong type or
+    /// out of range. The message names file and key.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let read = |source| TrainError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::parse(&text, path, overrides)
+    }
+
+    /// As [`Self::load`], from text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let syntax = |message: String| TrainError::ConfigSyntax {
+            path: path.to_owned(),
+            message: message.trim_end().to_owned(),
+        };
+        // Parsed on its own first, so that errors in the file point at its lines.
+        let mut config: Self = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+        if !overrides.is_empty() {
+            let mut table: toml::Table =
+                toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+            for setting in overrides {
+                set(&mut table, setting)?;
+            }
+            config = table.try_into().map_err(|e: toml::de::Error| {
+                syntax(format!("with --set {}: {e}", overrides.join(" --set ")))
+            })?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, every key written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("plain data serializes")
+    }
+
+    /// The model for a vocabulary.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn model_config(
+        &self,
+        vocab_size: usize,
+        bos_token_id: Option<u32>,
+        eos_token_id: Option<u32>,
+    ) -> Result<ModelConfig, TrainError> {
+        let m = &self.model;
+        let max_position_embeddings = match m.max_position_embeddings {
+            0 => self.data.seq_len,
+            n => n,
+        };
+        let config = ModelConfig {
+            hidden_size: m.hidden_size,
+            intermediate_size: m.intermediate_size,
+            num_hidden_layers: m.num_hidden_layers,
+            num_attention_heads: m.num_attention_heads,
+            num_key_value_heads: m.num_key_value_heads,
+            head_dim: m.hidden_size / m.num_attention_heads,
+            vocab_size,
+            max_position_embeddings,
+            rope_theta: m.rope_theta,
+            rms_norm_eps: m.rms_norm_eps,
+            hidden_act: match m.hidden_act {
+                Activation::Relu2 => HiddenAct::Relu2,
+                Activation::Silu => HiddenAct::Silu,
+            },
+            sub_norms: m.sub_norms,
+            tie_word_embeddings: m.tie_word_embeddings,
+            bos_token_id,
+            eos_token_ids: eos_token_id.into_iter().collect(),
+            quantization: match m.quantization {
+                Quantizer::Ternary => Quantization::Online,
+                Quantizer::None => Quantization::None,
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        let m = &self.model;
+        let positive = [
+            ("model.hidden_size", m.hidden_size),
+            ("model.intermediate_size", m.intermediate_size),
+            ("model.num_hidden_layers", m.num_hidden_layers),
+            ("model.num_attention_heads", m.num_attention_heads),
+            ("model.num_key_value_heads", m.num_key_value_heads),
+            ("data.seq_len", self.data.seq_len),
+            ("train.steps", self.train.steps),
+            ("train.batch_size", self.train.batch_size),
+            ("train.eval_every", self.train.eval_every),
+            ("train.checkpoint_every", self.train.checkpoint_every),
+        ];
+        for (key, value) in positive {
+            require(value > 0, key, "at least 1", value)?;
+        }
+        require(
+            m.hidden_size % m.num_attention_heads == 0,
+            "model.num_attention_heads",
+            &format!("a divisor of hidden_size {}", m.hidden_size),
+            m.num_attention_heads,
+        )?;
+        require(
+            m.max_position_embeddings == 0 || m.max_position_embeddings >= self.data.seq_len,
+            "model.max_position_embeddings",
+            &format!("0, or at least data.seq_len {}", self.data.seq_len),
+            m.max_position_embeddings,
+        )?;
+        let rates = [
+            ("model.init_std", f64::from(m.init_std)),
+            ("optimizer.learning_rate", self.optimizer.learning_rate),
+            ("optimizer.eps", self.optimizer.eps),
+        ];
+        for (key, value) in rates {
+            require(value > 0.0 && value.is_finite(), key, "a positive number", value)?;
+        }
+        let not_negative = [
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("optimizer.clip_grad_norm", self.optimizer.clip_grad_norm),
+            ("schedule.min_learning_rate", self.schedule.min_learning_rate),
+            ("schedule.second_learning_rate", self.schedule.second_learning_rate),
+        ];
+        for (key, value) in not_negative {
+            require(value >= 0.0 && value.is_finite(), key, "a number of at least 0", value)?;
+        }
+        for beta in self.optimizer.betas {
+            require((0.0..1.0).contains(&beta), "optimizer.betas", "numbers in [0, 1)", beta)?;
+        }
+        let (switch, val) = (self.schedule.switch_at, self.data.val_fraction);
+        require((0.0..=1.0).contains(&switch), "schedule.switch_at", "a share in [0, 1]", switch)?;
+        let share = "a share above 0 and below 1";
+        require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
+    }
+}
+
+fn require(
+    holds: bool,
+    key: &str,
+    expected: &str,
+    found: impl std::fmt::Display,
+) -> Result<(), TrainError> {
+    if holds {
+        return Ok(());
+    }
+    let (key, expected, found) = (key.to_owned(), expected.to_owned(), found.to_string());
+    Err(TrainError::ConfigValue { key, expected, found })
+}
+
+/// Applies one `a.b=value` to a table. A value that is not TOML is taken as a string.
+fn set(table: &mut toml::Table, setting: &str) -> Result<(), TrainError> {
+    let bad = |expected: &str| TrainError::ConfigValue {
+        key: format!("--set {setting}"),
+        expected: expected.to_owned(),
+        found: setting.to_owned(),
+    };
+    let (key, value) = setting.split_once('=').ok_or_else(|| bad("key=value"))?;
+    let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().filter(|k| !k.is_empty()).ok_or_else(|| bad("key=value"))?;
+    let mut at = table;
+    for part in path {
+        at = at
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| bad("a key of a section"))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, overrides: &[&str]) -> Result<RunConfig, String> {
+        let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        RunConfig::parse(text, Path::new("run.toml"), &overrides).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn resolved_config_reads_back_the_same() {
+        let config = parse("name = 'x'\n[train]\nsteps = 7", &["model.hidden_size=64"]).unwrap();
+        assert_eq!((config.train.steps, config.model.hidden_size), (7, 64));
+        assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        for (text, overrides) in [
+            ("[model]\nhiden_size = 3", &[][..]),
+            ("", &["model.hiden_size=3"][..]),
+        ] {
+            let error = parse(text, overrides).unwrap_err();
+            assert!(error.contains("run.toml") && error.contains("hiden_size"), "{error}");
+        }
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        for (setting, key) in [
+            ("train.steps=0", "train.steps"),
+            ("model.num_attention_heads=3", "model.num_attention_heads"),
+            ("optimizer.learning_rate=-1.0", "optimizer.learning_rate"),
+            ("optimizer.betas=[0.9, 1.5]", "optimizer.betas"),
+            ("data.val_fraction=1.5", "data.val_fraction"),
+            ("steps", "key=value"),
+        ] {
+            let error = parse("", &[setting]).unwrap_err();
+            assert!(error.contains(key), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn overrides_take_bare_strings() {
+        let config = parse("", &["data.tokenizer=char", "model.hidden_act=silu"]).unwrap();
+        assert_eq!(config.data.tokenizer, "char");
+        assert_eq!(config.model.hidden_act, Activation::Silu);
+    }
+}

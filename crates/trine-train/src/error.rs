@@ -1,0 +1,89 @@
+//! What can go wrong in a training run.
+
+use std::path::PathBuf;
+
+/// Why a run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file of the run could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The configuration is not valid TOML, has an unknown key, or a value of the wrong type.
+    #[error("{path}: {message}")]
+    ConfigSyntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// A value in the configuration makes no sense.
+    #[error("config key `{key}`: expected {expected}, found {found}")]
+    ConfigValue {
+        /// Dotted key.
+        key: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What was there.
+        found: String,
+    },
+    /// A run directory is in the way of a new run, or missing for a resumed one.
+    #[error("{path}: {message}")]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A checkpoint does not fit the run.
+    #[error("{path}: {message}")]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was expected and found.
+        message: String,
+    },
+    /// The loss is NaN or infinite.
+    #[error(
+        "the loss became {loss} at step {step}; the last checkpoint is kept. \
+         A lower learning rate or a longer warm-up usually helps"
+    )]
+    Diverged {
+        /// Step at which it happened.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Number of embeddings.
+        vocab_size: usize,
+    },
+    /// A model on disk is not usable.
+    #[error(transparent)]
+    Format(#[from] trine_format::FormatError),
+    /// The data is not usable.
+    #[error(transparent)]
+    Data(#[from] trine_data::DataError),
+    /// The tokenizer is not usable.
+    #[error(transparent)]
+    Tokenizer(#[from] trine_tokenizer::TokenizerError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

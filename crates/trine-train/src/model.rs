@@ -1,0 +1,119 @@
+//! The network: a BitNet b1.58 decoder (arXiv 2402.17764; 2B4T report, arXiv 2504.12285).
+//!
+//! Per layer: RMSNorm, grouped-query attention with rotary positions, a sub-norm before the output
+//! projection; RMSNorm, gated feed-forward with squared ReLU or SiLU, a sub-norm before the down
+//! projection. No biases. Embedding, norms and head stay in full precision.
+//! Shapes: B batch, T tokens, D hidden, H query heads, K key/value heads, d head, F feed-forward,
+//! V vocabulary.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use trine_format::{ModelConfig, Projection, Quantization, names};
+
+use crate::ops::RopeTables;
+use crate::{Params, TrainError, ops};
+
+/// A model over its parameters.
+pub struct Bitnet {
+    config: ModelConfig,
+    params: Params,
+    rope: RopeTables,
+}
+
+impl Bitnet {
+    /// The network of `config` over `params`.
+    ///
+    /// # Errors
+    /// A configuration that makes no sense.
+    pub fn new(config: ModelConfig, params: Params) -> std::result::Result<Self, TrainError> {
+        config.validate()?;
+        let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
+        Ok(Self { config, params, rope })
+    }
+
+    /// What the network looks like.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Logits `(B, T, V)` for `ids` `(B, T)` u32.
+    ///
+    /// # Errors
+    /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        if t > self.config.max_position_embeddings {
+            candle_core::bail!(
+                "{t} tokens, but the model has {} positions",
+                self.config.max_position_embeddings
+            );
+        }
+        let embed = self.params.get(names::EMBED)?;
+        let mut x = embed.index_select(&ids.flatten_all()?, 0)?.reshape((b, t, ()))?;
+        for layer in 0..self.config.num_hidden_layers {
+            x = (&x + self.attention(layer, &x)?)?;
+            x = (&x + self.feed_forward(layer, &x)?)?;
+        }
+        let x = self.norm(names::FINAL_NORM, &x)?;
+        let head = if self.config.tie_word_embeddings { names::EMBED } else { names::HEAD };
+        linear(&x, self.params.get(head)?)
+    }
+
+    /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let logits = self.forward(inputs)?;
+        let logits = logits.reshape(((), self.config.vocab_size))?;
+        ops::cross_entropy(&logits, &targets.flatten_all()?)
+    }
+
+    fn attention(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let x = self.norm(&names::input_norm(layer), x)?;
+        let q = self.projection(layer, Projection::Q, &x)?;
+        let k = self.projection(layer, Projection::K, &x)?;
+        let v = self.projection(layer, Projection::V, &x)?;
+        let mut y = ops::attention(&q, &k, &v, self.config.head_dim, &self.rope)?;
+        if self.config.sub_norms {
+            y = self.norm(&names::attn_sub_norm(layer), &y)?;
+        }
+        self.projection(layer, Projection::O, &y)
+    }
+
+    fn feed_forward(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let x = self.norm(&names::post_attention_norm(layer), x)?;
+        let gate = self.projection(layer, Projection::Gate, &x)?;
+        let up = self.projection(layer, Projection::Up, &x)?;
+        let mut y = ops::gate(&gate, &up, self.config.hidden_act)?;
+        if self.config.sub_norms {
+            y = self.norm(&names::ffn_sub_norm(layer), &y)?;
+        }
+        self.projection(layer, Projection::Down, &y)
+    }
+
+    fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(x, self.params.get(name)?, self.config.rms_norm_eps)
+    }
+
+    fn projection(&self, layer: usize, p: Projection, x: &Tensor) -> Result<Tensor> {
+        let name = names::projection(layer, p);
+        let weight = self.params.get(&name)?;
+        match self.config.quantization {
+            Quantization::None => linear(x, weight),
+            _ => ops::bitlinear(x, weight, &name),
+        }
+    }
+}
+
+/// `x W^T` in f32: `x` is `(B, T, in)`, `weight` `(out, in)`.
+fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (b, t, inp) = x.dims3()?;
+    x.reshape((b * t, inp))?.matmul(&weight.t()?)?.reshape((b, t, ()))
+}

@@ -1,0 +1,103 @@
+//! The trainable parameters: variables under their Hugging Face names.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use trine_format::{ModelConfig, ModelFile, Quantization};
+
+use crate::TrainError;
+
+/// Named f32 variables, in the order of their names: every loop over them is deterministic.
+pub struct Params {
+    vars: BTreeMap<String, Var>,
+}
+
+/// Every parameter of a model: its name and shape.
+fn shapes(config: &ModelConfig) -> impl Iterator<Item = (String, Vec<usize>)> {
+    config.tensor_ids().into_iter().map(|id| (id.canonical(), config.tensor_shape(id)))
+}
+
+impl Params {
+    /// Fresh parameters: matrices from a normal distribution of deviation `init_std`, norms 1.
+    ///
+    /// # Errors
+    /// When memory for the variables cannot be had.
+    pub fn init(
+        config: &ModelConfig,
+        init_std: f32,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let mut vars = BTreeMap::new();
+        for (stream, (name, shape)) in shapes(config).enumerate() {
+            let n = shape.iter().product();
+            let values = if shape.len() == 1 {
+                vec![1.0; n]
+            } else {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream(stream as u64);
+                normal(&mut rng, n, init_std)
+            };
+            vars.insert(name, Var::from_vec(values, shape, device)?);
+        }
+        Ok(Self { vars })
+    }
+
+    /// The parameters of a model on disk, widened to f32.
+    ///
+    /// Masters are needed: a model whose projections are stored as trits has none.
+    ///
+    /// # Errors
+    /// A model without masters, or one that cannot be read.
+    pub fn load(file: &ModelFile, device: &Device) -> Result<Self, TrainError> {
+        let config = file.config();
+        if config.quantization == Quantization::Offline {
+            return Err(TrainError::Checkpoint {
+                path: file.path().to_owned(),
+                message: "expected master weights, found packed trits".to_owned(),
+            });
+        }
+        let mut vars = BTreeMap::new();
+        for (name, shape) in shapes(config) {
+            let values = file.dense(&name)?.to_f32();
+            vars.insert(name, Var::from_vec(values, shape, device)?);
+        }
+        Ok(Self { vars })
+    }
+
+    /// The variable of that name.
+    ///
+    /// # Errors
+    /// When the model has no such parameter.
+    pub fn get(&self, name: &str) -> candle_core::Result<&Tensor> {
+        match self.vars.get(name) {
+            Some(var) => Ok(var.as_tensor()),
+            None => candle_core::bail!("the model has no parameter {name}"),
+        }
+    }
+
+    /// All variables by name, in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// Number of scalar parameters.
+    pub fn count(&self) -> usize {
+        self.vars.values().map(|var| var.elem_count()).sum()
+    }
+}
+
+/// `n` samples of a normal distribution of mean 0 by the Box-Muller transform.
+fn normal(rng: &mut ChaCha8Rng, n: usize, std: f32) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n + 1);
+    while values.len() < n {
+        // 1 - u is in (0, 1], so the logarithm is finite.
+        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+        let (sin, cos) = (rng.random::<f64>() * std::f64::consts::TAU).sin_cos();
+        values.extend([(radius * cos) as f32 * std, (radius * sin) as f32 * std]);
+    }
+    values.truncate(n);
+    values
+}

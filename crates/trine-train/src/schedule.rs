@@ -1,0 +1,98 @@
+//! Learning rate and weight decay over a run.
+//!
+//! `two-stage` is the BitNet recipe ("The Era of 1-bit LLMs: Training Tips, Code and FAQ"; 2B4T
+//! report, section 2.2): a cosine from a high peak; part of the way through, an abrupt drop and a
+//! cosine from a much lower peak; weight decay follows a cosine from its peak to zero in the first
+//! stage and stays zero in the second.
+
+use std::f64::consts::PI;
+
+use crate::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
+
+/// Learning rate and weight decay of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// The rates of step `step` (from 0) of `steps`.
+pub fn rates(
+    optimizer: &OptimizerConfig,
+    schedule: &ScheduleConfig,
+    step: usize,
+    steps: usize,
+) -> Rates {
+    let (peak, decay) = (optimizer.learning_rate, optimizer.weight_decay);
+    let floor = schedule.min_learning_rate;
+    let warmup = schedule.warmup_steps;
+    if step < warmup {
+        let share = (step + 1) as f64 / (warmup + 1) as f64;
+        return Rates { learning_rate: peak * share, weight_decay: decay };
+    }
+    // How much of the way from `from` to `to` this step has gone, at most 1.
+    let progress = |from: f64, to: f64| ((step as f64 - from) / (to - from).max(1.0)).min(1.0);
+    let (start, end) = (warmup as f64, steps as f64);
+    let (learning_rate, weight_decay) = match schedule.kind {
+        ScheduleKind::Constant => (peak, decay),
+        ScheduleKind::Cosine => (cosine(peak, floor, progress(start, end)), decay),
+        ScheduleKind::Linear => (peak + (floor - peak) * progress(start, end), decay),
+        ScheduleKind::TwoStage => {
+            let switch = (end * schedule.switch_at).round();
+            if (step as f64) < switch {
+                (
+                    cosine(peak, floor, progress(start, end)),
+                    cosine(decay, 0.0, progress(start, switch)),
+                )
+            } else {
+                (cosine(schedule.second_learning_rate, floor, progress(switch, end)), 0.0)
+            }
+        }
+    };
+    Rates { learning_rate, weight_decay }
+}
+
+fn cosine(from: f64, to: f64, progress: f64) -> f64 {
+    to + 0.5 * (1.0 + (PI * progress).cos()) * (from - to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn optimizer() -> OptimizerConfig {
+        OptimizerConfig { learning_rate: 1e-3, weight_decay: 0.1, ..OptimizerConfig::default() }
+    }
+
+    fn schedule(kind: ScheduleKind) -> ScheduleConfig {
+        ScheduleConfig {
+            kind,
+            warmup_steps: 10,
+            min_learning_rate: 1e-4,
+            switch_at: 0.5,
+            second_learning_rate: 5e-4,
+        }
+    }
+
+    #[test]
+    fn warmup_rises_to_the_peak_and_cosine_falls_to_the_floor() {
+        let at = |step| rates(&optimizer(), &schedule(ScheduleKind::Cosine), step, 100).learning_rate;
+        assert!((at(0) - 1e-3 / 11.0).abs() < 1e-12);
+        assert_eq!(at(10), 1e-3);
+        assert!((at(55) - 5.5e-4).abs() < 1e-12);
+        assert!((at(100) - 1e-4).abs() < 1e-12);
+        assert!((0..99).all(|step| step < 10 || at(step + 1) < at(step)));
+    }
+
+    #[test]
+    fn two_stage_drops_and_stops_decaying_weights() {
+        let at = |step| rates(&optimizer(), &schedule(ScheduleKind::TwoStage), step, 100);
+        assert!(at(49).learning_rate > at(50).learning_rate);
+        assert_eq!(at(50).learning_rate, 5e-4);
+        assert_eq!(at(10).weight_decay, 0.1);
+        assert!(at(49).weight_decay < 1e-3);
+        assert_eq!(at(50).weight_decay, 0.0);
+    }
+}

@@ -1,0 +1,389 @@
+//! The training loop.
+//!
+//! A run is a directory:
+//!
+//! ```text
+//! runs/<name>/
+//!   config.toml       the resolved configuration
+//!   run.json          version of this code, data hash, machine
+//!   data/             tokenizer.json, train.bin, val.bin
+//!   metrics.jsonl     one JSON object a step or validation
+//!   checkpoints/      step-000500/, ...
+//! ```
+//!
+//! Everything a step does is a function of the checkpoint and the step's number (the batch, the
+//! learning rate), so a resumed run goes on exactly where it stopped. A run stops early when the
+//! [`Observer`] asks for it, after saving a checkpoint.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+use trine_data::{Batch, Batches, Dataset, Shard, eval_windows};
+use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
+use trine_tokenizer::Tokenizer;
+
+use crate::checkpoint::{self, TrainerState};
+use crate::optimizer::{self, AdamW, AdamWConfig};
+use crate::{Bitnet, Params, RunConfig, TrainError, schedule};
+
+/// Sequences that go through the model together during validation.
+const EVAL_BATCH: usize = 64;
+
+/// What one update did.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Number of updates made, this one included.
+    pub step: usize,
+    /// Number of updates of the whole run.
+    pub steps: usize,
+    /// Mean cross entropy of the batch in nats, before the update.
+    pub loss: f32,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Tokens trained on since the run began.
+    pub tokens: u64,
+    /// Speed of this update.
+    pub tokens_per_second: f64,
+}
+
+/// Whoever watches a run: a terminal, a test, a notebook.
+pub trait Observer {
+    /// An update was made.
+    fn on_step(&mut self, _report: &StepReport) {}
+    /// A validation ended: mean cross entropy in nats over the held-out text.
+    fn on_validation(&mut self, _step: usize, _loss: f32) {}
+    /// A checkpoint was written.
+    fn on_checkpoint(&mut self, _path: &Path) {}
+    /// Asked after every update; `true` ends the run with a checkpoint.
+    fn should_stop(&mut self) -> bool {
+        false
+    }
+}
+
+/// An observer that sees nothing.
+impl Observer for () {}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Whether all steps were made.
+    pub finished: bool,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+    /// How far the run came.
+    pub state: TrainerState,
+}
+
+/// A run in memory.
+pub struct Trainer {
+    config: RunConfig,
+    run_dir: PathBuf,
+    batches: Batches,
+    val: Shard,
+    tokenizer: TokenizerFiles,
+    model: Bitnet,
+    optimizer: AdamW,
+    state: TrainerState,
+    metrics: File,
+}
+
+impl Trainer {
+    /// Starts a run in directory `run_dir`, which must not hold one yet.
+    ///
+    /// `data` is where the dataset lies: inside the run directory or elsewhere.
+    ///
+    /// # Errors
+    /// A run in the way, a configuration that does not fit the data, a disk that refuses.
+    pub fn create(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+        if run_dir.join("config.toml").exists() {
+            let message = "holds a run already; resume it or choose another directory".to_owned();
+            return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
+        }
+        let model_config = model_config(&config, &data.tokenizer)?;
+        let params =
+            Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
+        let model = Bitnet::new(model_config, params)?;
+
+        std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
+        write_file(&run_dir.join("config.toml"), config.to_toml().as_bytes())?;
+        let about = json!({
+            "trine_version": env!("CARGO_PKG_VERSION"),
+            "train_tokens": data.train.len(),
+            "val_tokens": data.val.len(),
+            "data_hash": data_hash(&data)?,
+            "parameters": model.params().count(),
+            "isa": trine_kernels::isa().to_string(),
+            "threads": rayon::current_num_threads(),
+        });
+        let about = serde_json::to_vec_pretty(&about).expect("plain data serializes");
+        write_file(&run_dir.join("run.json"), &about)?;
+        Self::assemble(config, data, run_dir, model)
+    }
+
+    /// Takes up the run in `run_dir` from its latest checkpoint.
+    ///
+    /// # Errors
+    /// No run there, no checkpoint yet, or one that does not fit the run's configuration.
+    pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+        let Some(path) = checkpoint::latest(run_dir) else {
+            let message = "has no checkpoint to resume from".to_owned();
+            return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
+        };
+        let file = ModelFile::open(&path)?;
+        let expected = model_config(&config, &data.tokenizer)?;
+        if *file.config() != expected {
+            let message = format!("expected the run's model {expected:?}, found {:?}", file.config());
+            return Err(TrainError::Checkpoint { path, message });
+        }
+        let model = Bitnet::new(expected, Params::load(&file, &Device::Cpu)?)?;
+        let mut trainer = Self::assemble(config, data, run_dir, model)?;
+        trainer.state = checkpoint::restore(&path, &mut trainer.optimizer)?;
+        trainer.forget_metrics_after(trainer.state.step)?;
+        Ok(trainer)
+    }
+
+    fn assemble(
+        config: RunConfig,
+        data: Dataset,
+        run_dir: &Path,
+        model: Bitnet,
+    ) -> Result<Self, TrainError> {
+        let seq_len = config.data.seq_len;
+        let batches = Batches::new(data.train, config.train.batch_size, seq_len, config.seed)?;
+        // Said now rather than at the first validation.
+        eval_windows(&data.val, EVAL_BATCH, seq_len)?;
+        let clip = config.optimizer.clip_grad_norm;
+        let adamw = AdamWConfig {
+            beta1: config.optimizer.betas[0],
+            beta2: config.optimizer.betas[1],
+            eps: config.optimizer.eps,
+            clip_grad_norm: (clip > 0.0).then_some(clip),
+        };
+        let optimizer = AdamW::new(adamw, model.params());
+        let path = run_dir.join("metrics.jsonl");
+        let metrics =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(write_error(&path))?;
+        Ok(Self {
+            tokenizer: tokenizer_files(&data.tokenizer, model.config().max_position_embeddings),
+            run_dir: run_dir.to_owned(),
+            state: TrainerState::default(),
+            config,
+            batches,
+            val: data.val,
+            model,
+            optimizer,
+            metrics,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The batches it trains on.
+    pub fn batches(&self) -> &Batches {
+        &self.batches
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Bitnet {
+        &self.model
+    }
+
+    /// How far the run has come.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
+    }
+
+    /// Trains to the end, or until the observer asks to stop.
+    ///
+    /// # Errors
+    /// A loss that is not finite, data with ids outside the vocabulary, a disk that refuses.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        let train = self.config.train.clone();
+        while self.state.step < train.steps {
+            let report = self.step()?;
+            self.log(json!({
+                "step": report.step,
+                "loss": report.loss,
+                "learning_rate": report.learning_rate,
+                "grad_norm": report.grad_norm,
+                "tokens": report.tokens,
+                "tokens_per_second": report.tokens_per_second.round(),
+            }))?;
+            observer.on_step(&report);
+
+            let last = report.step == train.steps;
+            let stop = !last && observer.should_stop();
+            if last || report.step % train.eval_every == 0 && !stop {
+                let loss = self.validate()?;
+                self.state.validation = Some((report.step, loss));
+                self.log(json!({ "step": report.step, "val_loss": loss }))?;
+                observer.on_validation(report.step, loss);
+            }
+            if last || stop || report.step % train.checkpoint_every == 0 {
+                observer.on_checkpoint(&self.save()?);
+            }
+            if stop {
+                break;
+            }
+        }
+        Ok(Outcome {
+            finished: self.state.step >= train.steps,
+            checkpoint: checkpoint::path_of_step(&self.run_dir, self.state.step),
+            state: self.state.clone(),
+        })
+    }
+
+    /// One update.
+    fn step(&mut self) -> Result<StepReport, TrainError> {
+        let begin = Instant::now();
+        let (step, steps) = (self.state.step, self.config.train.steps);
+        let (batch, seq_len) = (self.config.train.batch_size, self.config.data.seq_len);
+        let (inputs, targets) = tensors(&self.batches.batch(step as u64)?)?;
+        let loss = self.model.loss(&inputs, &targets)?;
+        let value = loss.to_scalar::<f32>()?;
+        if !value.is_finite() {
+            return Err(TrainError::Diverged { step, loss: value });
+        }
+        let gradients = optimizer::collect(self.model.params(), &mut loss.backward()?)?;
+        let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
+        let grad_norm = self.optimizer.update(
+            self.model.params(),
+            &gradients,
+            rates.learning_rate,
+            rates.weight_decay,
+        )?;
+        let tokens = (batch * seq_len) as u64;
+        self.state.step += 1;
+        self.state.tokens += tokens;
+        Ok(StepReport {
+            step: self.state.step,
+            steps,
+            loss: value,
+            learning_rate: rates.learning_rate,
+            grad_norm,
+            tokens: self.state.tokens,
+            tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Mean cross entropy in nats over the held-out text, in windows that do not overlap.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn validate(&self) -> Result<f32, TrainError> {
+        let seq_len = self.config.data.seq_len;
+        let limit = match self.config.train.eval_tokens {
+            0 => usize::MAX,
+            tokens => tokens.div_ceil(seq_len * EVAL_BATCH),
+        };
+        let (mut total, mut sequences) = (0.0, 0);
+        for batch in eval_windows(&self.val, EVAL_BATCH, seq_len)?.take(limit) {
+            let batch = batch?;
+            let (inputs, targets) = tensors(&batch)?;
+            let loss = self.model.loss(&inputs, &targets)?.to_scalar::<f32>()?;
+            total += f64::from(loss) * batch.batch as f64;
+            sequences += batch.batch;
+        }
+        Ok((total / sequences as f64) as f32)
+    }
+
+    /// Writes a checkpoint of the run as it is now and returns its directory.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self) -> Result<PathBuf, TrainError> {
+        let path = checkpoint::path_of_step(&self.run_dir, self.state.step);
+        checkpoint::save(&path, &self.model, &self.tokenizer, &self.optimizer, &self.state)?;
+        Ok(path)
+    }
+
+    fn log(&mut self, line: serde_json::Value) -> Result<(), TrainError> {
+        writeln!(self.metrics, "{line}").map_err(write_error(&self.run_dir.join("metrics.jsonl")))
+    }
+
+    /// Drops the metrics of steps that a resumed run is going to make again.
+    fn forget_metrics_after(&mut self, step: usize) -> Result<(), TrainError> {
+        let path = self.run_dir.join("metrics.jsonl");
+        let read = |source| TrainError::Read { path: path.clone(), source };
+        let mut kept = Vec::new();
+        for line in BufReader::new(File::open(&path).map_err(read)?).lines() {
+            let line = line.map_err(read)?;
+            // A line that a killed run did not finish is dropped as well.
+            let at = serde_json::from_str::<serde_json::Value>(&line).ok();
+            let at = at.and_then(|line| line.get("step")?.as_u64());
+            if at.is_some_and(|at| at <= step as u64) {
+                kept.extend_from_slice(line.as_bytes());
+                kept.push(b'\n');
+            }
+        }
+        write_file(&path, &kept)?;
+        self.metrics = OpenOptions::new().append(true).open(&path).map_err(write_error(&path))?;
+        Ok(())
+    }
+}
+
+/// The model of a run: the configured network over the tokenizer's vocabulary.
+fn model_config(config: &RunConfig, tokenizer: &Tokenizer) -> Result<ModelConfig, TrainError> {
+    config.model_config(tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id())
+}
+
+/// Inputs and targets of a batch, `(B, T)` u32.
+fn tensors(batch: &Batch) -> candle_core::Result<(Tensor, Tensor)> {
+    let tensor = |ids: &[u32]| Tensor::from_slice(ids, (batch.batch, batch.seq_len), &Device::Cpu);
+    Ok((tensor(&batch.inputs)?, tensor(&batch.targets)?))
+}
+
+/// The files that make transformers load the tokenizer.
+fn tokenizer_files(tokenizer: &Tokenizer, max_length: usize) -> TokenizerFiles {
+    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+    let mut config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": false,
+    });
+    for (key, token) in
+        [("bos_token", token(tokenizer.bos_id())), ("eos_token", token(tokenizer.eos_id()))]
+    {
+        if let Some(token) = token {
+            config[key] = token.into();
+        }
+    }
+    TokenizerFiles {
+        tokenizer_json: tokenizer.json().to_owned(),
+        tokenizer_config: Some(config),
+    }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let mut file = AtomicFile::create(path)?;
+    file.put(bytes)?;
+    file.commit()?;
+    Ok(())
+}
+
+fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
+    let path = path.to_owned();
+    move |source| TrainError::Write { path, source }
+}
+
+/// Identifies what a run was trained on: the tokens of both shards and their tokenizer.
+fn data_hash(data: &Dataset) -> Result<String, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&data.tokenizer.hash());
+    for shard in [&data.train, &data.val] {
+        let path = shard.path();
+        let file = File::open(path)
+            .and_then(|file| hasher.update_reader(file).map(|_| ()));
+        file.map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

@@ -1,0 +1,113 @@
+//! `trine convert`: any model in, any format out, verified.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use serde_json::json;
+use trine_export::{Target, convert};
+use trine_format::Dtype;
+use trine_format::gguf::{TernaryType, WriteOptions};
+
+use crate::{model, output};
+
+/// Options of `trine convert`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// GGUF file, Hugging Face directory or run directory
+    from: PathBuf,
+    /// What to write: a file ending in .gguf, or a directory for Hugging Face formats
+    to: PathBuf,
+    /// Format; i2_s by default for a name ending in .gguf
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Kind>,
+    /// Type of embedding and head in a GGUF
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    embed: Embed,
+    /// Print one JSON object about what was written
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Kind {
+    /// GGUF, 2 bits a weight, exact scale (bitnet.cpp)
+    #[value(name = "i2_s")]
+    I2S,
+    /// GGUF, 1.6875 bits a weight (llama.cpp)
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    /// GGUF, 2.0625 bits a weight (llama.cpp)
+    #[value(name = "tq2_0")]
+    Tq2_0,
+    /// Hugging Face directory with packed trits
+    HfPacked,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Embed {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let file = model::open(&args.from)?;
+    let report = convert(&file, &args.to, target(args)?)?;
+    if args.json {
+        let summary = json!({
+            "from": file.path(),
+            "to": args.to,
+            "bytes": report.bytes,
+            "ternary_tensors": report.ternary_tensors,
+            "trits": report.trits,
+            "largest_scale_change": report.largest_scale_change,
+        });
+        return output::print_line(&summary.to_string());
+    }
+    eprintln!(
+        "wrote {}: {}, {} trits in {} tensors verified against {}",
+        args.to.display(),
+        output::bytes(report.bytes),
+        output::count(report.trits),
+        report.ternary_tensors,
+        file.path().display()
+    );
+    if report.largest_scale_change > 0.0 {
+        eprintln!(
+            "scales changed by up to {:.1e} of their value: the format stores them in 16 bits",
+            report.largest_scale_change
+        );
+    }
+    Ok(())
+}
+
+/// The target that the options and the name of the output ask for.
+fn target(args: &Args) -> anyhow::Result<Target> {
+    let is_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let ternary = match args.kind {
+        Some(Kind::HfPacked) if is_gguf => bail!("--type hf-packed writes a directory, not .gguf"),
+        Some(Kind::HfPacked) => return Ok(Target::HfPacked),
+        Some(kind) => kind.ternary(),
+        None if is_gguf => TernaryType::I2S,
+        None => bail!(
+            "cannot tell the format of {}: expected a name ending in .gguf, or --type",
+            args.to.display()
+        ),
+    };
+    let embedding = match args.embed {
+        Embed::F32 => Dtype::F32,
+        Embed::F16 => Dtype::F16,
+        Embed::Bf16 => Dtype::BF16,
+    };
+    Ok(Target::Gguf(WriteOptions { ternary, embedding }))
+}
+
+impl Kind {
+    fn ternary(self) -> TernaryType {
+        match self {
+            Self::Tq1_0 => TernaryType::Tq1_0,
+            Self::Tq2_0 => TernaryType::Tq2_0,
+            Self::I2S | Self::HfPacked => TernaryType::I2S,
+        }
+    }
+}

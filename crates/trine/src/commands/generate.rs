@@ -1,0 +1,102 @@
+//! What `run`, `chat` and `demo` share: sampling options and the loop from prompt to text.
+
+use trine_runtime::{Sampler, SamplerConfig, Session};
+use trine_tokenizer::Tokenizer;
+
+/// How to choose the next token.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct SamplingArgs {
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(short, long, default_value_t = 0.8, value_name = "T")]
+    pub(crate) temperature: f32,
+    /// Only the K likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_k: usize,
+    /// Only the likeliest tokens that together reach probability P
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub(crate) top_p: f32,
+    /// Only tokens of at least P times the probability of the likeliest
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub(crate) min_p: f32,
+    /// Pushes down tokens that occurred; 1 turns it off
+    #[arg(long, default_value_t = 1.0, value_name = "F")]
+    pub(crate) repetition_penalty: f32,
+    /// Same seed, same text
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+impl SamplingArgs {
+    /// A sampler with these settings.
+    pub(crate) fn sampler(&self) -> anyhow::Result<Sampler> {
+        Ok(Sampler::new(SamplerConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        })?)
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finish {
+    /// The model produced an end token.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+    /// The model has no positions left.
+    Context,
+}
+
+impl Finish {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+        }
+    }
+}
+
+/// Continues a sequence: appends `prompt` to the session, then samples until a stop id,
+/// `max_tokens`, or the end of the context; `emit` gets the text as it becomes whole.
+///
+/// `history` holds the ids before the prompt and grows by all ids that follow; a stop id is part of
+/// neither the text nor the session.
+pub(crate) fn generate(
+    session: &mut Session<'_>,
+    sampler: &mut Sampler,
+    tokenizer: &Tokenizer,
+    history: &mut Vec<u32>,
+    prompt: &[u32],
+    max_tokens: usize,
+    stop: &[u32],
+    mut emit: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Finish> {
+    let limit = session.limit();
+    let mut text = tokenizer.detokenizer(true);
+    let mut logits = session.prefill(prompt)?;
+    history.extend(prompt);
+    let mut finish = Finish::Length;
+    for n in 0..max_tokens {
+        let id = sampler.sample(&logits, history)?;
+        if stop.contains(&id) {
+            finish = Finish::Stop;
+            break;
+        }
+        history.push(id);
+        emit(&text.push(id)?)?;
+        if session.position() == limit {
+            finish = Finish::Context;
+            break;
+        }
+        if n + 1 < max_tokens {
+            logits = session.decode(id)?;
+        }
+    }
+    emit(&text.finish())?;
+    Ok(finish)
+}

@@ -1,0 +1,81 @@
+//! `trine logits`: how implementations are compared.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::json;
+use trine_format::AtomicFile;
+use trine_runtime::{Model, Session};
+
+use crate::{model, output};
+
+/// Options of `trine logits`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// GGUF file, Hugging Face directory or run directory
+    model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_delimiter = ',', required_unless_present = "text", value_name = "ID,ID")]
+    ids: Vec<u32>,
+    /// Text instead of ids, for the model's tokenizer
+    #[arg(long, conflicts_with = "ids")]
+    text: Option<String>,
+    /// Write all logits to a safetensors file: `logits`, f32, (T, V)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print one JSON object with the likeliest tokens of every position
+    #[arg(long)]
+    json: bool,
+    /// Number of likeliest tokens to print for every position
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    top: usize,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let (model, ids) = match &args.text {
+        Some(text) => {
+            let loaded = model::load(&args.model, None)?;
+            let ids = loaded.prompt_ids(text)?;
+            (loaded.model, ids)
+        }
+        None => (Model::load(&model::open(&args.model)?)?, args.ids.clone()),
+    };
+    let vocab = model.config().vocab_size;
+    let logits = Session::new(&model).logits_of_all(&ids)?;
+    if let Some(path) = &args.out {
+        let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vec![ids.len(), vocab], &bytes)?;
+        let bytes = safetensors::serialize([("logits", view)], None)?;
+        let mut file = AtomicFile::create(path)?;
+        file.put(&bytes)?;
+        file.commit()?;
+        eprintln!("wrote logits ({}, {vocab}) to {}", ids.len(), path.display());
+        if !args.json {
+            return Ok(());
+        }
+    }
+    if let Some(at) = logits.iter().position(|l| l.is_nan()) {
+        bail!("the logit of token {} at position {} is NaN", at % vocab, at / vocab);
+    }
+    let top = |row: &[f32]| -> Vec<(u32, f32)> {
+        let mut pairs: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+        pairs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        pairs.truncate(args.top);
+        pairs
+    };
+    let rows = logits.chunks_exact(vocab).zip(&ids).enumerate();
+    if args.json {
+        let positions: Vec<_> = rows
+            .map(|(position, (row, id))| {
+                json!({ "position": position, "id": id, "top": top(row) })
+            })
+            .collect();
+        return output::print_line(&json!({ "vocab_size": vocab, "positions": positions }).to_string());
+    }
+    for (position, (row, id)) in rows {
+        let top: Vec<String> = top(row).iter().map(|(id, l)| format!("{id}:{l:.4}")).collect();
+        output::print_line(&format!("{position}\t{id}\t{}", top.join(" ")))?;
+    }
+    Ok(())
+}

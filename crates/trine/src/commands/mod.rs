@@ -1,0 +1,12 @@
+//! One file a command.
+
+pub(crate) mod chat;
+pub(crate) mod convert;
+pub(crate) mod data;
+pub(crate) mod demo;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod run;
+pub(crate) mod tokenizer;
+pub(crate) mod train;

@@ -1,0 +1,96 @@
+//! Finding and opening a model as a user names it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use trine_format::ModelFile;
+use trine_runtime::Model;
+use trine_tokenizer::{ChatTemplate, Message, Tokenizer};
+
+/// The model that a path means: a file, a Hugging Face directory, or a run directory, which means
+/// its latest checkpoint.
+pub(crate) fn resolve(path: &Path) -> PathBuf {
+    let is_run = path.join("checkpoints").is_dir() && !path.join("config.json").exists();
+    let latest = is_run.then(|| trine_train::checkpoint::latest(path)).flatten();
+    latest.unwrap_or_else(|| path.to_owned())
+}
+
+/// Opens the model that a path means.
+pub(crate) fn open(path: &Path) -> anyhow::Result<ModelFile> {
+    Ok(ModelFile::open(&resolve(path))?)
+}
+
+/// A model with its tokenizer, ready to generate.
+pub(crate) struct Loaded {
+    pub(crate) file: ModelFile,
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+/// Loads a model and the tokenizer that travels with it, or the one given instead.
+pub(crate) fn load(path: &Path, tokenizer: Option<&Path>) -> anyhow::Result<Loaded> {
+    let file = open(path)?;
+    let tokenizer = match (tokenizer, file.tokenizer()) {
+        (Some(path), _) => Tokenizer::from_file(path)?,
+        (None, Some(files)) => Tokenizer::from_json(&files.tokenizer_json)
+            .with_context(|| format!("the tokenizer of {}", file.path().display()))?,
+        (None, None) => bail!(
+            "{} has no tokenizer: expected tokenizer.json beside the weights or tokenizer keys \
+             inside the GGUF; name one with --tokenizer",
+            file.path().display()
+        ),
+    };
+    let vocab_size = file.config().vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
+        bail!(
+            "{}: the tokenizer has {} ids, the model embeddings for {vocab_size}",
+            file.path().display(),
+            tokenizer.vocab_size()
+        );
+    }
+    let model = Model::load(&file)?;
+    Ok(Loaded { file, model, tokenizer })
+}
+
+impl Loaded {
+    /// Ids at which generation ends: the model's, and the tokenizer's ends of text and turn.
+    pub(crate) fn stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.model.config().eos_token_ids.clone();
+        ids.extend(self.tokenizer.eos_id());
+        ids.extend(self.tokenizer.eot_id());
+        ids
+    }
+
+    /// The ids of a text to continue: a beginning-of-text token first where the model wants one.
+    pub(crate) fn prompt_ids(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(text, true)?;
+        if ids.is_empty() {
+            // Nothing to continue: begin where a document begins, after the end of another.
+            ids.extend(self.tokenizer.bos_id().or(self.tokenizer.eos_id()));
+        }
+        if ids.is_empty() {
+            bail!("an empty prompt, and the tokenizer has no token that begins a text");
+        }
+        Ok(ids)
+    }
+
+    /// The ids of a conversation up to the answer, as the model's template renders it.
+    pub(crate) fn chat_ids(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> anyhow::Result<Vec<u32>> {
+        let mut ids = template.encode(&self.tokenizer, messages, true)?;
+        // transformers renders without special tokens; a model trained with a beginning of text
+        // gets it here unless the template wrote it.
+        if let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) {
+            if ids.first() != Some(&bos) {
+                ids.insert(0, bos);
+            }
+        }
+        if ids.is_empty() {
+            bail!("the chat template rendered an empty text");
+        }
+        Ok(ids)
+    }
+}
