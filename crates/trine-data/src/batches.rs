@@ -1,0 +1,181 @@
+//! Batches of training, a pure function of seed and step; windows of validation.
+//!
+//! A window is `seq_len` inputs and, one token further, `seq_len` targets. Windows of an epoch lie
+//! side by side, so each token is a target once; they begin at an offset drawn anew for each epoch,
+//! so that windows are cut elsewhere every time. Which window comes when is a keyed permutation
+//! that is computed, not stored. Hence [`Batches::batch`] has no state: a run resumes at a step by
+//! asking for that step, and no checkpoint carries a data loader.
+
+use crate::{DataError, Shard};
+
+/// Inputs and targets of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Ids the model sees, (batch, seq_len).
+    pub inputs: Vec<u32>,
+    /// Ids it is to predict, (batch, seq_len): the inputs one token further.
+    pub targets: Vec<u32>,
+    /// Number of sequences.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+}
+
+impl Batch {
+    fn new(seq_len: usize) -> Self {
+        Self { inputs: Vec::new(), targets: Vec::new(), batch: 0, seq_len }
+    }
+
+    fn push(&mut self, shard: &Shard, start: usize) -> Result<(), DataError> {
+        shard.read(start, self.seq_len, &mut self.inputs)?;
+        shard.read(start + 1, self.seq_len, &mut self.targets)?;
+        self.batch += 1;
+        Ok(())
+    }
+}
+
+/// The batches of a training run.
+#[derive(Debug)]
+pub struct Batches {
+    shard: Shard,
+    batch: usize,
+    seq_len: usize,
+    seed: u64,
+    /// Windows of an epoch.
+    windows: usize,
+}
+
+impl Batches {
+    /// Batches of `batch` sequences of `seq_len` tokens.
+    ///
+    /// # Errors
+    /// [`DataError::EmptyBatch`], and [`DataError::TooShort`] for a shard without one window.
+    pub fn new(shard: Shard, batch: usize, seq_len: usize, seed: u64) -> Result<Self, DataError> {
+        check_window(&shard, batch, seq_len)?;
+        // Room for every offset, where there is more than one window.
+        let windows = ((shard.len() - seq_len) / seq_len).max(1);
+        Ok(Self { shard, batch, seq_len, seed, windows })
+    }
+
+    /// The batch of a step, from 0.
+    ///
+    /// # Errors
+    /// [`DataError::Token`] when the shard holds an id outside its vocabulary.
+    pub fn batch(&self, step: u64) -> Result<Batch, DataError> {
+        let mut batch = Batch::new(self.seq_len);
+        let first = u128::from(step) * self.batch as u128;
+        for sample in first..first + self.batch as u128 {
+            // An epoch may end within a batch.
+            let epoch = (sample / self.windows as u128) as u64;
+            let index = (sample % self.windows as u128) as u64;
+            batch.push(&self.shard, self.window(epoch, index))?;
+        }
+        Ok(batch)
+    }
+
+    /// Windows of an epoch, the same number in each.
+    pub fn windows(&self) -> usize {
+        self.windows
+    }
+
+    /// Steps of an epoch; whole ones but for the last.
+    pub fn steps_per_epoch(&self) -> f64 {
+        self.windows as f64 / self.batch as f64
+    }
+
+    /// The shard the batches are from.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// First token of the window that an epoch visits as its `index`-th.
+    fn window(&self, epoch: u64, index: u64) -> usize {
+        let key = mix(self.seed ^ mix(epoch));
+        let spare = self.shard.len() - 1 - self.windows * self.seq_len;
+        let offsets = spare.min(self.seq_len - 1) as u64 + 1;
+        (mix(key) % offsets) as usize
+            + permute(index, self.windows as u64, key) as usize * self.seq_len
+    }
+}
+
+/// The windows of a validation text from its beginning, `(len - 1) / seq_len` of them, in batches
+/// of `batch` (the last may be smaller): the exact loss, not an estimate.
+///
+/// # Errors
+/// As [`Batches::new`]; a batch, as [`Batches::batch`].
+pub fn eval_windows(
+    shard: &Shard,
+    batch: usize,
+    seq_len: usize,
+) -> Result<impl ExactSizeIterator<Item = Result<Batch, DataError>> + '_, DataError> {
+    check_window(shard, batch, seq_len)?;
+    let windows = (shard.len() - 1) / seq_len;
+    Ok((0..windows.div_ceil(batch)).map(move |i| {
+        let mut out = Batch::new(seq_len);
+        for window in i * batch..windows.min((i + 1) * batch) {
+            out.push(shard, window * seq_len)?;
+        }
+        Ok(out)
+    }))
+}
+
+fn check_window(shard: &Shard, batch: usize, seq_len: usize) -> Result<(), DataError> {
+    if batch == 0 || seq_len == 0 {
+        return Err(DataError::EmptyBatch { batch, seq_len });
+    }
+    if shard.len() <= seq_len {
+        let (path, tokens) = (shard.path().to_owned(), shard.len());
+        return Err(DataError::TooShort { path, tokens, needed: seq_len.saturating_add(1) });
+    }
+    Ok(())
+}
+
+/// SplitMix64's finalizer (Steele, Lea, Flood 2014): every bit of the input reaches every bit of
+/// the output.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A permutation of `0..n`: a Feistel network over the next even number of bits, walked along its
+/// cycle until it is back below `n`, four steps at most on average.
+fn permute(index: u64, n: u64, key: u64) -> u64 {
+    let half = (u64::BITS - (n - 1).leading_zeros()).div_ceil(2).max(1);
+    let mask = (1 << half) - 1;
+    let mut x = index;
+    loop {
+        let (mut left, mut right) = (x >> half, x & mask);
+        for round in 0..6 {
+            (left, right) = (right, left ^ (mix(key ^ (right << 3 | round)) & mask));
+        }
+        x = left << half | right;
+        if x < n {
+            return x;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permutation_visits_everything_once() {
+        for n in (1..70).chain([255, 256, 257, 1000]) {
+            let mut seen: Vec<u64> = (0..n).map(|i| permute(i, n, 42)).collect();
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..n), "{n}");
+        }
+    }
+
+    #[test]
+    fn permutation_looks_shuffled() {
+        let order: Vec<u64> = (0..1000).map(|i| permute(i, 1000, 7)).collect();
+        // A random permutation has one fixed point and no two neighbours in order, on average.
+        let fixed = (0..).zip(&order).filter(|(i, x)| i == *x).count();
+        let neighbours = order.windows(2).filter(|w| w[1] == w[0] + 1).count();
+        assert!(fixed < 8 && neighbours < 8, "{fixed} {neighbours}");
+    }
+}
