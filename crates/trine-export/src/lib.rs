@@ -28,6 +28,13 @@ pub enum Target {
     HfPacked,
 }
 
+impl Default for Target {
+    /// A GGUF file that keeps scales exact.
+    fn default() -> Self {
+        Self::Gguf(WriteOptions::default())
+    }
+}
+
 /// Why a conversion was refused or undone. In every case nothing is left under the target's name.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {

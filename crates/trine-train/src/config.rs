@@ -90,6 +90,8 @@ pub struct DataConfig {
     pub path: String,
     /// `char`, `byte`, `bpe:<vocabulary size>`, or the path of a tokenizer.json.
     pub tokenizer: String,
+    /// Size of the built-in corpus for `synth`.
+    pub synth_bytes: usize,
     /// Share of a text file's end that is held out for validation.
     pub val_fraction: f64,
     /// Tokens of a training sequence.
@@ -183,6 +185,7 @@ impl Default for DataConfig {
         Self {
             path: String::new(),
             tokenizer: "bpe:4096".to_owned(),
+            synth_bytes: 8_000_000,
             val_fraction: 0.1,
             seq_len: 256,
         }

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
-use trine_data::{Batch, Batches, Dataset, Shard, eval_windows};
+use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
 use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
@@ -156,8 +156,8 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let seq_len = config.data.seq_len;
         let batches = Batches::new(data.train, config.train.batch_size, seq_len, config.seed)?;
-        // Said now rather than at the first validation.
-        eval_windows(&data.val, EVAL_BATCH, seq_len)?;
+        // A held-out text that is too short is said now rather than at the first validation.
+        drop(eval_windows(&data.val, EVAL_BATCH, seq_len)?);
         let clip = config.optimizer.clip_grad_norm;
         let adamw = AdamWConfig {
             beta1: config.optimizer.betas[0],
@@ -275,18 +275,28 @@ impl Trainer {
         })
     }
 
-    /// Mean cross entropy in nats over the held-out text, in windows that do not overlap.
+    /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it.
     ///
     /// # Errors
-    /// Ids outside the vocabulary.
-    pub fn validate(&self) -> Result<f32, TrainError> {
+    /// A held-out text that is shorter than one window.
+    pub fn validation_batches(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + '_, TrainError> {
         let seq_len = self.config.data.seq_len;
         let limit = match self.config.train.eval_tokens {
             0 => usize::MAX,
             tokens => tokens.div_ceil(seq_len * EVAL_BATCH),
         };
+        Ok(eval_windows(&self.val, EVAL_BATCH, seq_len)?.take(limit))
+    }
+
+    /// Mean cross entropy in nats over the held-out text.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn validate(&self) -> Result<f32, TrainError> {
         let (mut total, mut sequences) = (0.0, 0);
-        for batch in eval_windows(&self.val, EVAL_BATCH, seq_len)?.take(limit) {
+        for batch in self.validation_batches()? {
             let batch = batch?;
             let (inputs, targets) = tensors(&batch)?;
             let loss = self.model.loss(&inputs, &targets)?.to_scalar::<f32>()?;

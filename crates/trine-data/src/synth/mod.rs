@@ -158,6 +158,16 @@ impl Iterator for Synth {
     }
 }
 
+/// The documents of a seed, of `bytes` bytes together or a little more.
+pub fn documents(seed: u64, bytes: usize) -> impl Iterator<Item = String> + Send {
+    let mut total = 0;
+    Synth::new(seed).take_while(move |document| {
+        let wanted = total < bytes;
+        total += document.len();
+        wanted
+    })
+}
+
 /// Openings for a model trained on this corpus: stories, and a sum.
 pub fn prompts() -> &'static [&'static str] {
     &[

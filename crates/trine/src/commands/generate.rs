@@ -26,6 +26,19 @@ pub(crate) struct SamplingArgs {
     pub(crate) seed: u64,
 }
 
+impl Default for SamplingArgs {
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 0,
+            top_p: 0.95,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
 impl SamplingArgs {
     /// A sampler with these settings.
     pub(crate) fn sampler(&self) -> anyhow::Result<Sampler> {

@@ -1,10 +1,11 @@
 //! `trine train`: one configuration file is one run.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use trine_data::Dataset;
+use trine_data::{Dataset, synth};
 use trine_tokenizer::Tokenizer;
 use trine_train::trainer::Outcome;
 use trine_train::{RunConfig, Trainer};
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "{}: {} parameters, {} training tokens, {} threads, {}",
         run_dir.display(),
         output::count(model.params().count() as u64),
-        output::count(trainer.data().train().len() as u64),
+        output::count(trainer.batches().shard().len() as u64),
         trine_kernels::threads(),
         trine_kernels::isa()
     );
@@ -89,36 +90,70 @@ pub(crate) fn train(trainer: &mut Trainer) -> anyhow::Result<Outcome> {
 /// The tokens of a run: prepared already, or made now and kept in the run directory.
 pub(crate) fn dataset(config: &RunConfig, run_dir: &Path) -> anyhow::Result<Dataset> {
     let source = &config.data.path;
+    let path = Path::new(source);
     if source.is_empty() {
         bail!("no training data: name a text file with --data or data.path");
     }
-    let path = Path::new(source);
     if path.is_dir() {
         return Ok(Dataset::open(path)?);
     }
-    let text = match source.as_str() {
-        "synth" => trine_data::synth::generate(config.data.synth_bytes, config.seed),
-        _ => trine_data::read_text(path)?,
-    };
-    let tokenizer = tokenizer(&config.data.tokenizer, &text)?;
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-    eprintln!("tokenizing {source} into {}", run_dir.join("data").display());
-    Ok(Dataset::prepare(&text, &tokenizer, config.data.val_fraction, &run_dir.join("data"))?)
+    let into = run_dir.join("data");
+    std::fs::create_dir_all(&into).with_context(|| format!("cannot create {}", into.display()))?;
+    eprintln!("tokenizing {source} into {}", into.display());
+    let spec = &config.data.tokenizer;
+    let val_fraction = config.data.val_fraction;
+    if source == "synth" {
+        let documents = || synth::documents(config.seed, config.data.synth_bytes);
+        let tokenizer = tokenizer(spec, documents())?;
+        return Ok(Dataset::from_documents(&into, &tokenizer, documents().map(Ok), val_fraction)?);
+    }
+    prepare(&[path.to_owned()], spec, &into, val_fraction)
 }
 
-/// The tokenizer of a configuration's `data.tokenizer`, trained on `text` where it says so.
-pub(crate) fn tokenizer(spec: &str, text: &str) -> anyhow::Result<Tokenizer> {
+/// Tokenizes files: one text is cut by position, several files or JSON lines by document.
+pub(crate) fn prepare(
+    files: &[PathBuf],
+    tokenizer_spec: &str,
+    into: &Path,
+    val_fraction: f64,
+) -> anyhow::Result<Dataset> {
+    if let [path] = files
+        && path.extension().is_none_or(|e| e != "jsonl")
+    {
+        let text = trine_data::read_text(path)?;
+        let tokenizer = tokenizer(tokenizer_spec, std::iter::once(&text))?;
+        return Ok(Dataset::from_text(into, &tokenizer, &text, val_fraction)?);
+    }
+    // Read once to make the tokenizer: an error in a file is found before anything is written.
+    let documents = trine_data::read_documents(files).collect::<Result<Vec<_>, _>>()?;
+    let tokenizer = tokenizer(tokenizer_spec, documents.iter())?;
+    Ok(Dataset::from_documents(into, &tokenizer, documents.into_iter().map(Ok), val_fraction)?)
+}
+
+/// The tokenizer that `data.tokenizer` asks for, made from `texts` where it is not a file.
+fn tokenizer<S: AsRef<str> + Send>(
+    spec: &str,
+    texts: impl Iterator<Item = S> + Send,
+) -> anyhow::Result<Tokenizer> {
+    let expected = "char, byte, bpe:<vocabulary size> or the path of a tokenizer.json";
     Ok(match spec.split_once(':') {
         Some(("bpe", size)) => {
             let size = size.parse().with_context(|| {
-                format!("data.tokenizer: expected bpe:<vocabulary size>, found {spec}")
+                format!("config key `data.tokenizer`: expected {expected}, found {spec}")
             })?;
-            Tokenizer::train_bpe(trine_data::documents(text), size)?
+            Tokenizer::train_bpe(texts, size)?
         }
-        _ if spec == "char" => Tokenizer::characters(text)?,
+        _ if spec == "char" => {
+            let alphabet: BTreeSet<char> =
+                texts.fold(BTreeSet::new(), |mut alphabet, text| {
+                    alphabet.extend(text.as_ref().chars());
+                    alphabet
+                });
+            Tokenizer::characters(&alphabet.into_iter().collect::<String>())?
+        }
         _ if spec == "byte" => Tokenizer::bytes(),
         _ => Tokenizer::from_file(Path::new(spec)).with_context(|| {
-            format!("data.tokenizer: expected char, byte, bpe:<size> or a file, found {spec}")
+            format!("config key `data.tokenizer`: expected {expected}, found {spec}")
         })?,
     })
 }

@@ -1,0 +1,153 @@
+//! `trine demo`: one model's whole life in minutes, without a network.
+//!
+//! Text is made from a seed, a ternary model is trained on it, exported, verified, loaded by the
+//! runtime, compared with the trainer, and writes. It is the ordinary `train`, `convert` and `run`
+//! on the configuration below, so everything it leaves behind can be used with them.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use trine_data::{Dataset, synth};
+use trine_export::{Target, convert};
+use trine_format::ModelFile;
+use trine_runtime::{Model, Session};
+use trine_train::{RunConfig, Trainer, checkpoint};
+
+use super::data::describe;
+use super::generate::{SamplingArgs, generate};
+use crate::{model, output};
+
+/// The run that the demo makes; the same file is configs/train/demo.toml.
+const CONFIG: &str = include_str!("../../../../configs/train/demo.toml");
+
+/// Documents that are generated to be scored.
+const SCORED: usize = 24;
+
+/// Options of `trine demo`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory of the run; one that holds a run already is continued
+    #[arg(long, default_value = "runs/demo", value_name = "DIR")]
+    out: PathBuf,
+    /// Number of updates; fewer for a quicker look
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Seed of corpus and model
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let dir = &args.out;
+    let mut trainer = trainer(args)?;
+    let outcome = super::train::train(&mut trainer)?;
+    if !outcome.finished {
+        eprintln!("interrupted; go on with: trine demo --out {}", dir.display());
+        return Ok(ExitCode::from(130));
+    }
+
+    let gguf = dir.join("model.gguf");
+    let report = convert(&ModelFile::open(&outcome.checkpoint)?, &gguf, Target::default())?;
+    eprintln!(
+        "exported {}: {} trits equal to the trainer's",
+        gguf.display(),
+        output::count(report.trits)
+    );
+    let loaded = model::load(&gguf, None)?;
+    let trained = trainer.validate()?;
+    let packed = runtime_loss(&trainer, &loaded.model)?;
+    let masters = outcome.checkpoint.join("model.safetensors").metadata()?.len();
+    output::print_line("\n                              held-out loss         size")?;
+    let row = |name: &str, loss: f64, size: u64| {
+        output::print_line(&format!("{name:28}  {loss:13.5}  {:>11}", output::bytes(size)))
+    };
+    row("trainer, f32 masters", f64::from(trained), masters)?;
+    row("runtime, packed GGUF", packed, report.bytes)?;
+
+    output::print_line("\nsamples (prompt | continuation):")?;
+    for prompt in synth::prompts() {
+        let text = sample(&loaded, &prompt, 7)?;
+        output::print_line(&format!("\n  {prompt}|{}", text.trim_end().replace('\n', "\n  ")))?;
+    }
+    let mut text = String::new();
+    for seed in 0..SCORED {
+        text.push_str(&sample(&loaded, "", seed as u64)?);
+        text.push_str("\n\n");
+    }
+    output::print_line(&format!("\n{SCORED} documents from nothing: {}", describe(&synth::score(&text))))?;
+    next_steps(dir, &gguf)
+}
+
+/// A new run, or the one that is there already.
+fn trainer(args: &Args) -> anyhow::Result<Trainer> {
+    let dir = &args.out;
+    if checkpoint::latest(dir).is_some() {
+        let config = RunConfig::load(&dir.join("config.toml"), &[])?;
+        let data = Dataset::open(&dir.join("data"))?;
+        eprintln!("going on with the run in {} (delete it to start over)", dir.display());
+        return Ok(Trainer::resume(config, data, dir)?);
+    }
+    let mut config = RunConfig::parse(CONFIG, Path::new("demo.toml"), &[])?;
+    config.train.steps = args.steps.unwrap_or(config.train.steps);
+    config.seed = args.seed.unwrap_or(config.seed);
+    let data = super::train::dataset(&config, dir)?;
+    eprintln!(
+        "training a ternary model on {} tokens of made-up stories; it takes some two minutes",
+        output::count(data.train.len() as u64)
+    );
+    Ok(Trainer::create(config, data, dir)?)
+}
+
+/// Mean cross entropy in nats of the runtime on the text that the trainer validates on.
+fn runtime_loss(trainer: &Trainer, model: &Model) -> anyhow::Result<f64> {
+    let vocab = model.config().vocab_size;
+    let (mut total, mut count) = (0.0, 0);
+    for batch in trainer.validation_batches()? {
+        let batch = batch?;
+        let windows =
+            batch.inputs.chunks_exact(batch.seq_len).zip(batch.targets.chunks_exact(batch.seq_len));
+        for (inputs, targets) in windows {
+            let logits = Session::new(model).logits_of_all(inputs)?;
+            for (row, &target) in logits.chunks_exact(vocab).zip(targets) {
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
+                total += sum.ln() + f64::from(max - row[target as usize]);
+                count += 1;
+            }
+        }
+    }
+    Ok(total / f64::from(count))
+}
+
+/// One document, or the rest of one that begins with `prompt`.
+fn sample(loaded: &model::Loaded, prompt: &str, seed: u64) -> anyhow::Result<String> {
+    let sampling = SamplingArgs { temperature: 0.7, seed, ..SamplingArgs::default() };
+    let mut text = String::new();
+    generate(
+        &mut Session::new(&loaded.model),
+        &mut sampling.sampler()?,
+        &loaded.tokenizer,
+        &mut Vec::new(),
+        &loaded.prompt_ids(prompt)?,
+        200,
+        &loaded.stop_ids(),
+        |piece| {
+            text.push_str(piece);
+            Ok(())
+        },
+    )?;
+    Ok(text)
+}
+
+fn next_steps(dir: &Path, gguf: &Path) -> anyhow::Result<ExitCode> {
+    let (dir, gguf) = (dir.display(), gguf.display());
+    output::print_line(&format!(
+        "\nnext:\n  \
+         trine run {gguf} -p \"Once upon a time\"     let it write\n  \
+         trine chat {gguf}                          type openings yourself\n  \
+         trine inspect {gguf}                       what is in the file\n  \
+         trine train {dir}/config.toml --out runs/mine --set train.steps=4000\n  \
+         trine train configs/train/shakespeare-char.toml --data your.txt"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
