@@ -105,8 +105,7 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
         _ => Path::new("."),
     };
     // The same directory, so that the last step is a rename and not a copy.
-    let staging =
-        tempfile::Builder::new().prefix(".trine-").tempdir_in(parent).map_err(io)?;
+    let staging = tempfile::Builder::new().prefix(".trine-").tempdir_in(parent).map_err(io)?;
     let staged = staging.path().join(name);
     match target {
         Target::Gguf(options) => {

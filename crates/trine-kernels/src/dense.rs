@@ -227,7 +227,7 @@ fn padded<E: Element>(rest: &[E]) -> [E; LANES] {
 }
 
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     for width in [8, 4, 2, 1] {
         for l in 0..width {
             lanes[l] += lanes[l + width];

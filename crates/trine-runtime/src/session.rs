@@ -1,11 +1,11 @@
 //! The forward pass over one sequence.
 
 use rayon::prelude::*;
-use trine_kernels::nn::{self, Positions};
+use trine_kernels::nn;
 
+use crate::RuntimeError;
 use crate::kv_cache::KvCache;
 use crate::weights::{Input, Layer, Model};
-use crate::RuntimeError;
 
 /// Tokens that go through the layers together during prefill; bounds the scratch memory.
 const CHUNK: usize = 256;
@@ -20,8 +20,8 @@ impl<'m> Session<'m> {
     /// An empty sequence.
     pub fn new(model: &'m Model) -> Self {
         let config = &model.config;
-        let width = config.num_key_value_heads * config.head_dim;
-        Self { model, cache: KvCache::new(config.num_hidden_layers, width) }
+        let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);
+        Self { model, cache: KvCache::new(layers, heads, config.head_dim) }
     }
 
     /// Number of positions seen.
@@ -139,16 +139,12 @@ impl<'m> Session<'m> {
         }
         self.cache.append(index, &k, &v);
 
-        let (keys, values) = self.cache.layer(index);
         let mut y = vec![0.0; tokens * heads * d];
-        let width = kv_heads * d;
         let head = |(i, out): (usize, &mut [f32])| {
             let (t, h) = (i / heads, i % heads);
-            let offset = h / (heads / kv_heads) * d;
-            let seen = start + t + 1;
-            let keys = Positions { data: &keys[offset..], stride: width };
-            let values = Positions { data: &values[offset..], stride: width };
-            nn::attention(&q[i * d..][..d], keys, values, &mut vec![0.0; seen], out);
+            let (keys, values) = self.cache.head(index, h / (heads / kv_heads));
+            let mut weights = vec![0.0; start + t + 1];
+            nn::attention(&q[i * d..][..d], keys, values, &mut weights, out);
         };
         if tokens * (start + tokens) * heads * d > 1 << 18 {
             y.par_chunks_exact_mut(d).enumerate().for_each(head);
@@ -167,7 +163,11 @@ impl<'m> Session<'m> {
         let input = Input::new(&x, tokens, &layer.gate);
         let mut y = layer.gate.forward(&input);
         let up = layer.up.forward(&input);
-        if self.model.relu2() { nn::relu2_gate(&mut y, &up) } else { nn::silu_gate(&mut y, &up) }
+        if self.model.relu2() {
+            nn::relu2_gate(&mut y, &up)
+        } else {
+            nn::silu_gate(&mut y, &up)
+        }
         if let Some(weight) = &layer.ffn_sub_norm {
             y = self.norm(&y, weight);
         }

@@ -1,6 +1,6 @@
 //! From a row of activations to int8 codes, and from an integer sum back to a float.
 
-use crate::{ACT_MAX, EPSILON};
+use crate::{ACT_MAX, EPSILON, round::round_half_even};
 
 /// Bits of the f32 magnitude; as integers, magnitudes order like their values, NaN above infinity.
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -23,7 +23,7 @@ pub fn quantize_activations(x: &[f32], out: &mut [i8]) -> f32 {
     }
     let scale = ACT_MAX * (1.0 / f32::from_bits(max_bits).max(EPSILON));
     for (code, v) in out.iter_mut().zip(x) {
-        *code = (v * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+        *code = round_half_even::<-128, 127>(v * scale);
     }
     scale
 }

@@ -59,6 +59,7 @@ mod error;
 mod matrix;
 pub mod pack;
 pub mod reference;
+mod round;
 mod weight;
 
 pub use activation::{quantize_activations, rescale};

@@ -1,6 +1,6 @@
 //! From full-precision weights to a scale and trits.
 
-use crate::{EPSILON, TernaryError, error::check_len};
+use crate::{EPSILON, TernaryError, error::check_len, round::round_half_even};
 
 /// Number of independent partial sums in [`absmean`].
 const LANES: usize = 16;
@@ -49,7 +49,7 @@ pub fn ternarize(weights: &[f32], scale: f32, out: &mut [i8]) -> Result<(), Tern
     let mut all_finite = true;
     for (trit, w) in out.iter_mut().zip(weights) {
         all_finite &= w.is_finite();
-        *trit = (w * inverse).round_ties_even().clamp(-1.0, 1.0) as i8;
+        *trit = round_half_even::<-1, 1>(w * inverse);
     }
     if all_finite { Ok(()) } else { Err(first_non_finite(weights)) }
 }

@@ -82,8 +82,8 @@ pub fn restore(dir: &Path, optimizer: &mut AdamW) -> Result<TrainerState, TrainE
         serde_json::from_slice(&text).map_err(|e| corrupt(dir, format!("{STATE}: {e}")))?;
     let path = dir.join(OPTIMIZER);
     let bytes = std::fs::read(&path).map_err(|source| TrainError::Read { path, source })?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|e| corrupt(dir, format!("{OPTIMIZER}: {e}")))?;
+    let tensors =
+        SafeTensors::deserialize(&bytes).map_err(|e| corrupt(dir, format!("{OPTIMIZER}: {e}")))?;
     let values = |name: String| {
         let view = tensors.tensor(&name).ok().filter(|t| t.dtype() == SafeDtype::F32)?;
         let number = |b: &[u8; 4]| f32::from_le_bytes(*b);

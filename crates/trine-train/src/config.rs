@@ -246,8 +246,7 @@ impl RunConfig {
         // Parsed on its own first, so that errors in the file point at its lines.
         let mut config: Self = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
         if !overrides.is_empty() {
-            let mut table: toml::Table =
-                toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+            let mut table: toml::Table = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
             for setting in overrides {
                 set(&mut table, setting)?;
             }
@@ -420,10 +419,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named() {
-        for (text, overrides) in [
-            ("[model]\nhiden_size = 3", &[][..]),
-            ("", &["model.hiden_size=3"][..]),
-        ] {
+        for (text, overrides) in
+            [("[model]\nhiden_size = 3", &[][..]), ("", &["model.hiden_size=3"][..])]
+        {
             let error = parse(text, overrides).unwrap_err();
             assert!(error.contains("run.toml") && error.contains("hiden_size"), "{error}");
         }

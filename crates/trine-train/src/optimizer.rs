@@ -8,9 +8,14 @@ use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use rayon::prelude::*;
 
 use crate::ops::{contiguous, view};
+
 use crate::{Params, TrainError};
+
+/// Elements that one thread takes at a time.
+const CHUNK: usize = 1 << 14;
 
 /// Settings that stay the same over a run.
 #[derive(Clone, Copy, Debug)]
@@ -196,13 +201,18 @@ impl InplaceOp2 for Update<'_> {
         if gradient.len() != weights.len() || m.len() != weights.len() {
             candle_core::bail!("adamw: {} gradients for {} weights", gradient.len(), weights.len());
         }
-        for (((w, g), m), v) in weights.iter_mut().zip(gradient).zip(m).zip(v) {
-            let g = g * self.clip;
-            *m += (g - *m) * (1.0 - self.beta1);
-            *v = *v * self.beta2 + g * g * (1.0 - self.beta2);
-            let root = v.sqrt() * self.inverse_root_correction2 + self.eps;
-            *w = *w * self.keep - self.step_size * *m / root;
-        }
+        let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        chunks.zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).for_each(
+            |(((w, g), m), v)| {
+                for i in 0..w.len() {
+                    let g = g[i] * self.clip;
+                    m[i] += (g - m[i]) * (1.0 - self.beta1);
+                    v[i] = v[i] * self.beta2 + g * g * (1.0 - self.beta2);
+                    let root = v[i].sqrt() * self.inverse_root_correction2 + self.eps;
+                    w[i] = w[i] * self.keep - self.step_size * m[i] / root;
+                }
+            },
+        );
         Ok(())
     }
 }

@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn warmup_rises_to_the_peak_and_cosine_falls_to_the_floor() {
-        let at = |step| rates(&optimizer(), &schedule(ScheduleKind::Cosine), step, 100).learning_rate;
+        let at =
+            |step| rates(&optimizer(), &schedule(ScheduleKind::Cosine), step, 100).learning_rate;
         assert!((at(0) - 1e-3 / 11.0).abs() < 1e-12);
         assert_eq!(at(10), 1e-3);
         assert!((at(55) - 5.5e-4).abs() < 1e-12);

@@ -106,8 +106,7 @@ impl Trainer {
             return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
         }
         let model_config = model_config(&config, &data.tokenizer)?;
-        let params =
-            Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
+        let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
         let model = Bitnet::new(model_config, params)?;
 
         std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
@@ -138,7 +137,8 @@ impl Trainer {
         let file = ModelFile::open(&path)?;
         let expected = model_config(&config, &data.tokenizer)?;
         if *file.config() != expected {
-            let message = format!("expected the run's model {expected:?}, found {:?}", file.config());
+            let message =
+                format!("expected the run's model {expected:?}, found {:?}", file.config());
             return Err(TrainError::Checkpoint { path, message });
         }
         let model = Bitnet::new(expected, Params::load(&file, &Device::Cpu)?)?;
@@ -367,10 +367,7 @@ fn tokenizer_files(tokenizer: &Tokenizer, max_length: usize) -> TokenizerFiles {
             config[key] = token.into();
         }
     }
-    TokenizerFiles {
-        tokenizer_json: tokenizer.json().to_owned(),
-        tokenizer_config: Some(config),
-    }
+    TokenizerFiles { tokenizer_json: tokenizer.json().to_owned(), tokenizer_config: Some(config) }
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
@@ -391,8 +388,7 @@ fn data_hash(data: &Dataset) -> Result<String, TrainError> {
     hasher.update(&data.tokenizer.hash());
     for shard in [&data.train, &data.val] {
         let path = shard.path();
-        let file = File::open(path)
-            .and_then(|file| hasher.update_reader(file).map(|_| ()));
+        let file = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
         file.map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
     }
     Ok(hasher.finalize().to_hex().to_string())

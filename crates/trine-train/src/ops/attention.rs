@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use trine_kernels::nn::{self, Positions};
+use trine_kernels::nn::{self, Blocks, Rows};
 
 use super::{contiguous, view};
 
@@ -77,12 +77,12 @@ impl Attention {
         } else {
             sin
         };
-        for (i, row) in x.chunks_exact_mut(width).enumerate() {
+        x.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| {
             let at = i % tokens * half;
             for head in row.chunks_exact_mut(self.head_dim) {
                 nn::rope(head, &cos[at..at + half], &sin[at..at + half]);
             }
-        }
+        });
     }
 }
 
@@ -107,16 +107,19 @@ impl CustomOp3 for Attention {
         let (width, kv_width) = (s.heads * s.d, s.kv_heads * s.d);
         self.rotate(&mut q, s.tokens, width, false);
         self.rotate(&mut k, s.tokens, kv_width, false);
+        let keys: Vec<Blocks> =
+            (0..s.batch * s.kv_heads).into_par_iter().map(|i| blocks(s, i, &k)).collect();
         let mut y = vec![0.0; q.len()];
         y.par_chunks_exact_mut(width).enumerate().for_each(|(i, y)| {
             let (b, t) = (i / s.tokens, i % s.tokens);
-            let start = b * s.tokens * kv_width;
+            let mut weights = vec![0.0; t + 1];
             for (h, out) in y.chunks_exact_mut(s.d).enumerate() {
-                let at = start + h / (s.heads / s.kv_heads) * s.d;
+                let kv_head = h / (s.heads / s.kv_heads);
                 let query = &q[i * width + h * s.d..][..s.d];
-                let keys = Positions { data: &k[at..], stride: kv_width };
-                let values = Positions { data: &v[at..], stride: kv_width };
-                nn::attention(query, keys, values, &mut vec![0.0; t + 1], out);
+                let values = &v[b * s.tokens * kv_width + kv_head * s.d..];
+                let values = Rows { data: values, stride: kv_width };
+                let keys = &keys[b * s.kv_heads + kv_head];
+                nn::attention(query, keys, values, &mut weights, out);
             }
         });
         Ok((CpuStorage::F32(y), q_layout.shape().clone()))
@@ -169,6 +172,18 @@ impl CustomOp3 for Attention {
     }
 }
 
+/// The vectors of one key/value head of one sequence, in the kernels' layout: `task` counts heads
+/// over all sequences, `x` is `(B, T, K * d)`.
+fn blocks(s: Sizes, task: usize, x: &[f32]) -> Blocks {
+    let (b, kv_head) = (task / s.kv_heads, task % s.kv_heads);
+    let width = s.kv_heads * s.d;
+    let mut blocks = Blocks::new(s.d);
+    for t in 0..s.tokens {
+        blocks.push(&x[(b * s.tokens + t) * width + kv_head * s.d..][..s.d]);
+    }
+    blocks
+}
+
 /// Gradients of one key/value head and the query heads that read it.
 struct Group {
     /// `(T, H / K * d)`
@@ -180,20 +195,13 @@ struct Group {
 }
 
 /// `q` and `k` are rotated already; so are the returned `dq` and `dk`.
-fn backward_of_group(
-    s: Sizes,
-    task: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    dy: &[f32],
-) -> Group {
+fn backward_of_group(s: Sizes, task: usize, q: &[f32], k: &[f32], v: &[f32], dy: &[f32]) -> Group {
     let (b, kv_head) = (task / s.kv_heads, task % s.kv_heads);
     let (width, stride, d) = (s.heads * s.d, s.kv_heads * s.d, s.d);
     let group_heads = s.heads / s.kv_heads;
     let start = b * s.tokens * stride + kv_head * d;
-    let keys = Positions { data: &k[start..], stride };
-    let values = Positions { data: &v[start..], stride };
+    let (keys, key_blocks) = (Rows { data: &k[start..], stride }, blocks(s, task, k));
+    let value_blocks = blocks(s, task, v);
     let mut group = Group {
         dq: vec![0.0; s.tokens * group_heads * d],
         dk: vec![0.0; s.tokens * d],
@@ -205,9 +213,10 @@ fn backward_of_group(
             let at = (b * s.tokens + t) * width + (kv_head * group_heads + h) * d;
             let (query, g) = (&q[at..][..d], &dy[at..][..d]);
             let (weights, slopes) = (&mut weights[..t + 1], &mut slopes[..t + 1]);
-            nn::attention_weights(query, keys, weights);
+            nn::attention_weights(query, &key_blocks, weights);
             let dq = &mut group.dq[(t * group_heads + h) * d..][..d];
             let (dk, dv) = (&mut group.dk, &mut group.dv);
+            let values = &value_blocks;
             nn::attention_backward(query, keys, values, weights, g, slopes, dq, dk, dv);
         }
     }

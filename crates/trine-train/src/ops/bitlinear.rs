@@ -11,6 +11,7 @@
 //! with the dequantized values `W_q = trits * scale` and `X_q = codes / s`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 use trine_kernels::{Activations, PackedMatrix};
 use trine_ternary::{TernaryMatrix, quantize_activations};
 
@@ -87,12 +88,16 @@ impl CustomOp2 for BitLinear {
 /// What the int8 codes of every row stand for: `(M, K)` to `(M, K)`, without a gradient.
 fn quantize_dequantize(x: &Tensor) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
-    let mut codes = vec![0i8; cols];
-    let mut values = Vec::with_capacity(rows * cols);
-    for row in view(x)?.chunks_exact(cols) {
-        let scale = quantize_activations(row, &mut codes);
-        values.extend(codes.iter().map(|&code| f32::from(code) / scale));
-    }
+    let mut values = vec![0.0; rows * cols];
+    let x_view = view(x)?;
+    let elements: &[f32] = &x_view;
+    values.par_chunks_exact_mut(cols).zip(elements.par_chunks_exact(cols)).for_each(
+        |(out, row)| {
+            let mut codes = vec![0i8; cols];
+            let inverse = 1.0 / quantize_activations(row, &mut codes);
+            out.iter_mut().zip(codes).for_each(|(v, code)| *v = f32::from(code) * inverse);
+        },
+    );
     Tensor::from_vec(values, (rows, cols), x.device())
 }
 

@@ -1,10 +1,14 @@
 //! The gate of the feed-forward layer: `act(gate) * up`, elementwise.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 use trine_format::HiddenAct;
 use trine_kernels::nn;
 
 use super::{contiguous, view};
+
+/// Elements that one thread takes at a time.
+const CHUNK: usize = 1 << 13;
 
 /// `act(gate) * up`, all of one shape. `act` is squared ReLU (arXiv 2109.08668) or SiLU.
 ///
@@ -16,6 +20,23 @@ pub fn gate(gate: &Tensor, up: &Tensor, act: HiddenAct) -> Result<Tensor> {
 
 struct Gate {
     act: HiddenAct,
+}
+
+impl Gate {
+    /// Value and derivative of the activation at `g`.
+    #[inline(always)]
+    fn value_and_slope(&self, g: f32) -> (f32, f32) {
+        match self.act {
+            HiddenAct::Relu2 => {
+                let positive = g.max(0.0);
+                (positive * positive, 2.0 * positive)
+            }
+            HiddenAct::Silu => {
+                let sigmoid = 1.0 / (1.0 + (-g).exp());
+                (g * sigmoid, sigmoid * (1.0 + g * (1.0 - sigmoid)))
+            }
+        }
+    }
 }
 
 impl CustomOp2 for Gate {
@@ -35,10 +56,10 @@ impl CustomOp2 for Gate {
             candle_core::bail!("gate: {:?} and {:?}", gate_layout.dims(), up_layout.dims());
         }
         let mut y = gate.to_vec();
-        match self.act {
-            HiddenAct::Relu2 => nn::relu2_gate(&mut y, up),
-            HiddenAct::Silu => nn::silu_gate(&mut y, up),
-        }
+        y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| match self.act {
+            HiddenAct::Relu2 => nn::relu2_gate(y, up),
+            HiddenAct::Silu => nn::silu_gate(y, up),
+        });
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
@@ -51,23 +72,18 @@ impl CustomOp2 for Gate {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let (gates, ups, dys) = (view(gate)?, view(up)?, view(&dy)?);
-        let mut dgate = Vec::with_capacity(gates.len());
-        let mut dup = Vec::with_capacity(gates.len());
-        for ((g, u), dy) in gates.iter().zip(ups.iter()).zip(dys.iter()) {
-            // Value and derivative of the activation at g.
-            let (value, slope) = match self.act {
-                HiddenAct::Relu2 => {
-                    let positive = g.max(0.0);
-                    (positive * positive, 2.0 * positive)
+        let (gates, ups, dys): (&[f32], &[f32], &[f32]) = (&gates, &ups, &dys);
+        let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
+        let chunks = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK)).zip(dys.par_chunks(CHUNK));
+        dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK)).zip(chunks).for_each(
+            |((dgate, dup), ((g, u), dy))| {
+                for i in 0..g.len() {
+                    let (value, slope) = self.value_and_slope(g[i]);
+                    dgate[i] = dy[i] * u[i] * slope;
+                    dup[i] = dy[i] * value;
                 }
-                HiddenAct::Silu => {
-                    let sigmoid = 1.0 / (1.0 + (-g).exp());
-                    (g * sigmoid, sigmoid * (1.0 + g * (1.0 - sigmoid)))
-                }
-            };
-            dgate.push(dy * u * slope);
-            dup.push(dy * value);
-        }
+            },
+        );
         let dgate = Tensor::from_vec(dgate, gate.shape(), gate.device())?;
         let dup = Tensor::from_vec(dup, up.shape(), up.device())?;
         Ok((Some(dgate), Some(dup)))

@@ -5,6 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use trine_kernels::nn;
 
 use super::{contiguous, view};
 
@@ -17,12 +18,6 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 }
 
 struct CrossEntropy;
-
-/// The largest logit and the sum of `exp(logit - largest)`.
-fn normalizer(logits: &[f32]) -> (f32, f32) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, logits.iter().map(|l| (l - max).exp()).sum())
-}
 
 fn targets_of(storage: &CpuStorage, layout: &Layout) -> Result<Vec<usize>> {
     match (storage, layout.contiguous_offsets()) {
@@ -58,7 +53,7 @@ impl CustomOp2 for CrossEntropy {
             .par_chunks_exact(vocab)
             .zip(&targets)
             .map(|(row, &target)| {
-                let (max, sum) = normalizer(row);
+                let (max, sum) = nn::exp_sum(row);
                 sum.ln() + max - row[target]
             })
             .collect();
@@ -84,11 +79,7 @@ impl CustomOp2 for CrossEntropy {
             .zip(values.par_chunks_exact(vocab))
             .zip(&targets)
             .for_each(|((gradient, row), &target)| {
-                let (max, sum) = normalizer(row);
-                let scale = factor / sum;
-                for (g, l) in gradient.iter_mut().zip(row) {
-                    *g = (l - max).exp() * scale;
-                }
+                nn::softmax_gradient(row, nn::exp_sum(row), factor, gradient);
                 gradient[target as usize] -= factor;
             });
         Ok((Some(Tensor::from_vec(gradient, (rows, vocab), logits.device())?), None))

@@ -9,9 +9,13 @@
 //! ```
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 use trine_kernels::{dot, nn};
 
 use super::{contiguous, view};
+
+/// Rows whose weight gradients are summed together.
+const ROWS: usize = 64;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 ///
@@ -44,9 +48,9 @@ impl CustomOp2 for RmsNorm {
             candle_core::bail!("rms_norm: {:?} with {} weights", x_layout.dims(), w.len());
         }
         let mut y = vec![0.0; x.len()];
-        for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+        x.par_chunks_exact(w.len()).zip(y.par_chunks_exact_mut(w.len())).for_each(|(x, y)| {
             nn::rms_norm(x, w, self.eps, y);
-        }
+        });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -59,23 +63,36 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let (xs, ws, dys) = (view(x)?, view(w)?, view(&dy)?);
+        let (xs, ws, dys): (&[f32], &[f32], &[f32]) = (&xs, &ws, &dys);
         let n = ws.len();
-        let mut dx = vec![0.0; xs.len()];
-        let mut dw = vec![0.0; n];
-        let mut normed = vec![0.0; n];
         let ones = vec![1.0; n];
-        for ((x, dy), dx) in
-            xs.chunks_exact(n).zip(dys.chunks_exact(n)).zip(dx.chunks_exact_mut(n))
-        {
-            let inverse = nn::rms_norm(x, &ones, self.eps, &mut normed);
-            for i in 0..n {
-                dw[i] += dy[i] * normed[i];
-                dx[i] = dy[i] * ws[i];
-            }
-            let mean = dot(dx, &normed) / n as f32;
-            for i in 0..n {
-                dx[i] = inverse * (dx[i] - normed[i] * mean);
-            }
+        let mut dx = vec![0.0; xs.len()];
+        // Rows are summed in groups of a fixed size, and groups in order: the gradient of the
+        // weights does not depend on the number of threads.
+        let partial: Vec<Vec<f32>> = dx
+            .par_chunks_mut(n * ROWS)
+            .zip(xs.par_chunks(n * ROWS))
+            .zip(dys.par_chunks(n * ROWS))
+            .map(|((dx, x), dy)| {
+                let (mut dw, mut normed) = (vec![0.0; n], vec![0.0; n]);
+                let rows = x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n));
+                for ((x, dy), dx) in rows {
+                    let inverse = nn::rms_norm(x, &ones, self.eps, &mut normed);
+                    for i in 0..n {
+                        dw[i] += dy[i] * normed[i];
+                        dx[i] = dy[i] * ws[i];
+                    }
+                    let mean = dot(dx, &normed) / n as f32;
+                    for i in 0..n {
+                        dx[i] = inverse * (dx[i] - normed[i] * mean);
+                    }
+                }
+                dw
+            })
+            .collect();
+        let mut dw = vec![0.0; n];
+        for partial in &partial {
+            dw.iter_mut().zip(partial).for_each(|(sum, part)| *sum += part);
         }
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         let dw = Tensor::from_vec(dw, w.shape(), w.device())?;

@@ -74,7 +74,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         text.push_str(&sample(&loaded, "", seed as u64)?);
         text.push_str("\n\n");
     }
-    output::print_line(&format!("\n{SCORED} documents from nothing: {}", describe(&synth::score(&text))))?;
+    output::print_line(&format!(
+        "\n{SCORED} documents from nothing: {}",
+        describe(&synth::score(&text))
+    ))?;
     next_steps(dir, &gguf)
 }
 

@@ -70,7 +70,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         String::new(),
     ];
     if !ternary.is_empty() {
-        lines.push(format!("{:48} {:>14} {:>7} {:>7} {:>7}  scale", "ternary", "shape", "-1", "0", "+1"));
+        lines.push(format!(
+            "{:48} {:>14} {:>7} {:>7} {:>7}  scale",
+            "ternary", "shape", "-1", "0", "+1"
+        ));
         for t in &ternary {
             let [minus, zero, plus] = shares(t).map(|s| format!("{:.1} %", s * 100.0));
             let shape = format!("({}, {})", t.shape.0, t.shape.1);

@@ -67,11 +67,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let rows = logits.chunks_exact(vocab).zip(&ids).enumerate();
     if args.json {
         let positions: Vec<_> = rows
-            .map(|(position, (row, id))| {
-                json!({ "position": position, "id": id, "top": top(row) })
-            })
+            .map(|(position, (row, id))| json!({ "position": position, "id": id, "top": top(row) }))
             .collect();
-        return output::print_line(&json!({ "vocab_size": vocab, "positions": positions }).to_string());
+        return output::print_line(
+            &json!({ "vocab_size": vocab, "positions": positions }).to_string(),
+        );
     }
     for (position, (row, id)) in rows {
         let top: Vec<String> = top(row).iter().map(|(id, l)| format!("{id}:{l:.4}")).collect();

@@ -144,11 +144,10 @@ fn tokenizer<S: AsRef<str> + Send>(
             Tokenizer::train_bpe(texts, size)?
         }
         _ if spec == "char" => {
-            let alphabet: BTreeSet<char> =
-                texts.fold(BTreeSet::new(), |mut alphabet, text| {
-                    alphabet.extend(text.as_ref().chars());
-                    alphabet
-                });
+            let alphabet: BTreeSet<char> = texts.fold(BTreeSet::new(), |mut alphabet, text| {
+                alphabet.extend(text.as_ref().chars());
+                alphabet
+            });
             Tokenizer::characters(&alphabet.into_iter().collect::<String>())?
         }
         _ if spec == "byte" => Tokenizer::bytes(),

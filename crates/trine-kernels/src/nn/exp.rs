@@ -1,0 +1,148 @@
+//! The exponential, and the two passes over a row of logits that are made of it.
+//!
+//! `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)`, and `exp(r)` a polynomial of degree 7 on
+//! `|r| <= ln(2) / 2` (the coefficients of Cephes' `expf`). Every step is one correctly rounded
+//! operation, so the result is the same on every CPU; it is within 2 units in the last place.
+
+use super::{Kernel, LANES, Simd, dispatch, isa, sum_lanes};
+
+/// 1.5 * 2^23; see `trine_ternary`'s rounding.
+const MAGIC: f32 = 12_582_912.0;
+/// ln 2 in two parts; the first has few bits, so that its product with `n` is exact.
+const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+/// Below, the result would be denormal; it is 0.
+const SMALLEST: f32 = -87.336_54;
+/// Above, the result is infinite.
+const LARGEST: f32 = 88.722_83;
+
+/// `e^x`. 0 below -87.3, infinity above 88.7, NaN for NaN.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    let clamped = if x > SMALLEST { x } else { SMALLEST };
+    let clamped = if clamped < LARGEST { clamped } else { LARGEST };
+    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = clamped - n * LN_2.0 - n * LN_2.1;
+    let mut p = 1.987_569_2e-4;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + c;
+    }
+    let y = p * (r * r) + r + 1.0;
+    // The last bits of `shifted` are n, from -126 to 128; half of 2^n twice, as 2^128 is no float.
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    let y = y * power(half) * power(n - half);
+    let y = if x < SMALLEST { 0.0 } else { y };
+    let y = if x > LARGEST { f32::INFINITY } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// The largest of `row` and the sum of `exp(x - largest)` over it: what a softmax divides by.
+pub fn exp_sum(row: &[f32]) -> (f32, f32) {
+    dispatch(isa(), ExpSum { row })
+}
+
+struct ExpSum<'a> {
+    row: &'a [f32],
+}
+
+impl Kernel for ExpSum<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (f32, f32) {
+        let max = largest(self.row);
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = self.row.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += exp(x - max);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += exp(x - max);
+        }
+        (max, sum_lanes(lanes))
+    }
+}
+
+/// The gradient of `-ln softmax(row)[target]` times `factor`, without the target's own term:
+/// `out[i] = factor * exp(row[i] - max) / sum`, with `(max, sum)` of [`exp_sum`].
+///
+/// # Panics
+/// When the lengths differ.
+pub fn softmax_gradient(row: &[f32], (max, sum): (f32, f32), factor: f32, out: &mut [f32]) {
+    assert_eq!(row.len(), out.len(), "row and gradient differ in length");
+    dispatch(isa(), SoftmaxGradient { row, max, scale: factor / sum, out });
+}
+
+struct SoftmaxGradient<'a> {
+    row: &'a [f32],
+    max: f32,
+    scale: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for SoftmaxGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (out, x) in self.out.iter_mut().zip(self.row) {
+            *out = exp(x - self.max) * self.scale;
+        }
+    }
+}
+
+/// The largest element; NaN elements are passed over.
+#[inline(always)]
+pub(super) fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |max, x| if *x > max { *x } else { max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -872_000..=887_000 {
+            let x = i as f32 / 1e4;
+            let (y, expected) = (exp(x), f64::from(x).exp());
+            let ulp = f64::from((expected as f32).next_up()) - f64::from(expected as f32);
+            assert!((f64::from(y) - expected).abs() <= 2.0 * ulp, "exp({x}) = {y}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(89.0), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp_sum_and_gradient_are_the_softmax() {
+        for n in [1, 15, 16, 17, 100] {
+            let row: Vec<f32> = (0..n).map(|i| ((i * 37) % 23) as f32 / 3.0 - 90.0).collect();
+            let (max, sum) = exp_sum(&row);
+            assert_eq!(max, row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let expected: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+            assert!((f64::from(sum) / expected - 1.0).abs() < 1e-6);
+            let mut out = vec![0.0; n];
+            softmax_gradient(&row, (max, sum), 2.0, &mut out);
+            assert!((out.iter().sum::<f32>() - 2.0).abs() < 1e-5);
+        }
+    }
+}
