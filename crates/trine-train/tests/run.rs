@@ -1,0 +1,179 @@
+//! Whole runs: learning, resuming, stopping, refusing.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use trine_data::Dataset;
+use trine_format::ModelFile;
+use trine_tokenizer::Tokenizer;
+use trine_train::trainer::{Observer, StepReport};
+use trine_train::{RunConfig, TrainError, Trainer, checkpoint};
+
+const CONFIG: &str = "
+name = 'test'
+seed = 3
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+[data]
+seq_len = 16
+[optimizer]
+learning_rate = 1e-2
+[schedule]
+warmup_steps = 5
+second_learning_rate = 5e-3
+[train]
+steps = 60
+batch_size = 4
+eval_every = 25
+checkpoint_every = 20
+";
+
+fn config() -> RunConfig {
+    RunConfig::parse(CONFIG, Path::new("test.toml"), &[]).unwrap()
+}
+
+fn dataset(dir: &Path) -> Dataset {
+    let text = "the cat sat on the mat and the dog ate the hat. ".repeat(60);
+    let tokenizer = Tokenizer::characters(&text).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
+}
+
+/// Stops after some step, and remembers the losses.
+#[derive(Default)]
+struct Watch {
+    stop_after: Option<usize>,
+    losses: Vec<f32>,
+    validations: Vec<f32>,
+}
+
+impl Observer for Watch {
+    fn on_step(&mut self, report: &StepReport) {
+        self.losses.push(report.loss);
+    }
+    fn on_validation(&mut self, _step: usize, loss: f32) {
+        self.validations.push(loss);
+    }
+    fn should_stop(&mut self) -> bool {
+        self.stop_after.is_some_and(|step| self.losses.len() >= step)
+    }
+}
+
+#[test]
+fn a_run_learns_and_leaves_everything_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut watch = Watch::default();
+    let mut trainer = Trainer::create(config(), dataset(&run.join("data")), &run).unwrap();
+    let outcome = trainer.run(&mut watch).unwrap();
+    assert!(outcome.finished);
+    assert_eq!(watch.losses.len(), 60);
+    assert_eq!(watch.validations.len(), 3);
+    assert!(watch.losses[59] < 0.5 * watch.losses[0], "{:?}", watch.losses);
+    assert_eq!(RunConfig::load(&run.join("config.toml"), &[]).unwrap(), config());
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 63);
+    for line in metrics.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+    // The checkpoint is a model that anybody opens, with the trainer's own masters.
+    let file = ModelFile::open(&outcome.checkpoint).unwrap();
+    assert!(file.tokenizer().is_some());
+    for (name, var) in trainer.model().params().iter() {
+        let values = var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(file.dense(name).unwrap().to_f32(), values, "{name}");
+    }
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let mut expected = Watch::default();
+    let mut trainer = Trainer::create(config(), dataset(&whole.join("data")), &whole).unwrap();
+    trainer.run(&mut expected).unwrap();
+
+    let mut first = Watch { stop_after: Some(33), ..Watch::default() };
+    let mut trainer = Trainer::create(config(), dataset(&parts.join("data")), &parts).unwrap();
+    let outcome = trainer.run(&mut first).unwrap();
+    assert!(!outcome.finished);
+    assert_eq!(outcome.state.step, 33);
+    assert_eq!(checkpoint::latest(&parts), Some(outcome.checkpoint));
+
+    // As a killed process leaves it: steps after the checkpoint, and half a line.
+    let metrics = parts.join("metrics.jsonl");
+    let mut text = std::fs::read_to_string(&metrics).unwrap();
+    text.push_str("{\"step\":34,\"loss\":1.0}\n{\"st");
+    std::fs::write(&metrics, text).unwrap();
+
+    let mut second = Watch::default();
+    let data = Dataset::open(&parts.join("data")).unwrap();
+    let mut trainer = Trainer::resume(config(), data, &parts).unwrap();
+    assert!(trainer.run(&mut second).unwrap().finished);
+    let together: Vec<f32> = first.losses.iter().chain(&second.losses).copied().collect();
+    assert_eq!(together, expected.losses);
+    let losses = |dir: &Path| -> Vec<(u64, String)> {
+        let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        let line = |line: &str| {
+            let v: serde_json::Value = serde_json::from_str(line).unwrap();
+            (v["step"].as_u64().unwrap(), format!("{} {}", v["loss"], v["val_loss"]))
+        };
+        text.lines().map(line).collect()
+    };
+    assert_eq!(losses(&parts), losses(&whole));
+}
+
+#[test]
+fn a_run_in_the_way_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    Trainer::create(config(), dataset(&run.join("data")), &run).unwrap();
+    let data = Dataset::open(&run.join("data")).unwrap();
+    let error = Trainer::create(config(), data, &run).err().unwrap();
+    assert!(matches!(error, TrainError::RunDir { .. }), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut trainer = Trainer::create(config(), dataset(&run.join("data")), &run).unwrap();
+    trainer.save().unwrap();
+    trainer.run(&mut Watch { stop_after: Some(1), ..Watch::default() }).unwrap();
+    let mut other = config();
+    other.model.intermediate_size = 64;
+    let data = Dataset::open(&run.join("data")).unwrap();
+    let error = Trainer::resume(other, data, &run).err().unwrap();
+    assert!(matches!(error, TrainError::Checkpoint { .. }), "{error}");
+}
+
+#[test]
+fn an_exploding_run_stops_and_keeps_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut config = config();
+    config.optimizer.learning_rate = 1e30;
+    config.train.checkpoint_every = 1;
+    let mut trainer = Trainer::create(config, dataset(&run.join("data")), &run).unwrap();
+    let error = trainer.run(&mut Watch::default()).unwrap_err().to_string();
+    assert!(
+        error.contains("loss became") || error.contains("NaN") || error.contains("inf"),
+        "{error}"
+    );
+    assert!(checkpoint::latest(&run).is_some());
+}
+
+#[test]
+fn data_shorter_than_a_window_is_refused_before_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let tokenizer = Tokenizer::characters("ab").unwrap();
+    std::fs::create_dir_all(run.join("data")).unwrap();
+    let data = Dataset::from_text(&run.join("data"), &tokenizer, "abababab", 0.5).unwrap();
+    assert!(matches!(Trainer::create(config(), data, &run), Err(TrainError::Data(_))));
+}
