@@ -1,1 +1,9 @@
-fn main() {}
+//! Claims that span crates: what the trainer computes, the file holds and the runtime says agree,
+//! with each other and with transformers.
+
+#![allow(clippy::unwrap_used)]
+
+mod fixtures;
+mod life;
+mod parity;
+mod trace;
