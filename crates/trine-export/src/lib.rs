@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use trine_format::gguf::{WriteOptions, write_model};
 use trine_format::{
-    BoxError, FormatError, ModelFile, Projection, Quantization, TensorSource, names,
-    write_hf_packed,
+    AtomicDir, BoxError, FormatError, ModelFile, Projection, Quantization, TensorSource, names,
+    replaceable, write_hf_packed,
 };
 use trine_ternary::TernaryMatrix;
 
@@ -66,6 +66,12 @@ pub enum ExportError {
         /// What differs.
         what: String,
     },
+    /// A directory that was to be written is there already.
+    #[error("{}: expected a new name or an empty directory, found other files", path.display())]
+    Occupied {
+        /// The target.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot write {}: {source}", path.display())]
     Io {
@@ -100,22 +106,28 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
     }
     let io = |source| ExportError::Io { path: to.to_owned(), source };
     let name = to.file_name().ok_or_else(|| io(std::io::ErrorKind::InvalidInput.into()))?;
-    let parent = match to.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // The same directory, so that the last step is a rename and not a copy.
-    let staging = tempfile::Builder::new().prefix(".trine-").tempdir_in(parent).map_err(io)?;
-    let staged = staging.path().join(name);
+    // A name that cannot be taken is refused before the work rather than after it.
     match target {
-        Target::Gguf(options) => {
-            write_model(&staged, source.config(), source, source.tokenizer(), options)?;
-        }
-        Target::HfPacked => {
-            write_hf_packed(&staged, source.config(), source, source.tokenizer())?;
-        }
+        Target::Gguf(_) => replaceable(to)?,
+        Target::HfPacked => match std::fs::read_dir(to).map(|mut entries| entries.next()) {
+            Ok(Some(_)) => return Err(ExportError::Occupied { path: to.to_owned() }),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            _ => {}
+        },
     }
-    let mut report = verify(source, &ModelFile::open(&staged)?)?;
+    // A neighbour, so that the last step is a rename and not a copy. It is dropped with all that
+    // is in it unless that step is reached.
+    let staging = AtomicDir::create(to)?;
+    let staged = staging.path().join(name);
+    let written = match target {
+        Target::Gguf(options) => {
+            write_model(&staged, source.config(), source, source.tokenizer(), options)
+        }
+        Target::HfPacked => write_hf_packed(&staged, source.config(), source, source.tokenizer()),
+    };
+    let about_target = |e: FormatError| e.moved(&staged, to);
+    written.map_err(about_target)?;
+    let mut report = verify(source, &ModelFile::open(&staged).map_err(about_target)?)?;
     report.bytes = size(&staged).map_err(io)?;
     std::fs::rename(&staged, to).map_err(io)?;
     Ok(report)

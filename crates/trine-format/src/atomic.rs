@@ -26,10 +26,12 @@ impl AtomicFile {
     /// Starts a file that will be named `path`; an existing one is replaced on commit.
     ///
     /// # Errors
-    /// When the directory is missing or not writable.
+    /// When the directory is missing or not writable, or the name is [not for files](replaceable).
     pub fn create(path: &Path) -> Result<Self, FormatError> {
-        let file =
-            builder(0o666).tempfile_in(parent(path)).map_err(FormatError::io(path, "create"))?;
+        replaceable(path)?;
+        let file = builder(0o666)
+            .tempfile_in(parent(path))
+            .map_err(|e| FormatError::io(path, "create")(bare(e)))?;
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER, file) })
     }
 
@@ -83,8 +85,9 @@ impl AtomicDir {
     /// # Errors
     /// When the directory above is missing or not writable.
     pub fn create(target: &Path) -> Result<Self, FormatError> {
-        let dir =
-            builder(0o777).tempdir_in(parent(target)).map_err(FormatError::io(target, "create"))?;
+        let dir = builder(0o777)
+            .tempdir_in(parent(target))
+            .map_err(|e| FormatError::io(target, "create")(bare(e)))?;
         Ok(Self { target: target.to_owned(), dir })
     }
 
@@ -142,6 +145,32 @@ impl AtomicDir {
         let _renamed = self.dir.keep();
         sync_dir(parent(&self.target))
             .map_err(FormatError::io(&self.target, "flush the directory of"))
+    }
+}
+
+/// Checks that a finished file may take the name `path`: nothing is there, or a regular file.
+///
+/// A rename would replace a device or a pipe by a file: `/dev/null` would be gone from the system.
+/// Directories are refused here too, before the work and not after it.
+///
+/// # Errors
+/// [`FormatError::Malformed`] naming what is there.
+pub fn replaceable(path: &Path) -> Result<(), FormatError> {
+    let found = match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => "a directory",
+        Ok(meta) if !meta.is_file() => "a device or pipe",
+        _ => return Ok(()),
+    };
+    Err(FormatError::malformed(path, "file to write", "a new name or a regular file", found))
+}
+
+/// The error of the operating system, without the temporary name that `tempfile` adds to it.
+fn bare(e: io::Error) -> io::Error {
+    let text = e.to_string();
+    let cause = text.split_once(" at path \"").map(|(cause, _)| cause.to_owned());
+    match cause {
+        Some(cause) => io::Error::new(e.kind(), cause),
+        None => e,
     }
 }
 

@@ -139,6 +139,27 @@ impl FormatError {
         }
     }
 
+    /// The same error about `to`, where it is about `from` or a file below it: what happens to a
+    /// temporary is told with the name that was asked for.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        match &mut self {
+            Self::Config { .. } => {}
+            Self::Io { path, .. }
+            | Self::Malformed { path, .. }
+            | Self::Key { path, .. }
+            | Self::Tensor { path, .. }
+            | Self::Codec { path, .. }
+            | Self::Source { path, .. } => {
+                let below = path.strip_prefix(from).ok().map(Path::to_owned);
+                if let Some(below) = below {
+                    *path = if below.as_os_str().is_empty() { to.into() } else { to.join(below) };
+                }
+            }
+        }
+        self
+    }
+
     pub(crate) fn tensor(
         path: &Path,
         name: impl Display,

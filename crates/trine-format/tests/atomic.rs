@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 
 use tempfile::tempdir;
-use trine_format::{AtomicDir, AtomicFile, map_file};
+use trine_format::{AtomicDir, AtomicFile, map_file, replaceable};
 
 fn entries(dir: &std::path::Path) -> Vec<String> {
     let name = |e: fs::DirEntry| e.file_name().into_string().unwrap();
@@ -100,4 +100,31 @@ fn empty_files_can_be_mapped_and_directories_cannot() {
     fs::write(&path, "").unwrap();
     assert!(map_file(&path).unwrap().is_empty());
     assert!(map_file(dir.path()).is_err());
+}
+
+/// A rename would put a file where the device is.
+#[cfg(unix)]
+#[test]
+fn only_free_names_and_regular_files_are_replaceable() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    replaceable(&path).unwrap();
+    fs::write(&path, "old").unwrap();
+    replaceable(&path).unwrap();
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let error = replaceable(&socket).unwrap_err().to_string();
+    assert!(error.contains("a device or pipe"), "{error}");
+    let error = AtomicFile::create(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("a directory"), "{error}");
+}
+
+#[test]
+fn an_error_names_the_file_asked_for_and_no_temporary() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("missing").join("model.gguf");
+    for error in [AtomicFile::create(&path).unwrap_err(), AtomicDir::create(&path).unwrap_err()] {
+        let error = error.to_string();
+        assert!(error.contains("model.gguf") && !error.contains(".trine-"), "{error}");
+    }
 }
