@@ -8,6 +8,9 @@
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::normalizers::Precompiled;
 use tokenizers::{
     Model, ModelWrapper, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
     PreTokenizer, Tokenizer as HfTokenizer,
@@ -63,6 +66,7 @@ impl Tokenizer {
 
     fn parse(json: &str, origin: &str) -> Result<Self, TokenizerError> {
         let refuse = |cause: String| TokenizerError::Json { origin: origin.to_owned(), cause };
+        check_fragile_parts(json).map_err(|e| refuse(format!("{e}")))?;
         let mut hf: HfTokenizer = json.parse().map_err(|e| refuse(format!("{e}")))?;
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|e| refuse(format!("{e}")))?;
@@ -271,17 +275,37 @@ pub(crate) fn model_error(operation: &'static str, cause: &tokenizers::Error) ->
     TokenizerError::Model { operation, cause: cause.to_string() }
 }
 
+/// Reads the parts of a tokenizer.json in which the library panics where it should return an error:
+/// a decoder that is no valid JSON, and a precompiled normalizer of which the same is true.
+fn check_fragile_parts(json: &str) -> serde_json::Result<()> {
+    #[derive(Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        normalizer: Value,
+        #[serde(default, rename = "decoder")]
+        _decoder: Value,
+    }
+    fn check(normalizer: &Value) -> serde_json::Result<()> {
+        if normalizer.get("type").and_then(Value::as_str) == Some("Precompiled") {
+            Precompiled::deserialize(normalizer)?;
+        }
+        let parts = normalizer.get("normalizers").and_then(Value::as_array);
+        parts.into_iter().flatten().try_for_each(check)
+    }
+    check(&serde_json::from_str::<Parts>(json)?.normalizer)
+}
+
 /// The `tokenizers` crate numbers added tokens itself and only warns when a file says otherwise.
 fn check_added_tokens(
     json: &str,
     hf: &HfTokenizer,
 ) -> Result<Result<(), TokenizerError>, serde_json::Error> {
-    #[derive(serde::Deserialize)]
+    #[derive(Deserialize)]
     struct File {
         #[serde(default)]
         added_tokens: Vec<Added>,
     }
-    #[derive(serde::Deserialize)]
+    #[derive(Deserialize)]
     struct Added {
         id: u32,
         content: String,

@@ -245,3 +245,19 @@ fn templates_behave_as_in_transformers() {
     assert!(refused.to_string().contains("roles must alternate"), "{refused}");
     assert!(matches!(render("{% if %}"), Err(TokenizerError::Template { .. })));
 }
+
+#[test]
+fn broken_parts_that_the_library_panics_on_are_refused() {
+    let control = Tokenizer::bytes().json().replace("\"ByteLevel\"", "\"Byte\u{1}Level\"");
+    let precompiled = json!({ "type": "Precompiled", "precompiled_charsmap": "!" });
+    let sequence = json!({ "type": "Sequence", "normalizers": [precompiled.clone()] });
+    let normalizers = [precompiled, sequence].map(|normalizer| {
+        let mut json: Value = serde_json::from_str(Tokenizer::bytes().json()).unwrap();
+        json["normalizer"] = normalizer;
+        json.to_string()
+    });
+    for json in normalizers.iter().chain([&control]) {
+        let error = Tokenizer::from_json(json).unwrap_err();
+        assert!(matches!(error, TokenizerError::Json { .. }), "{error}");
+    }
+}
