@@ -157,7 +157,8 @@ fn json_text(path: &Path, line: usize, json: &[u8]) -> Result<String, DataError>
     let refuse = |e: serde_json::Error| DataError::Line {
         path: path.to_owned(),
         line,
-        cause: e.to_string(),
+        // A document is one line of the file, whose number is told already.
+        cause: e.to_string().replace(" at line 1 column ", ", column "),
     };
     serde_json::from_slice(json).map(|document: Document| document.text).map_err(refuse)
 }

@@ -32,7 +32,7 @@ pub struct RunConfig {
 
 /// The network; names are those of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the section [model]")]
 pub struct ModelSection {
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -84,7 +84,7 @@ pub enum Quantizer {
 
 /// Where tokens come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the section [data]")]
 pub struct DataConfig {
     /// A text file, a directory made by `trine data prepare`, or `synth` for the built-in corpus.
     pub path: String,
@@ -100,7 +100,7 @@ pub struct DataConfig {
 
 /// AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the section [optimizer]")]
 pub struct OptimizerConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -116,7 +116,7 @@ pub struct OptimizerConfig {
 
 /// Learning rate and weight decay over time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the section [schedule]")]
 pub struct ScheduleConfig {
     /// Shape of the schedule.
     pub kind: ScheduleKind,
@@ -146,7 +146,7 @@ pub enum ScheduleKind {
 
 /// Length of the run, evaluation, checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "the section [train]")]
 pub struct TrainConfig {
     /// Number of updates.
     pub steps: usize,
@@ -239,20 +239,20 @@ impl RunConfig {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
-        let syntax = |message: String| TrainError::ConfigSyntax {
+        let syntax = |place: &str, e: &toml::de::Error| TrainError::ConfigSyntax {
             path: path.to_owned(),
-            message: message.trim_end().to_owned(),
+            message: format!("{place}: {}", in_words(e)),
         };
+        let in_file = |e| syntax(&position(text, &e), &e);
         // Parsed on its own first, so that errors in the file point at its lines.
-        let mut config: Self = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+        let mut config: Self = toml::from_str(text).map_err(in_file)?;
         if !overrides.is_empty() {
-            let mut table: toml::Table = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+            let mut table: toml::Table = toml::from_str(text).map_err(in_file)?;
             for setting in overrides {
                 set(&mut table, setting)?;
             }
-            config = table.try_into().map_err(|e: toml::de::Error| {
-                syntax(format!("with --set {}: {e}", overrides.join(" --set ")))
-            })?;
+            let place = format!("with --set {}", overrides.join(" --set "));
+            config = table.try_into().map_err(|e| syntax(&place, &e))?;
         }
         config.check()?;
         Ok(config)
@@ -314,6 +314,7 @@ impl RunConfig {
             ("model.num_hidden_layers", m.num_hidden_layers),
             ("model.num_attention_heads", m.num_attention_heads),
             ("model.num_key_value_heads", m.num_key_value_heads),
+            ("data.synth_bytes", self.data.synth_bytes),
             ("data.seq_len", self.data.seq_len),
             ("train.steps", self.train.steps),
             ("train.batch_size", self.train.batch_size),
@@ -324,7 +325,7 @@ impl RunConfig {
             require(value > 0, key, "at least 1", value)?;
         }
         require(
-            m.hidden_size % m.num_attention_heads == 0,
+            m.hidden_size.is_multiple_of(m.num_attention_heads),
             "model.num_attention_heads",
             &format!("a divisor of hidden_size {}", m.hidden_size),
             m.num_attention_heads,
@@ -375,13 +376,32 @@ fn require(
     Err(TrainError::ConfigValue { key, expected, found })
 }
 
+/// Where in the file an error is; the parser's own rendering shows it over several lines.
+fn position(text: &str, e: &toml::de::Error) -> String {
+    let start = e.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}, column {}", before[line_start..].chars().count() + 1)
+}
+
+/// The cause of an error without its place, in words rather than in Rust's types. The key is added
+/// where an override is refused, since no line can be named there.
+fn in_words(e: &toml::de::Error) -> String {
+    let rendered = e.to_string();
+    let in_key = rendered.lines().last().filter(|line| line.starts_with("in `"));
+    let message = e
+        .message()
+        .replace("expected usize", "expected a whole number of at least 0")
+        .replace("expected u64", "expected a whole number of at least 0")
+        .replace("expected f64", "expected a number")
+        .replace("expected f32", "expected a number");
+    in_key.map_or(message.clone(), |key| format!("{message} {key}"))
+}
+
 /// Applies one `a.b=value` to a table. A value that is not TOML is taken as a string.
 fn set(table: &mut toml::Table, setting: &str) -> Result<(), TrainError> {
-    let bad = |expected: &str| TrainError::ConfigValue {
-        key: format!("--set {setting}"),
-        expected: expected.to_owned(),
-        found: setting.to_owned(),
-    };
+    let bad = |expected| TrainError::Setting { setting: setting.to_owned(), expected };
     let (key, value) = setting.split_once('=').ok_or_else(|| bad("key=value"))?;
     let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
         .ok()
@@ -395,7 +415,7 @@ fn set(table: &mut toml::Table, setting: &str) -> Result<(), TrainError> {
             .entry(part)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()))
             .as_table_mut()
-            .ok_or_else(|| bad("a key of a section"))?;
+            .ok_or_else(|| bad("section.key=value with the name of a section"))?;
     }
     at.insert(last.to_owned(), value);
     Ok(())

@@ -29,6 +29,14 @@ pub enum TrainError {
         /// What is wrong, with the line.
         message: String,
     },
+    /// An override of the command line cannot be applied.
+    #[error("--set {setting}: expected {expected}")]
+    Setting {
+        /// What was given.
+        setting: String,
+        /// What would have been accepted.
+        expected: &'static str,
+    },
     /// A value in the configuration makes no sense.
     #[error("config key `{key}`: expected {expected}, found {found}")]
     ConfigValue {

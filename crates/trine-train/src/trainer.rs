@@ -15,6 +15,7 @@
 //! learning rate), so a resumed run goes on exactly where it stopped. A run stops early when the
 //! [`Observer`] asks for it, after saving a checkpoint.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -102,15 +103,12 @@ impl Trainer {
     /// A run in the way, a configuration that does not fit the data, a disk that refuses.
     pub fn create(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
         if run_dir.join("config.toml").exists() {
-            let message = "holds a run already; resume it or choose another directory".to_owned();
-            return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
+            return Err(in_the_way(run_dir));
         }
         let model_config = model_config(&config, &data.tokenizer)?;
         let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
         let model = Bitnet::new(model_config, params)?;
 
-        std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
-        write_file(&run_dir.join("config.toml"), config.to_toml().as_bytes())?;
         let about = json!({
             "trine_version": env!("CARGO_PKG_VERSION"),
             "train_tokens": data.train.len(),
@@ -121,8 +119,16 @@ impl Trainer {
             "threads": rayon::current_num_threads(),
         });
         let about = serde_json::to_vec_pretty(&about).expect("plain data serializes");
+        // Data that does not fit is refused before anything is written: a run that never began
+        // must not be in the way of the next attempt.
+        let parts = Parts::new(&config, data)?;
+        std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
         write_file(&run_dir.join("run.json"), &about)?;
-        Self::assemble(config, data, run_dir, model)
+        let config_toml = config.to_toml();
+        let trainer = Self::assemble(config, parts, run_dir, model)?;
+        // Last, because this file is what makes the directory a run.
+        write_file(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        Ok(trainer)
     }
 
     /// Takes up the run in `run_dir` from its latest checkpoint.
@@ -131,33 +137,32 @@ impl Trainer {
     /// No run there, no checkpoint yet, or one that does not fit the run's configuration.
     pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
         let Some(path) = checkpoint::latest(run_dir) else {
-            let message = "has no checkpoint to resume from".to_owned();
+            let message = "no checkpoint to resume from".to_owned();
             return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
         };
         let file = ModelFile::open(&path)?;
         let expected = model_config(&config, &data.tokenizer)?;
         if *file.config() != expected {
-            let message =
-                format!("expected the run's model {expected:?}, found {:?}", file.config());
+            let message = differences(&expected, file.config());
             return Err(TrainError::Checkpoint { path, message });
         }
         let model = Bitnet::new(expected, Params::load(&file, &Device::Cpu)?)?;
-        let mut trainer = Self::assemble(config, data, run_dir, model)?;
+        let parts = Parts::new(&config, data)?;
+        let config_toml = config.to_toml();
+        let mut trainer = Self::assemble(config, parts, run_dir, model)?;
         trainer.state = checkpoint::restore(&path, &mut trainer.optimizer)?;
         trainer.forget_metrics_after(trainer.state.step)?;
+        // A run that was given more steps has them also when it is resumed the next time.
+        write_file(&run_dir.join("config.toml"), config_toml.as_bytes())?;
         Ok(trainer)
     }
 
     fn assemble(
         config: RunConfig,
-        data: Dataset,
+        parts: Parts,
         run_dir: &Path,
         model: Bitnet,
     ) -> Result<Self, TrainError> {
-        let seq_len = config.data.seq_len;
-        let batches = Batches::new(data.train, config.train.batch_size, seq_len, config.seed)?;
-        // A held-out text that is too short is said now rather than at the first validation.
-        drop(eval_windows(&data.val, EVAL_BATCH, seq_len)?);
         let clip = config.optimizer.clip_grad_norm;
         let adamw = AdamWConfig {
             beta1: config.optimizer.betas[0],
@@ -170,12 +175,12 @@ impl Trainer {
         let metrics =
             OpenOptions::new().create(true).append(true).open(&path).map_err(write_error(&path))?;
         Ok(Self {
-            tokenizer: tokenizer_files(&data.tokenizer, model.config().max_position_embeddings),
+            tokenizer: tokenizer_files(&parts.tokenizer, model.config().max_position_embeddings),
             run_dir: run_dir.to_owned(),
             state: TrainerState::default(),
             config,
-            batches,
-            val: data.val,
+            batches: parts.batches,
+            val: parts.val,
             model,
             optimizer,
             metrics,
@@ -339,6 +344,45 @@ impl Trainer {
         self.metrics = OpenOptions::new().append(true).open(&path).map_err(write_error(&path))?;
         Ok(())
     }
+}
+
+/// A dataset, checked to hold at least one window for each purpose.
+struct Parts {
+    batches: Batches,
+    val: Shard,
+    tokenizer: Tokenizer,
+}
+
+impl Parts {
+    fn new(config: &RunConfig, data: Dataset) -> Result<Self, TrainError> {
+        let Dataset { tokenizer, train, val } = data;
+        let seq_len = config.data.seq_len;
+        let batches = Batches::new(train, config.train.batch_size, seq_len, config.seed)?;
+        // A held-out text that is too short is said now rather than at the first validation.
+        drop(eval_windows(&val, EVAL_BATCH, seq_len)?);
+        Ok(Self { batches, val, tokenizer })
+    }
+}
+
+/// Why a new run cannot begin where another one is, and what to do about it.
+fn in_the_way(run_dir: &Path) -> TrainError {
+    let message = match checkpoint::latest(run_dir) {
+        Some(_) => "holds a run already: resume it or choose another directory",
+        None => "holds a run that ended before its first checkpoint: delete it or choose another",
+    };
+    TrainError::RunDir { path: run_dir.to_owned(), message: message.to_owned() }
+}
+
+/// Where the model of a checkpoint differs from the run's, as keys of `config.json`.
+fn differences(expected: &ModelConfig, found: &ModelConfig) -> String {
+    let (expected, found) = (expected.to_hf_json("float32"), found.to_hf_json("float32"));
+    let keys = [&expected, &found].into_iter().filter_map(|json| json.as_object());
+    let keys: BTreeSet<&String> = keys.flat_map(|map| map.keys()).collect();
+    let show = |value: Option<&serde_json::Value>| value.map_or("none".into(), |v| v.to_string());
+    let differing = keys.into_iter().filter(|key| expected.get(key) != found.get(key)).map(|key| {
+        format!("`{key}`: expected {}, found {}", show(expected.get(key)), show(found.get(key)))
+    });
+    format!("not this run's model: {}", differing.collect::<Vec<_>>().join("; "))
 }
 
 /// The model of a run: the configured network over the tokenizer's vocabulary.
