@@ -4,6 +4,7 @@
 //! cause; the exit status is 1, 2 for a wrong command line, 130 after an interruption.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod commands;
 mod model;
@@ -21,7 +22,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train, convert and run 1.58-bit (ternary, BitNet b1.58) language models.
 #[derive(Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true)]
 #[command(after_help = "New here? `trine demo` trains, exports and runs a small model in minutes.")]
 struct Cli {
     #[command(subcommand)]
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&error));
+            output::note!("error: {}", output::one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -9,15 +9,17 @@ use trine_tokenizer::{ChatTemplate, Message, Tokenizer};
 
 /// The model that a path means: a file, a Hugging Face directory, or a run directory, which means
 /// its latest checkpoint.
-pub(crate) fn resolve(path: &Path) -> PathBuf {
-    let is_run = path.join("checkpoints").is_dir() && !path.join("config.json").exists();
-    let latest = is_run.then(|| trine_train::checkpoint::latest(path)).flatten();
-    latest.unwrap_or_else(|| path.to_owned())
+pub(crate) fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.join("checkpoints").is_dir() || path.join("config.json").exists() {
+        return Ok(path.to_owned());
+    }
+    trine_train::checkpoint::latest(path)
+        .with_context(|| format!("{}: a run that has no checkpoint yet", path.display()))
 }
 
 /// Opens the model that a path means.
 pub(crate) fn open(path: &Path) -> anyhow::Result<ModelFile> {
-    Ok(ModelFile::open(&resolve(path))?)
+    Ok(ModelFile::open(&resolve(path)?)?)
 }
 
 /// A model with its tokenizer, ready to generate.
@@ -83,10 +85,10 @@ impl Loaded {
         let mut ids = template.encode(&self.tokenizer, messages, true)?;
         // transformers renders without special tokens; a model trained with a beginning of text
         // gets it here unless the template wrote it.
-        if let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos()) {
-            if ids.first() != Some(&bos) {
-                ids.insert(0, bos);
-            }
+        if let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos())
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
         }
         if ids.is_empty() {
             bail!("the chat template rendered an empty text");

@@ -2,6 +2,20 @@
 
 use std::io::{self, Write};
 
+use anyhow::Context;
+
+/// Prints a line for people to stderr. Unlike `eprintln!`, a stderr that went away or is full
+/// (`trine train .. 2>&1 | head`) ends nothing: a run does not die because nobody watches it.
+macro_rules! note {
+    ($($arg:tt)*) => {{
+        let _unwatched = std::io::Write::write_fmt(
+            &mut std::io::stderr().lock(),
+            format_args!("{}\n", format_args!($($arg)*)),
+        );
+    }};
+}
+pub(crate) use note;
+
 /// Prints a result to stdout. Unlike `print!`, a closed pipe (`trine run .. | head`) is an error
 /// that `main` recognizes and not a panic.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
@@ -15,9 +29,7 @@ pub(crate) fn print_line(text: &str) -> anyhow::Result<()> {
 
 pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    stdout.flush()?;
-    Ok(())
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).context("cannot write to standard output")
 }
 
 /// Whether whoever read our output went away.
@@ -57,7 +69,7 @@ pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

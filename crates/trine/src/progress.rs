@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use trine_train::trainer::{Observer, StepReport};
 
+use crate::output::note;
+
 /// Time between two log lines where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -20,7 +22,7 @@ pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
         if seen.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("interrupted: saving a checkpoint after this step (again to stop at once)");
+        note!("interrupted: saving a checkpoint after this step (again to stop at once)");
     })?;
     Ok(flag)
 }
@@ -52,7 +54,7 @@ impl TrainingProgress {
     }
 
     fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| note!("{text}"));
     }
 }
 
@@ -70,7 +72,7 @@ impl Observer for TrainingProgress {
         {
             self.last_line = Some(Instant::now());
             let rate = report.learning_rate;
-            eprintln!("step {}/{}  {message}  lr {rate:.2e}", report.step, report.steps);
+            note!("step {}/{}  {message}  lr {rate:.2e}", report.step, report.steps);
         }
     }
 

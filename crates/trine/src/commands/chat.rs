@@ -1,5 +1,6 @@
 //! `trine chat`: a conversation in the terminal.
 
+use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -8,7 +9,8 @@ use trine_runtime::Session;
 use trine_tokenizer::{ChatTemplate, Message};
 
 use super::generate::{Finish, SamplingArgs, generate};
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// Options of `trine chat`.
 #[derive(clap::Args)]
@@ -37,22 +39,22 @@ const CONTINUE: &str = "{% for message in messages %}{{ message['content'] }}\n{
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref())?;
     let own = loaded.file.tokenizer().and_then(|files| files.chat_template());
-    let template = match (&args.chat_template, own) {
-        (Some(path), _) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            ChatTemplate::new(&text).with_context(|| path.display().to_string())?
-        }
-        (None, Some(template)) => ChatTemplate::new(template)
-            .with_context(|| format!("the chat template of {}", args.model.display()))?,
+    let origin = args.chat_template.as_ref().unwrap_or(&args.model);
+    let text = match (&args.chat_template, own) {
+        (Some(path), _) => Cow::Owned(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        ),
+        (None, Some(template)) => Cow::Borrowed(template),
         (None, None) => {
-            eprintln!("this model has no chat template: it continues what you type");
-            ChatTemplate::new(CONTINUE)?
+            note!("this model has no chat template: it continues what you type");
+            Cow::Borrowed(CONTINUE)
         }
     };
+    let template = ChatTemplate::new(&text).with_context(|| origin.display().to_string())?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {
-        eprintln!("an empty line or ctrl-D ends the conversation");
+        note!("an empty line or ctrl-D ends the conversation");
     }
     let mut sampler = args.sampling.sampler()?;
     let mut session = Session::new(&loaded.model);
@@ -63,8 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if interactive {
-            eprint!("> ");
-            std::io::stderr().flush()?;
+            std::io::stderr().write_all(b"> ")?;
         }
         let Some(line) = lines.next().transpose().context("cannot read standard input")? else {
             return Ok(());
@@ -73,7 +74,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             return Ok(());
         }
         messages.push(Message::new("user", line));
-        let ids = loaded.chat_ids(&template, &messages)?;
+        let ids =
+            loaded.chat_ids(&template, &messages).with_context(|| origin.display().to_string())?;
         // Turns that the session has seen already are not computed again; at least one id is,
         // since logits follow an id.
         let known = seen.iter().zip(&ids).take_while(|(a, b)| a == b).count();
@@ -96,7 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         )?;
         output::print("\n")?;
         if finish == Finish::Context {
-            eprintln!("the context of {} positions is full", session.limit());
+            note!("the context of {} positions is full", session.limit());
             return Ok(());
         }
         messages.push(Message::new("assistant", answer));

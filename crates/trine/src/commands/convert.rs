@@ -8,7 +8,8 @@ use trine_export::{Target, convert};
 use trine_format::Dtype;
 use trine_format::gguf::{TernaryType, WriteOptions};
 
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// Options of `trine convert`.
 #[derive(clap::Args)]
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         });
         return output::print_line(&summary.to_string());
     }
-    eprintln!(
+    note!(
         "wrote {}: {}, {} trits in {} tensors verified against {}",
         args.to.display(),
         output::bytes(report.bytes),
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         file.path().display()
     );
     if report.largest_scale_change > 0.0 {
-        eprintln!(
+        note!(
             "scales changed by up to {:.1e} of their value: the format stores them in 16 bits",
             report.largest_scale_change
         );

@@ -7,7 +7,7 @@ use trine_data::synth;
 use trine_format::AtomicFile;
 
 use super::train::prepare;
-use crate::output;
+use crate::output::{self, note};
 
 /// Subcommands of `trine data`.
 #[derive(clap::Subcommand)]
@@ -25,11 +25,11 @@ pub(crate) enum Command {
 pub(crate) struct SynthArgs {
     /// Where to write: a text file, or .jsonl with one document a line
     out: PathBuf,
-    /// Size of the corpus
+    /// Size of the corpus in bytes
     #[arg(long, default_value_t = 8_000_000, value_name = "N")]
     bytes: usize,
     /// Same seed, same corpus
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
 
@@ -65,13 +65,16 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Synth(args) => write_synth(args),
         Command::Prepare(args) => {
             let data = prepare(&args.files, &args.tokenizer, &args.out, args.val_fraction)?;
-            eprintln!(
+            note!(
                 "wrote {}: {} training and {} validation tokens, vocabulary {}",
                 args.out.display(),
                 output::count(data.train.len() as u64),
                 output::count(data.val.len() as u64),
                 data.tokenizer.vocab_size()
             );
+            if data.val.is_empty() {
+                note!("nothing was held out: training needs a larger --val-fraction or more text");
+            }
             Ok(())
         }
         Command::Score(args) => {
@@ -112,6 +115,6 @@ fn write_synth(args: &SynthArgs) -> anyhow::Result<()> {
         file.put(synth::Synth::new(args.seed).text(args.bytes).as_bytes())?;
     }
     file.commit()?;
-    eprintln!("wrote {}", args.out.display());
+    note!("wrote {}", args.out.display());
     Ok(())
 }

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::bail;
 use trine_data::{Dataset, synth};
 use trine_export::{Target, convert};
 use trine_format::ModelFile;
@@ -15,7 +16,8 @@ use trine_train::{RunConfig, Trainer, checkpoint};
 
 use super::data::describe;
 use super::generate::{SamplingArgs, generate};
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// The run that the demo makes; the same file is configs/train/demo.toml.
 const CONFIG: &str = include_str!("../../../../configs/train/demo.toml");
@@ -27,13 +29,13 @@ const SCORED: usize = 24;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Directory of the run; one that holds a run already is continued
-    #[arg(long, default_value = "runs/demo", value_name = "DIR")]
+    #[arg(short, long, default_value = "runs/demo", value_name = "DIR")]
     out: PathBuf,
     /// Number of updates; fewer for a quicker look
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Seed of corpus and model
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
@@ -42,13 +44,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut trainer = trainer(args)?;
     let outcome = super::train::train(&mut trainer)?;
     if !outcome.finished {
-        eprintln!("interrupted; go on with: trine demo --out {}", dir.display());
+        note!("interrupted; go on with: trine demo --out {}", dir.display());
         return Ok(ExitCode::from(130));
     }
 
     let gguf = dir.join("model.gguf");
     let report = convert(&ModelFile::open(&outcome.checkpoint)?, &gguf, Target::default())?;
-    eprintln!(
+    note!(
         "exported {}: {} trits equal to the trainer's",
         gguf.display(),
         output::count(report.trits)
@@ -66,7 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     output::print_line("\nsamples (prompt | continuation):")?;
     for prompt in synth::prompts() {
-        let text = sample(&loaded, &prompt, 7)?;
+        let text = sample(&loaded, prompt, 7)?;
         output::print_line(&format!("\n  {prompt}|{}", text.trim_end().replace('\n', "\n  ")))?;
     }
     let mut text = String::new();
@@ -84,17 +86,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// A new run, or the one that is there already.
 fn trainer(args: &Args) -> anyhow::Result<Trainer> {
     let dir = &args.out;
+    let steps: Vec<String> = args.steps.iter().map(|n| format!("train.steps={n}")).collect();
     if checkpoint::latest(dir).is_some() {
-        let config = RunConfig::load(&dir.join("config.toml"), &[])?;
+        let config = RunConfig::load(&dir.join("config.toml"), &steps)?;
+        if let Some(seed) = args.seed.filter(|&seed| seed != config.seed) {
+            bail!(
+                "{} holds a run of seed {}: to make one of seed {seed}, choose another directory \
+                 with --out",
+                dir.display(),
+                config.seed
+            );
+        }
         let data = Dataset::open(&dir.join("data"))?;
-        eprintln!("going on with the run in {} (delete it to start over)", dir.display());
+        note!("going on with the run in {} (delete it to start over)", dir.display());
         return Ok(Trainer::resume(config, data, dir)?);
     }
-    let mut config = RunConfig::parse(CONFIG, Path::new("demo.toml"), &[])?;
-    config.train.steps = args.steps.unwrap_or(config.train.steps);
+    let mut config = RunConfig::parse(CONFIG, Path::new("demo.toml"), &steps)?;
     config.seed = args.seed.unwrap_or(config.seed);
     let data = super::train::dataset(&config, dir)?;
-    eprintln!(
+    note!(
         "training a ternary model on {} tokens of made-up stories; it takes some two minutes",
         output::count(data.train.len() as u64)
     );

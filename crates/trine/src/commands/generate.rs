@@ -7,7 +7,7 @@ use trine_tokenizer::Tokenizer;
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct SamplingArgs {
     /// Divides the logits; 0 always takes the likeliest token
-    #[arg(short, long, default_value_t = 0.8, value_name = "T")]
+    #[arg(short, long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Only the K likeliest tokens; 0 for all
     #[arg(long, default_value_t = 0, value_name = "K")]
@@ -22,7 +22,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, default_value_t = 1.0, value_name = "F")]
     pub(crate) repetition_penalty: f32,
     /// Same seed, same text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
 }
 

@@ -2,27 +2,30 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use clap::ArgGroup;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use trine_format::AtomicFile;
 use trine_runtime::{Model, Session};
 
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// Options of `trine logits`.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("input").args(["ids", "text"]).required(true))]
 pub(crate) struct Args {
     /// GGUF file, Hugging Face directory or run directory
     model: PathBuf,
     /// Token ids, separated by commas
-    #[arg(long, value_delimiter = ',', required_unless_present = "text", value_name = "ID,ID")]
+    #[arg(long, value_delimiter = ',', value_name = "ID,ID")]
     ids: Vec<u32>,
     /// Text instead of ids, for the model's tokenizer
-    #[arg(long, conflicts_with = "ids")]
+    #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
     /// Write all logits to a safetensors file: `logits`, f32, (T, V)
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print one JSON object with the likeliest tokens of every position
     #[arg(long)]
@@ -33,6 +36,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = &args.out {
+        trine_format::replaceable(path)?;
+    }
     let (model, ids) = match &args.text {
         Some(text) => {
             let loaded = model::load(&args.model, None)?;
@@ -42,7 +48,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => (Model::load(&model::open(&args.model)?)?, args.ids.clone()),
     };
     let vocab = model.config().vocab_size;
-    let logits = Session::new(&model).logits_of_all(&ids)?;
+    let logits = Session::new(&model)
+        .logits_of_all(&ids)
+        .with_context(|| args.model.display().to_string())?;
     if let Some(path) = &args.out {
         let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F32, vec![ids.len(), vocab], &bytes)?;
@@ -50,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let mut file = AtomicFile::create(path)?;
         file.put(&bytes)?;
         file.commit()?;
-        eprintln!("wrote logits ({}, {vocab}) to {}", ids.len(), path.display());
+        note!("wrote logits ({}, {vocab}) to {}", ids.len(), path.display());
         if !args.json {
             return Ok(());
         }

@@ -9,7 +9,8 @@ use serde_json::json;
 use trine_runtime::Session;
 
 use super::generate::{SamplingArgs, generate};
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// Options of `trine run`.
 #[derive(clap::Args)]
@@ -17,7 +18,8 @@ pub(crate) struct Args {
     /// GGUF file, Hugging Face directory or run directory
     model: PathBuf,
     /// Text to continue; `-` reads it from standard input
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true)]
     prompt: String,
     /// Most tokens to generate
     #[arg(short = 'n', long, default_value_t = 256, value_name = "N")]
@@ -30,7 +32,7 @@ pub(crate) struct Args {
     /// tokenizer.json to use instead of the model's
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Print one JSON object with text, ids and speed instead of streaming text
+    /// Print one JSON object with text, ids and seconds instead of streaming text
     #[arg(long)]
     json: bool,
 }
@@ -85,7 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     output::print("\n")?;
     let speed = ids.len() as f64 / seconds;
-    eprintln!(
+    note!(
         "[{} + {} tokens, {seconds:.2} s, {speed:.0} tok/s, {} threads, {}]",
         prompt.len(),
         generated.len(),

@@ -7,7 +7,8 @@ use serde_json::json;
 use trine_format::AtomicFile;
 use trine_tokenizer::Tokenizer;
 
-use crate::{model, output};
+use crate::model;
+use crate::output::{self, note};
 
 /// Subcommands of `trine tokenizer`.
 #[derive(clap::Subcommand)]
@@ -74,7 +75,10 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
             output::print_line(&ids.join(","))
         }
         Command::Decode(args) => {
-            output::print_line(&open(&args.tokenizer)?.decode(&args.ids, !args.special)?)
+            let text = open(&args.tokenizer)?
+                .decode(&args.ids, !args.special)
+                .with_context(|| args.tokenizer.display().to_string())?;
+            output::print_line(&text)
         }
     }
 }
@@ -92,7 +96,7 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     let mut file = AtomicFile::create(&args.out)?;
     file.put(tokenizer.json().as_bytes())?;
     file.commit()?;
-    eprintln!("wrote {} with {} tokens", args.out.display(), tokenizer.vocab_size());
+    note!("wrote {} with {} tokens", args.out.display(), tokenizer.vocab_size());
     Ok(())
 }
 
@@ -103,5 +107,6 @@ fn open(path: &Path) -> anyhow::Result<Tokenizer> {
     }
     let file = model::open(path)?;
     let files = file.tokenizer().with_context(|| format!("{} has no tokenizer", path.display()))?;
-    Ok(Tokenizer::from_json(&files.tokenizer_json)?)
+    Tokenizer::from_json(&files.tokenizer_json)
+        .with_context(|| format!("the tokenizer of {}", path.display()))
 }

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use trine_data::{Dataset, synth};
 use trine_tokenizer::Tokenizer;
 use trine_train::trainer::Outcome;
-use trine_train::{RunConfig, Trainer};
+use trine_train::{RunConfig, Trainer, checkpoint};
 
-use crate::output;
+use crate::output::{self, note};
 use crate::progress::{TrainingProgress, interrupt_flag};
 
 /// Options of `trine train`.
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Run directory; runs/<name> by default
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on from the latest checkpoint of the run directory
     #[arg(long)]
@@ -39,13 +39,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let run_dir = run_dir(args, &config)?;
     let mut trainer = if args.resume {
+        if checkpoint::latest(&run_dir).is_none() {
+            bail!("{}: no checkpoint to resume from", run_dir.display());
+        }
         let data = match run_dir.join("data").is_dir() {
             true => Dataset::open(&run_dir.join("data"))?,
             false => Dataset::open(Path::new(&config.data.path))?,
         };
         Trainer::resume(config.clone(), data, &run_dir)?
     } else {
+        // The trainer refuses too, but only after the text has been tokenized into the directory.
         if run_dir.join("config.toml").exists() {
+            if checkpoint::latest(&run_dir).is_none() {
+                bail!(
+                    "{} holds a run that ended before its first checkpoint: delete it, or choose \
+                     another directory with --out",
+                    run_dir.display()
+                );
+            }
             bail!(
                 "{} holds a run already: go on with `trine train {} --resume`, or choose another \
                  directory with --out",
@@ -57,7 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Trainer::create(config.clone(), data, &run_dir)?
     };
     let model = trainer.model();
-    eprintln!(
+    note!(
         "{}: {} parameters, {} training tokens, {} threads, {}",
         run_dir.display(),
         output::count(model.params().count() as u64),
@@ -67,7 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     );
     let outcome = train(&mut trainer)?;
     if !outcome.finished {
-        eprintln!(
+        note!(
             "interrupted at step {}; go on with: trine train {} --resume",
             outcome.state.step,
             run_dir.display()
@@ -75,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(130));
     }
     let checkpoint = outcome.checkpoint.display();
-    eprintln!("next: trine run {checkpoint}  or  trine convert {checkpoint} model.gguf");
+    note!("next: trine run {checkpoint}  or  trine convert {checkpoint} model.gguf");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,8 +109,7 @@ pub(crate) fn dataset(config: &RunConfig, run_dir: &Path) -> anyhow::Result<Data
         return Ok(Dataset::open(path)?);
     }
     let into = run_dir.join("data");
-    std::fs::create_dir_all(&into).with_context(|| format!("cannot create {}", into.display()))?;
-    eprintln!("tokenizing {source} into {}", into.display());
+    note!("tokenizing {source} into {}", into.display());
     let spec = &config.data.tokenizer;
     let val_fraction = config.data.val_fraction;
     if source == "synth" {
@@ -126,6 +136,9 @@ pub(crate) fn prepare(
     }
     // Read once to make the tokenizer: an error in a file is found before anything is written.
     let documents = trine_data::read_documents(files).collect::<Result<Vec<_>, _>>()?;
+    if let ([path, ..], []) = (files, documents.as_slice()) {
+        bail!("{}: the corpus is empty", path.display());
+    }
     let tokenizer = tokenizer(tokenizer_spec, documents.iter())?;
     Ok(Dataset::from_documents(into, &tokenizer, documents.into_iter().map(Ok), val_fraction)?)
 }
@@ -138,10 +151,9 @@ fn tokenizer<S: AsRef<str> + Send>(
     let expected = "char, byte, bpe:<vocabulary size> or the path of a tokenizer.json";
     Ok(match spec.split_once(':') {
         Some(("bpe", size)) => {
-            let size = size.parse().with_context(|| {
-                format!("config key `data.tokenizer`: expected {expected}, found {spec}")
-            })?;
-            Tokenizer::train_bpe(texts, size)?
+            let size =
+                size.parse().with_context(|| format!("tokenizer `{spec}`: expected {expected}"))?;
+            Tokenizer::train_bpe(texts, size).with_context(|| format!("tokenizer `{spec}`"))?
         }
         _ if spec == "char" => {
             let alphabet: BTreeSet<char> = texts.fold(BTreeSet::new(), |mut alphabet, text| {
@@ -151,9 +163,8 @@ fn tokenizer<S: AsRef<str> + Send>(
             Tokenizer::characters(&alphabet.into_iter().collect::<String>())?
         }
         _ if spec == "byte" => Tokenizer::bytes(),
-        _ => Tokenizer::from_file(Path::new(spec)).with_context(|| {
-            format!("config key `data.tokenizer`: expected {expected}, found {spec}")
-        })?,
+        _ => Tokenizer::from_file(Path::new(spec))
+            .with_context(|| format!("tokenizer `{spec}`: expected {expected}"))?,
     })
 }
 

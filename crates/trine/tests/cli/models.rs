@@ -1,0 +1,188 @@
+//! Models that are damaged, hostile, incomplete, or no models at all.
+
+use std::fs;
+
+use super::{FIXTURE, Place};
+
+/// Commands that open a model.
+const READERS: [&[&str]; 4] =
+    [&["inspect"], &["run", "-n", "2"], &["chat"], &["logits", "--ids", "1,2"]];
+
+/// Checks that everything that reads models refuses this one, naming all of `names`.
+#[track_caller]
+fn refused(place: &Place, model: &str, names: &[&str]) {
+    for reader in READERS {
+        let mut args = reader.to_vec();
+        args.insert(1, model);
+        place.refused(&args, names);
+    }
+    place.refused(&["convert", model, "out.gguf"], names);
+    assert!(!place.exists("out.gguf"));
+    assert_eq!(place.leftovers(), [""; 0]);
+}
+
+#[test]
+fn what_is_no_model_is_refused() {
+    let place = Place::new();
+    place.write("text.gguf", "no model");
+    place.write("empty.gguf", "");
+    fs::create_dir_all(place.path("dir")).unwrap();
+    fs::create_dir_all(place.path("run/checkpoints")).unwrap();
+    refused(&place, "text.gguf", &["text.gguf", "magic", "GGUF", "no m"]);
+    refused(&place, "empty.gguf", &["empty.gguf"]);
+    refused(&place, "missing.gguf", &["missing.gguf", "No such file"]);
+    refused(&place, "dir", &["dir/config.json", "No such file"]);
+    refused(&place, "run", &["run: ", "no checkpoint"]);
+    refused(&place, "/dev/zero", &["/dev/zero", "regular file"]);
+    refused(&place, env!("CARGO_BIN_EXE_trine"), &["magic"]);
+}
+
+#[test]
+fn truncated_ggufs_are_refused() {
+    let place = Place::with_gguf();
+    let whole = place.read("model.gguf");
+    for length in [3, 4, 11, 23, 24, 40, 1000, whole.len() / 2, whole.len() - 1] {
+        place.write("cut.gguf", &whole[..length]);
+        place.refused(&["inspect", "cut.gguf"], &["cut.gguf"]);
+    }
+    refused(&place, "cut.gguf", &["cut.gguf"]);
+}
+
+#[test]
+fn absurd_sizes_in_a_gguf_are_refused() {
+    let place = Place::with_gguf();
+    let whole = place.read("model.gguf");
+    // Number of tensors, number of keys, length of the first key.
+    for at in [8, 16, 24] {
+        for size in [u64::MAX, 1 << 62, 1 << 40] {
+            let mut bytes = whole.clone();
+            bytes[at..at + 8].copy_from_slice(&size.to_le_bytes());
+            place.write("absurd.gguf", bytes);
+            refused(&place, "absurd.gguf", &["absurd.gguf"]);
+        }
+    }
+}
+
+#[test]
+fn flipped_bits_work_or_are_refused_and_never_panic() {
+    let place = Place::with_gguf();
+    let whole = place.read("model.gguf");
+    // Primes apart, so that all parts of keys and tensor descriptions are met.
+    let head = (0..6000).step_by(61);
+    let rest = (6000..whole.len()).step_by(8009);
+    for (n, at) in head.chain(rest).enumerate() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (n % 8);
+        place.write("flipped.gguf", bytes);
+        let ran = place.run(&["run", "flipped.gguf", "-n", "2", "--json"]);
+        match ran.code {
+            Some(0) => {}
+            _ => {
+                ran.check_refused(&["byte", &at.to_string()], &[]);
+                assert_eq!(ran.stderr.lines().count(), 1, "byte {at}: {}", ran.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_safetensors_are_refused() {
+    let place = Place::with_model();
+    let file = "model/model.safetensors";
+    let whole = place.read(file);
+    for length in [u64::MAX, 1 << 40, whole.len() as u64] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        place.write(file, bytes);
+        refused(&place, "model", &[file, "header"]);
+    }
+    place.write(file, &whole[..whole.len() - 1]);
+    refused(&place, "model", &[file, "tensor data"]);
+    place.write(file, &whole[..5]);
+    refused(&place, "model", &[file]);
+
+    // A tensor under another name of the same length is one missing.
+    let name = b"model.norm.weight";
+    let at = whole.windows(name.len()).position(|w| w == name).unwrap();
+    let mut bytes = whole.clone();
+    bytes[at..at + name.len()].copy_from_slice(b"model.norm.wright");
+    place.write(file, bytes);
+    refused(&place, "model", &["model", "`model.norm.weight`", "none of this name"]);
+
+    fs::remove_file(place.path(file)).unwrap();
+    refused(&place, "model", &[file, "No such file"]);
+}
+
+#[test]
+fn configurations_that_do_not_fit_are_refused() {
+    let place = Place::with_model();
+    let file = "model/config.json";
+    let whole = String::from_utf8(place.read(file)).unwrap();
+    let size = "\"intermediate_size\": 160";
+    place.edit(file, size, "\"intermediate_size\": 176");
+    refused(&place, "model", &["model.safetensors", "shape [176, 64]", "shape [160, 64]"]);
+    for (value, names) in [
+        ("0", &["intermediate_size", "found 0"][..]),
+        ("-1", &["intermediate_size"]),
+        ("1e300", &["intermediate_size"]),
+        ("18446744073709551615", &["intermediate_size"]),
+        ("\"many\"", &["intermediate_size"]),
+        ("[", &["JSON"]),
+    ] {
+        place.write(file, whole.replace(size, &format!("\"intermediate_size\": {value}")));
+        refused(&place, "model", &[&[file][..], names].concat());
+    }
+}
+
+#[test]
+fn tokenizers_that_do_not_serve_are_refused() {
+    let place = Place::with_model();
+    let file = "model/tokenizer.json";
+    let whole = place.read(file);
+    let run = ["run", "model", "-n", "2"];
+    // A control character inside of the decoder, on which the library that reads it panics.
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let decoder = text.find("\"decoder\"").unwrap();
+    let at = decoder + text[decoder..].find("ByteLevel").unwrap();
+    let mut bytes = whole.clone();
+    bytes[at] = 1;
+    place.write(file, bytes);
+    place.refused(&run, &["tokenizer", "model", "control character"]);
+    place.write(file, &whole[..whole.len() / 2]);
+    place.refused(&run, &["tokenizer", "model", "EOF"]);
+    fs::remove_file(place.path(file)).unwrap();
+    place.refused(&run, &["model has no tokenizer", "--tokenizer"]);
+    place.refused(&["tokenizer", "encode", "model", "x"], &["model has no tokenizer"]);
+    // One of another model does not fit.
+    place.ok(&["data", "synth", "corpus.txt", "--bytes", "40000"]);
+    place.ok(&["tokenizer", "train", "corpus.txt", "--out", "t.json", "--vocab-size", "600"]);
+    let other = ["run", "model", "--tokenizer", "t.json"];
+    place.refused(&other, &["600 ids", "512"]);
+    place.refused(&["run", "model", "--tokenizer", "none.json"], &["none.json", "No such file"]);
+    // Ids alone need none.
+    place.ok(&["logits", "model", "--ids", "1,2"]);
+}
+
+#[test]
+fn ids_outside_the_vocabulary_and_the_context_are_refused() {
+    let place = Place::new();
+    place.refused(&["logits", FIXTURE, "--ids", "1,512"], &["bf16", "512", "outside"]);
+    let ids = vec!["1"; 513].join(",");
+    place.refused(&["logits", FIXTURE, "--ids", &ids], &["bf16", "context", "513", "512"]);
+    place.refused(&["tokenizer", "decode", FIXTURE, "99999"], &["bf16", "99999", "512"]);
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let place = Place::new();
+    for (option, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "0"),
+        ("--min-p", "1.5"),
+        ("--repetition-penalty", "0"),
+    ] {
+        let name = option.trim_start_matches("--").replace('-', "_");
+        place.refused(&["run", FIXTURE, option, value], &[&name, "expected", "found"]);
+    }
+}
