@@ -210,27 +210,49 @@ impl ModelConfig {
         self.tensor_ids().into_iter().map(area).sum()
     }
 
-    /// Rotary tables `(cos, sin)` for positions `0..positions`, each `(positions, head_dim / 2)`.
+    /// Rotary frequencies of the pairs, `(head_dim / 2)`: `1 / theta^(2i / head_dim)` for pair `i`.
     ///
-    /// The frequency of pair `i` is `1 / theta^(2i / head_dim)` and the angle is position times
-    /// frequency, every step rounded to f32 as transformers does; cosine and sine are taken in f64
-    /// of the f32 angle and rounded once, so that every caller sees the same bits.
-    pub fn rope_tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
-        let pairs = self.head_dim / 2;
-        let inv_freq: Vec<f32> = (0..pairs)
+    /// Every step is rounded to f32 as transformers does, with the power taken in f64 and rounded
+    /// once. [`libm`] computes it, and the cosines of [`Self::rope_rows`], so that the bits do not
+    /// depend on the C library of the machine.
+    pub fn rope_inv_freq(&self) -> Vec<f32> {
+        (0..self.head_dim / 2)
             .map(|i| {
                 let exponent = (2 * i) as f32 / self.head_dim as f32;
-                1.0 / f64::from(self.rope_theta).powf(f64::from(exponent)) as f32
+                1.0 / libm::pow(f64::from(self.rope_theta), f64::from(exponent)) as f32
             })
-            .collect();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for position in 0..positions {
-            for freq in &inv_freq {
-                let angle = f64::from(position as f32 * freq);
-                cos.push(angle.cos() as f32);
-                sin.push(angle.sin() as f32);
+            .collect()
+    }
+
+    /// Rotary rows from `position` on: `inv_freq` is [`Self::rope_inv_freq`], `cos` and `sin` are
+    /// `(rows, head_dim / 2)` for as many consecutive positions as they hold.
+    ///
+    /// The angle is position times frequency in f32; its cosine and sine are taken in f64 and
+    /// rounded once, so that every caller sees the same bits, whatever range it asks for.
+    ///
+    /// # Panics
+    /// When `cos` and `sin` are not of one length, a multiple of `inv_freq`'s.
+    pub fn rope_rows(inv_freq: &[f32], position: usize, cos: &mut [f32], sin: &mut [f32]) {
+        let pairs = inv_freq.len();
+        assert!(cos.len() == sin.len() && cos.len().is_multiple_of(pairs), "rotary rows are whole");
+        let rows = cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs));
+        for (row, (cos, sin)) in rows.enumerate() {
+            let position = (position + row) as f32;
+            for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(inv_freq) {
+                let angle = f64::from(position * freq);
+                *cos = libm::cos(angle) as f32;
+                *sin = libm::sin(angle) as f32;
             }
         }
+    }
+
+    /// Rotary tables `(cos, sin)` for positions `0..positions`, each `(positions, head_dim / 2)`:
+    /// [`Self::rope_rows`] from the first position on.
+    pub fn rope_tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let inv_freq = self.rope_inv_freq();
+        let (mut cos, mut sin) =
+            (vec![0.0; positions * inv_freq.len()], vec![0.0; positions * inv_freq.len()]);
+        Self::rope_rows(&inv_freq, 0, &mut cos, &mut sin);
         (cos, sin)
     }
 }
@@ -294,5 +316,32 @@ pub(crate) mod tests {
         assert_eq!((cos[0], sin[0], cos[63], sin[63]), (1.0, 0.0, 1.0, 0.0));
         assert_eq!(cos[2 * 64], 2f64.cos() as f32);
         assert_eq!(sin[2 * 64], 2f64.sin() as f32);
+    }
+
+    #[test]
+    fn rope_rows_of_a_range_are_those_of_the_table() {
+        let config = config_2b4t();
+        let (cos, sin) = config.rope_tables(300);
+        let inv_freq = config.rope_inv_freq();
+        for (start, rows) in [(0, 1), (1, 2), (131, 7), (299, 1)] {
+            let (mut c, mut s) = (vec![f32::NAN; rows * 64], vec![f32::NAN; rows * 64]);
+            ModelConfig::rope_rows(&inv_freq, start, &mut c, &mut s);
+            assert_eq!(c, cos[start * 64..][..rows * 64]);
+            assert_eq!(s, sin[start * 64..][..rows * 64]);
+        }
+    }
+
+    #[test]
+    fn rope_bits_are_the_same_on_every_machine() {
+        // FNV-1a of the bits, so that a platform's own power or cosine would show.
+        let (cos, sin) = config_2b4t().rope_tables(4096);
+        let hash = cos
+            .iter()
+            .chain(&sin)
+            .flat_map(|x| x.to_bits().to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            });
+        assert_eq!(hash, 0x7108_7e1b_30d8_09b7, "{hash:#018x}");
     }
 }
