@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype as SafeDtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype as SafeDtype, SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use trine_format::{
     AtomicDir, AtomicFile, BoxError, DenseTensor, Dtype, TensorSource, TokenizerFiles,
@@ -52,19 +52,15 @@ pub fn save(
     let source = Masters(model.params());
     trine_format::write_hf_files(path, model.config(), Dtype::F32, &source, Some(tokenizer))?;
 
-    let mut views = Vec::new();
-    let moments: Vec<(&str, Moments)> = optimizer.moments().collect();
-    for (name, Moments { m, v }) in &moments {
-        for (prefix, values) in [("m", m), ("v", v)] {
-            let bytes: &[u8] = bytemuck::cast_slice(values);
-            let view = TensorView::new(SafeDtype::F32, vec![values.len()], bytes)
-                .map_err(|e| corrupt(dir, format!("{OPTIMIZER}: {e}")))?;
-            views.push((format!("{prefix}.{name}"), view));
-        }
-    }
-    let bytes = safetensors::serialize(views, None)
-        .map_err(|e| corrupt(dir, format!("{OPTIMIZER}: {e}")))?;
-    write(&path.join(OPTIMIZER), &bytes)?;
+    let moments: Vec<_> = optimizer.moments().collect();
+    let tensors = moments.iter().flat_map(|(name, moments)| {
+        [("m", &moments.m), ("v", &moments.v)]
+            .map(|(kind, values)| (format!("{kind}.{name}"), Values::new(values)))
+    });
+    safetensors::serialize_to_file(tensors, None, &path.join(OPTIMIZER)).map_err(|e| match e {
+        SafeTensorError::IoError(source) => TrainError::Write { path: dir.join(OPTIMIZER), source },
+        other => corrupt(dir, format!("{OPTIMIZER}: {other}")),
+    })?;
     let state = serde_json::to_vec_pretty(state).expect("plain data serializes");
     write(&path.join(STATE), &state)?;
     staged.commit_replacing()?;
@@ -113,6 +109,41 @@ pub fn latest(run_dir: &Path) -> Option<PathBuf> {
     paths.filter_map(|path| Some((step(&path)?, path))).max().map(|(_, path)| path)
 }
 
+/// Numbers as safetensors takes them: borrowed, so that saving needs no memory for a copy.
+struct Values<'a> {
+    values: &'a [f32],
+    shape: [usize; 1],
+}
+
+impl<'a> Values<'a> {
+    fn new(values: &'a [f32]) -> Self {
+        Self { values, shape: [values.len()] }
+    }
+}
+
+impl View for Values<'_> {
+    fn dtype(&self) -> SafeDtype {
+        SafeDtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // Little-endian whatever the machine, as the format has it.
+        let shape = &self.shape;
+        match DenseTensor::from_f32("", shape, self.values).data {
+            Cow::Borrowed(_) => Cow::Borrowed(bytemuck::cast_slice(self.values)),
+            owned => Cow::Owned(owned.into_owned()),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
+}
+
 /// Parameters as the source of a model file.
 struct Masters<'a>(&'a Params);
 
@@ -120,6 +151,9 @@ impl TensorSource for Masters<'_> {
     fn dense(&self, name: &str) -> Result<DenseTensor<'_>, BoxError> {
         let tensor = self.0.get(name)?;
         let values = view(tensor)?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(format!("element {at} is {}: such a model is not kept", values[at]).into());
+        }
         // The view cannot outlive this call, so the writer gets a copy, one tensor at a time.
         let borrowed = DenseTensor::from_f32(name, tensor.dims(), &values);
         let data = Cow::Owned(borrowed.data.into_owned());

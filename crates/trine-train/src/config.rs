@@ -126,7 +126,7 @@ pub struct ScheduleConfig {
     pub min_learning_rate: f64,
     /// `two-stage`: where the second stage begins, as a share of all steps.
     pub switch_at: f64,
-    /// `two-stage`: peak learning rate of the second stage.
+    /// `two-stage`: peak of the cosine that the second stage follows; at most the first peak.
     pub second_learning_rate: f64,
 }
 
@@ -154,7 +154,7 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Updates between validations; the end is always validated.
     pub eval_every: usize,
-    /// Most tokens of a validation; 0 takes all of the held-out text.
+    /// Most tokens of a validation, but at least one batch; 0 takes all of the held-out text.
     pub eval_tokens: usize,
     /// Updates between checkpoints; the end always has one.
     pub checkpoint_every: usize,
@@ -356,10 +356,59 @@ impl RunConfig {
         for beta in self.optimizer.betas {
             require((0.0..1.0).contains(&beta), "optimizer.betas", "numbers in [0, 1)", beta)?;
         }
-        let (switch, val) = (self.schedule.switch_at, self.data.val_fraction);
-        require((0.0..=1.0).contains(&switch), "schedule.switch_at", "a share in [0, 1]", switch)?;
+        self.check_schedule()?;
+        let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
+    }
+}
+
+impl RunConfig {
+    /// The second stage of a schedule is the lower one.
+    fn check_schedule(&self) -> Result<(), TrainError> {
+        let s = &self.schedule;
+        let share = s.switch_at;
+        require((0.0..=1.0).contains(&share), "schedule.switch_at", "a share in [0, 1]", share)?;
+        let (first, second) = (self.optimizer.learning_rate, s.second_learning_rate);
+        require(
+            s.kind != ScheduleKind::TwoStage || second <= first,
+            "schedule.second_learning_rate",
+            &format!("at most optimizer.learning_rate {first}"),
+            second,
+        )
+    }
+
+    /// The dotted keys in which a run may not change when it is resumed, of those that differ.
+    ///
+    /// A run may be made longer and watched in another way; everything else decides what its steps
+    /// do, and a change would make it a different run.
+    pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
+        const MAY_CHANGE: [&str; 5] = [
+            "name",
+            "train.steps",
+            "train.eval_every",
+            "train.eval_tokens",
+            "train.checkpoint_every",
+        ];
+        let mut keys = Vec::new();
+        let table = |config: &Self| toml::Table::try_from(config).expect("plain data serializes");
+        differing(&table(self), &table(other), "", &mut keys);
+        keys.retain(|key| !MAY_CHANGE.contains(&key.as_str()));
+        keys
+    }
+}
+
+/// Collects the dotted keys whose values differ.
+fn differing(a: &toml::Table, b: &toml::Table, prefix: &str, keys: &mut Vec<String>) {
+    for (key, value) in a {
+        let path = format!("{prefix}{key}");
+        match (value, b.get(key)) {
+            (toml::Value::Table(a), Some(toml::Value::Table(b))) => {
+                differing(a, b, &format!("{path}."), keys);
+            }
+            (a, b) if Some(a) != b => keys.push(path),
+            _ => {}
+        }
     }
 }
 
@@ -455,11 +504,21 @@ mod tests {
             ("optimizer.learning_rate=-1.0", "optimizer.learning_rate"),
             ("optimizer.betas=[0.9, 1.5]", "optimizer.betas"),
             ("data.val_fraction=1.5", "data.val_fraction"),
+            ("schedule.second_learning_rate=2e-3", "schedule.second_learning_rate"),
             ("steps", "key=value"),
         ] {
             let error = parse("", &[setting]).unwrap_err();
             assert!(error.contains(key), "{setting}: {error}");
         }
+    }
+
+    #[test]
+    fn a_resumed_run_may_only_be_made_longer() {
+        let config = |overrides: &[&str]| parse("", overrides).unwrap();
+        let longer = config(&["train.steps=2000", "train.eval_every=5", "name=other"]);
+        assert!(config(&[]).changed_keys(&longer).is_empty());
+        let other = config(&["seed=9", "train.batch_size=3", "schedule.kind=cosine"]);
+        assert_eq!(config(&[]).changed_keys(&other), ["schedule.kind", "seed", "train.batch_size"]);
     }
 
     #[test]

@@ -63,24 +63,16 @@ pub enum TrainError {
         /// What was expected and found.
         message: String,
     },
-    /// The loss is NaN or infinite.
+    /// The loss or a gradient is NaN or infinite; nothing was updated with it.
     #[error(
-        "the loss became {loss} at step {step}; the last checkpoint is kept. \
+        "the run diverged at step {step}: {what}; the last checkpoint is kept. \
          A lower learning rate or a longer warm-up usually helps"
     )]
     Diverged {
         /// Step at which it happened.
         step: usize,
-        /// The loss.
-        loss: f32,
-    },
-    /// A token id that the model has no embedding for.
-    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
-    TokenId {
-        /// The id.
-        id: u32,
-        /// Number of embeddings.
-        vocab_size: usize,
+        /// The number that is not finite, with the parameter where there is one.
+        what: String,
     },
     /// A model on disk is not usable.
     #[error(transparent)]

@@ -47,22 +47,7 @@ impl Bitnet {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (b, t) = ids.dims2()?;
-        if t > self.config.max_position_embeddings {
-            candle_core::bail!(
-                "{t} tokens, but the model has {} positions",
-                self.config.max_position_embeddings
-            );
-        }
-        let embed = self.params.get(names::EMBED)?;
-        let mut x = embed.index_select(&ids.flatten_all()?, 0)?.reshape((b, t, ()))?;
-        for layer in 0..self.config.num_hidden_layers {
-            x = (&x + self.attention(layer, &x)?)?;
-            x = (&x + self.feed_forward(layer, &x)?)?;
-        }
-        let x = self.norm(names::FINAL_NORM, &x)?;
-        let head = if self.config.tie_word_embeddings { names::EMBED } else { names::HEAD };
-        linear(&x, self.params.get(head)?)
+        Pass { model: self, gradients: true }.logits(ids)
     }
 
     /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
@@ -70,44 +55,92 @@ impl Bitnet {
     /// # Errors
     /// As [`Self::forward`].
     pub fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let logits = self.forward(inputs)?;
-        let logits = logits.reshape(((), self.config.vocab_size))?;
+        Pass { model: self, gradients: true }.loss(inputs, targets)
+    }
+
+    /// As [`Self::loss`], without what a backward pass would need: activations are freed as the
+    /// pass goes on.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn evaluate(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        Pass { model: self, gradients: false }.loss(inputs, targets)
+    }
+}
+
+/// One forward pass.
+struct Pass<'a> {
+    model: &'a Bitnet,
+    /// Whether Candle is to remember the pass.
+    gradients: bool,
+}
+
+impl Pass<'_> {
+    fn param(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.model.params.get(name)?;
+        Ok(if self.gradients { tensor.clone() } else { tensor.detach() })
+    }
+
+    fn logits(&self, ids: &Tensor) -> Result<Tensor> {
+        let config = &self.model.config;
+        let (b, t) = ids.dims2()?;
+        if t > config.max_position_embeddings {
+            candle_core::bail!(
+                "{t} tokens, but the model has {} positions",
+                config.max_position_embeddings
+            );
+        }
+        let embed = self.param(names::EMBED)?;
+        let mut x = embed.index_select(&ids.flatten_all()?, 0)?.reshape((b, t, ()))?;
+        for layer in 0..config.num_hidden_layers {
+            x = (&x + self.attention(layer, &x)?)?;
+            x = (&x + self.feed_forward(layer, &x)?)?;
+        }
+        let x = self.norm(names::FINAL_NORM, &x)?;
+        let head = if config.tie_word_embeddings { names::EMBED } else { names::HEAD };
+        linear(&x, &self.param(head)?)
+    }
+
+    fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let logits = self.logits(inputs)?.reshape(((), self.model.config.vocab_size))?;
         ops::cross_entropy(&logits, &targets.flatten_all()?)
     }
 
     fn attention(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let config = &self.model.config;
         let x = self.norm(&names::input_norm(layer), x)?;
         let q = self.projection(layer, Projection::Q, &x)?;
         let k = self.projection(layer, Projection::K, &x)?;
         let v = self.projection(layer, Projection::V, &x)?;
-        let mut y = ops::attention(&q, &k, &v, self.config.head_dim, &self.rope)?;
-        if self.config.sub_norms {
+        let mut y = ops::attention(&q, &k, &v, config.head_dim, &self.model.rope)?;
+        if config.sub_norms {
             y = self.norm(&names::attn_sub_norm(layer), &y)?;
         }
         self.projection(layer, Projection::O, &y)
     }
 
     fn feed_forward(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let config = &self.model.config;
         let x = self.norm(&names::post_attention_norm(layer), x)?;
         let gate = self.projection(layer, Projection::Gate, &x)?;
         let up = self.projection(layer, Projection::Up, &x)?;
-        let mut y = ops::gate(&gate, &up, self.config.hidden_act)?;
-        if self.config.sub_norms {
+        let mut y = ops::gate(&gate, &up, config.hidden_act)?;
+        if config.sub_norms {
             y = self.norm(&names::ffn_sub_norm(layer), &y)?;
         }
         self.projection(layer, Projection::Down, &y)
     }
 
     fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        ops::rms_norm(x, self.params.get(name)?, self.config.rms_norm_eps)
+        ops::rms_norm(x, &self.param(name)?, self.model.config.rms_norm_eps)
     }
 
     fn projection(&self, layer: usize, p: Projection, x: &Tensor) -> Result<Tensor> {
         let name = names::projection(layer, p);
-        let weight = self.params.get(&name)?;
-        match self.config.quantization {
-            Quantization::None => linear(x, weight),
-            _ => ops::bitlinear(x, weight, &name),
+        let weight = self.param(&name)?;
+        match self.model.config.quantization {
+            Quantization::None => linear(x, &weight),
+            _ => ops::bitlinear(x, &weight, &name),
         }
     }
 }

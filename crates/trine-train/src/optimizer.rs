@@ -4,7 +4,7 @@
 //! Masters and moments are f32; the update is one pass over a parameter, in place.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::ops::{contiguous, view};
 
+use crate::schedule::Rates;
 use crate::{Params, TrainError};
 
 /// Elements that one thread takes at a time.
@@ -77,6 +78,11 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
     Ok(sum.sqrt())
 }
 
+/// A poisoned lock is of no interest: an update that panicked ended the run.
+fn lock(moments: &Mutex<Moments>) -> MutexGuard<'_, Moments> {
+    moments.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 impl AdamW {
     /// An optimizer with zero moments.
     pub fn new(config: AdamWConfig, params: &Params) -> Self {
@@ -86,17 +92,9 @@ impl AdamW {
         Self { config, step: 0, moments }
     }
 
-    /// Number of updates made.
-    pub fn steps(&self) -> usize {
-        self.step
-    }
-
-    /// Copies of all moments by parameter name, for a checkpoint.
-    pub fn moments(&self) -> impl Iterator<Item = (&str, Moments)> {
-        self.moments.iter().map(|(name, moments)| {
-            let moments = moments.lock().unwrap_or_else(|e| e.into_inner());
-            (name.as_str(), moments.clone())
-        })
+    /// All moments by parameter name, in name order, for a checkpoint.
+    pub fn moments(&self) -> impl Iterator<Item = (&str, MutexGuard<'_, Moments>)> {
+        self.moments.iter().map(|(name, moments)| (name.as_str(), lock(moments)))
     }
 
     /// Takes up the state of a checkpoint: the number of updates made and the moments.
@@ -121,7 +119,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// One update of all parameters; returns the global gradient norm before clipping.
+    /// One update of all parameters. `norm` is the [`global_norm`] of the gradients; it must be
+    /// finite, for a NaN would reach every parameter.
     ///
     /// # Errors
     /// When a gradient is missing or of another shape.
@@ -129,11 +128,10 @@ impl AdamW {
         &mut self,
         params: &Params,
         gradients: &Gradients,
-        learning_rate: f64,
-        weight_decay: f64,
-    ) -> Result<f64, TrainError> {
+        norm: f64,
+        Rates { learning_rate, weight_decay }: Rates,
+    ) -> Result<(), TrainError> {
         self.step += 1;
-        let norm = global_norm(gradients)?;
         let clip = match self.config.clip_grad_norm {
             Some(max) => (max / (norm + 1e-6)).min(1.0),
             None => 1.0,
@@ -159,7 +157,7 @@ impl AdamW {
             };
             var.as_tensor().inplace_op2(gradient, &op)?;
         }
-        Ok(norm)
+        Ok(())
     }
 }
 
@@ -196,7 +194,7 @@ impl InplaceOp2 for Update<'_> {
             candle_core::bail!("adamw: expected an f32 variable");
         };
         let weights = &mut weights[start..end];
-        let mut moments = self.moments.lock().unwrap_or_else(|e| e.into_inner());
+        let mut moments = lock(self.moments);
         let Moments { m, v } = &mut *moments;
         if gradient.len() != weights.len() || m.len() != weights.len() {
             candle_core::bail!("adamw: {} gradients for {} weights", gradient.len(), weights.len());
@@ -214,5 +212,62 @@ impl InplaceOp2 for Update<'_> {
             },
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// Three steps of AdamW written down in f64, straight from PyTorch's documentation.
+    fn formula(mut w: f64, gradients: [f64; 3], rate: f64, decay: f64) -> f64 {
+        let (mut m, mut v) = (0.0, 0.0);
+        for (t, g) in (1..).zip(gradients) {
+            w *= 1.0 - rate * decay;
+            m = 0.9 * m + 0.1 * g;
+            v = 0.95 * v + 0.05 * g * g;
+            let (m_hat, v_hat): (f64, f64) =
+                (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.95f64.powi(t)));
+            w -= rate * m_hat / (v_hat.sqrt() + 1e-8);
+        }
+        w
+    }
+
+    #[test]
+    fn updates_are_the_formula_and_norms_do_not_decay() {
+        let gradients = [0.5f64, -2.0, 0.25];
+        for (shape, decays) in [(vec![1, 1], true), (vec![1], false)] {
+            let var = Var::from_vec(vec![1.5f32], shape, &Device::Cpu).unwrap();
+            let params = Params::from_vars([("p".to_owned(), var.clone())]);
+            let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip_grad_norm: None };
+            let mut adamw = AdamW::new(config, &params);
+            for g in gradients {
+                let gradient = Tensor::full(g as f32, var.shape(), &Device::Cpu).unwrap();
+                let gradients = Gradients::from([("p".to_owned(), gradient)]);
+                let rates = Rates { learning_rate: 0.1, weight_decay: 0.7 };
+                adamw.update(&params, &gradients, g.abs(), rates).unwrap();
+            }
+            let found = var.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+            let expected = formula(1.5, gradients, 0.1, if decays { 0.7 } else { 0.0 });
+            assert!((f64::from(found) - expected).abs() < 1e-6, "{found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn clipping_scales_the_gradient_to_the_norm() {
+        let var = Var::from_vec(vec![0f32; 2], 2, &Device::Cpu).unwrap();
+        let params = Params::from_vars([("p".to_owned(), var.clone())]);
+        let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip_grad_norm: Some(1.0) };
+        let mut adamw = AdamW::new(config, &params);
+        let gradient = Tensor::new(&[30f32, 40.0], &Device::Cpu).unwrap();
+        let gradients = Gradients::from([("p".to_owned(), gradient)]);
+        let norm = global_norm(&gradients).unwrap();
+        assert_eq!(norm, 50.0);
+        let rates = Rates { learning_rate: 1e-3, weight_decay: 0.0 };
+        adamw.update(&params, &gradients, norm, rates).unwrap();
+        let (_, moments) = adamw.moments().next().unwrap();
+        let expected = [0.1 * 0.6, 0.1 * 0.8];
+        assert!(moments.m.iter().zip(expected).all(|(m, e)| (m - e).abs() < 1e-6), "{moments:?}");
     }
 }

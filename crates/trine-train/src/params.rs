@@ -67,6 +67,12 @@ impl Params {
         Ok(Self { vars })
     }
 
+    /// Parameters that are made already.
+    #[cfg(test)]
+    pub(crate) fn from_vars(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
+        Self { vars: vars.into_iter().collect() }
+    }
+
     /// The variable of that name.
     ///
     /// # Errors

@@ -31,9 +31,6 @@ use crate::checkpoint::{self, TrainerState};
 use crate::optimizer::{self, AdamW, AdamWConfig};
 use crate::{Bitnet, Params, RunConfig, TrainError, schedule};
 
-/// Sequences that go through the model together during validation.
-const EVAL_BATCH: usize = 64;
-
 /// What one update did.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
@@ -134,12 +131,14 @@ impl Trainer {
     /// Takes up the run in `run_dir` from its latest checkpoint.
     ///
     /// # Errors
-    /// No run there, no checkpoint yet, or one that does not fit the run's configuration.
+    /// No run there, no checkpoint yet, other data than the run began with, or a configuration that
+    /// would make it another run: it may be made longer and evaluated otherwise, no more.
     pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
         let Some(path) = checkpoint::latest(run_dir) else {
             let message = "no checkpoint to resume from".to_owned();
             return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
         };
+        check_same_run(&config, &data, run_dir)?;
         let file = ModelFile::open(&path)?;
         let expected = model_config(&config, &data.tokenizer)?;
         if *file.config() != expected {
@@ -256,16 +255,16 @@ impl Trainer {
         let loss = self.model.loss(&inputs, &targets)?;
         let value = loss.to_scalar::<f32>()?;
         if !value.is_finite() {
-            return Err(TrainError::Diverged { step, loss: value });
+            return Err(TrainError::Diverged { step, what: format!("the loss became {value}") });
         }
         let gradients = optimizer::collect(self.model.params(), &mut loss.backward()?)?;
+        let grad_norm = optimizer::global_norm(&gradients)?;
+        if !grad_norm.is_finite() {
+            let what = format!("the gradient norm became {grad_norm} at a loss of {value}");
+            return Err(TrainError::Diverged { step, what });
+        }
         let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
-        let grad_norm = self.optimizer.update(
-            self.model.params(),
-            &gradients,
-            rates.learning_rate,
-            rates.weight_decay,
-        )?;
+        self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
         let tokens = (batch * seq_len) as u64;
         self.state.step += 1;
         self.state.tokens += tokens;
@@ -287,12 +286,12 @@ impl Trainer {
     pub fn validation_batches(
         &self,
     ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + '_, TrainError> {
-        let seq_len = self.config.data.seq_len;
+        let (seq_len, batch) = (self.config.data.seq_len, self.config.train.batch_size);
         let limit = match self.config.train.eval_tokens {
             0 => usize::MAX,
-            tokens => tokens.div_ceil(seq_len * EVAL_BATCH),
+            tokens => (tokens / (seq_len * batch)).max(1),
         };
-        Ok(eval_windows(&self.val, EVAL_BATCH, seq_len)?.take(limit))
+        Ok(eval_windows(&self.val, batch, seq_len)?.take(limit))
     }
 
     /// Mean cross entropy in nats over the held-out text.
@@ -304,7 +303,7 @@ impl Trainer {
         for batch in self.validation_batches()? {
             let batch = batch?;
             let (inputs, targets) = tensors(&batch)?;
-            let loss = self.model.loss(&inputs, &targets)?.to_scalar::<f32>()?;
+            let loss = self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?;
             total += f64::from(loss) * batch.batch as f64;
             sequences += batch.batch;
         }
@@ -359,7 +358,7 @@ impl Parts {
         let seq_len = config.data.seq_len;
         let batches = Batches::new(train, config.train.batch_size, seq_len, config.seed)?;
         // A held-out text that is too short is said now rather than at the first validation.
-        drop(eval_windows(&val, EVAL_BATCH, seq_len)?);
+        drop(eval_windows(&val, config.train.batch_size, seq_len)?);
         Ok(Self { batches, val, tokenizer })
     }
 }
@@ -424,6 +423,28 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     let path = path.to_owned();
     move |source| TrainError::Write { path, source }
+}
+
+/// Refuses to go on with a run on other data or with settings that change what its steps do.
+fn check_same_run(config: &RunConfig, data: &Dataset, run_dir: &Path) -> Result<(), TrainError> {
+    let refuse = |message| Err(TrainError::RunDir { path: run_dir.to_owned(), message });
+    let path = run_dir.join("config.toml");
+    let changed = RunConfig::load(&path, &[])?.changed_keys(config);
+    if !changed.is_empty() {
+        let keys = changed.join(", ");
+        return refuse(format!("cannot be resumed with another {keys}: that would be another run"));
+    }
+    let path = run_dir.join("run.json");
+    let text =
+        std::fs::read(&path).map_err(|e| TrainError::Read { path: path.clone(), source: e })?;
+    let about: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|e| TrainError::Checkpoint { path, message: e.to_string() })?;
+    let hash = data_hash(data)?;
+    if about["data_hash"] != hash.as_str() {
+        let expected = &about["data_hash"];
+        return refuse(format!("expected the data it began with, {expected}, found {hash}"));
+    }
+    Ok(())
 }
 
 /// Identifies what a run was trained on: the tokens of both shards and their tokenizer.

@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use trine_format::{HiddenAct, ModelConfig, ModelFile, Quantization};
 use trine_train::optimizer::{self, AdamW, AdamWConfig};
+use trine_train::schedule::Rates;
 use trine_train::{Bitnet, Params};
 
 fn fixture(name: &str) -> PathBuf {
@@ -71,7 +72,7 @@ fn three_steps_match_pytorch() {
         let loss = model.loss(&inputs, &targets).unwrap();
         let value = f64::from(loss.to_scalar::<f32>().unwrap());
         // After the first step, weights near a threshold may have flipped: losses stay close.
-        let tolerance = if step == 0 { 1e-5 } else { 2e-3 };
+        let tolerance = if step == 0 { 1e-6 } else { 2e-3 };
         let error = (value / losses[step] - 1.0).abs();
         assert!(error < tolerance, "loss before step {step}: {value}, not {}", losses[step]);
         if step == 3 {
@@ -81,19 +82,25 @@ fn three_steps_match_pytorch() {
         if step == 0 {
             for (name, gradient) in &gradients {
                 let error = relative_error(&flat(gradient), &reference[&format!("grad0.{name}")]);
-                assert!(error < 1e-3, "gradient of {name}: relative error {error:.2e}");
+                assert!(error < 5e-6, "gradient of {name}: relative error {error:.2e}");
             }
         }
-        let norm = adamw.update(model.params(), &gradients, 1e-3, 0.1).unwrap();
+        let norm = optimizer::global_norm(&gradients).unwrap();
+        let rates = Rates { learning_rate: 1e-3, weight_decay: 0.1 };
+        adamw.update(model.params(), &gradients, norm, rates).unwrap();
         let error = (norm / norms[step] - 1.0).abs();
-        assert!(error < if step == 0 { 1e-4 } else { 1e-2 }, "norm {norm}, not {}", norms[step]);
+        assert!(error < if step == 0 { 1e-6 } else { 1e-3 }, "norm {norm}, not {}", norms[step]);
     }
     for (name, var) in model.params().iter() {
-        let expected = &reference[&format!("after3.{name}")];
-        // Adam moves a weight by up to 1e-3 a step in the direction of a gradient's sign, which
-        // rounding decides where a gradient is almost 0: a few weights may differ by that much.
-        let error = relative_error(&flat(var), expected);
-        assert!(error < 2e-3, "{name} after three steps: relative error {error:.2e}");
+        // What the three steps did, not what they left alone: the way from the first masters.
+        let before = file.dense(name).unwrap().to_f32();
+        let moved = |after: &[f32]| -> Vec<f32> {
+            after.iter().zip(&before).map(|(after, before)| after - before).collect()
+        };
+        let (found, expected) = (moved(&flat(var)), moved(&reference[&format!("after3.{name}")]));
+        let error = relative_error(&found, &expected);
+        // Measured: at most 1.6e-3. Forgotten weight decay alone would be 1e-2 and more.
+        assert!(error < 4e-3, "{name} after three steps: relative error of the update {error:.2e}");
     }
 }
 

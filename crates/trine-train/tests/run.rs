@@ -147,25 +147,59 @@ fn a_checkpoint_of_another_model_is_refused() {
     trainer.run(&mut Watch { stop_after: Some(1), ..Watch::default() }).unwrap();
     let mut other = config();
     other.model.intermediate_size = 64;
+    std::fs::write(run.join("config.toml"), other.to_toml()).unwrap();
     let data = Dataset::open(&run.join("data")).unwrap();
     let error = Trainer::resume(other, data, &run).err().unwrap();
     assert!(matches!(error, TrainError::Checkpoint { .. }), "{error}");
 }
 
 #[test]
-fn an_exploding_run_stops_and_keeps_its_checkpoint() {
+fn an_exploding_run_stops_and_keeps_a_checkpoint_to_go_on_from() {
+    for quantization in ["ternary", "none"] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let overrides = [
+            "optimizer.learning_rate=1e30".to_owned(),
+            "train.checkpoint_every=1".to_owned(),
+            format!("model.quantization={quantization}"),
+        ];
+        let config = RunConfig::parse(CONFIG, Path::new("test.toml"), &overrides).unwrap();
+        let data = dataset(&run.join("data"));
+        let error = Trainer::create(config.clone(), data, &run).unwrap().run(&mut ()).unwrap_err();
+        assert!(matches!(error, TrainError::Diverged { .. }), "{quantization}: {error}");
+        let data = Dataset::open(&run.join("data")).unwrap();
+        let resumed = Trainer::resume(config, data, &run).unwrap();
+        for (name, var) in resumed.model().params().iter() {
+            let values = var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(values.iter().all(|v| v.is_finite()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_run_is_not_resumed_as_another_run() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    let mut config = config();
-    config.optimizer.learning_rate = 1e30;
-    config.train.checkpoint_every = 1;
-    let mut trainer = Trainer::create(config, dataset(&run.join("data")), &run).unwrap();
-    let error = trainer.run(&mut Watch::default()).unwrap_err().to_string();
-    assert!(
-        error.contains("loss became") || error.contains("NaN") || error.contains("inf"),
-        "{error}"
-    );
-    assert!(checkpoint::latest(&run).is_some());
+    let mut trainer = Trainer::create(config(), dataset(&run.join("data")), &run).unwrap();
+    trainer.run(&mut Watch { stop_after: Some(1), ..Watch::default() }).unwrap();
+    let open = || Dataset::open(&run.join("data")).unwrap();
+    for setting in ["seed=4", "train.batch_size=5", "optimizer.learning_rate=5e-3"] {
+        let other = RunConfig::parse(CONFIG, Path::new("t.toml"), &[setting.to_owned()]).unwrap();
+        let error = Trainer::resume(other, open(), &run).err().unwrap().to_string();
+        assert!(error.contains(setting.split_once('=').unwrap().0), "{error}");
+    }
+    let text = "other text of the same letters: the hat sat on the dog and the cat. ".repeat(40);
+    let data = open();
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let text: String =
+        text.chars().filter(|c| data.tokenizer.encode_plain(&c.to_string()).is_ok()).collect();
+    let data = Dataset::from_text(&other, &data.tokenizer, &text, 0.1).unwrap();
+    let error = Trainer::resume(config(), data, &run).err().unwrap().to_string();
+    assert!(error.contains("data"), "{error}");
+    let mut longer = config();
+    longer.train.steps = 70;
+    assert!(Trainer::resume(longer, open(), &run).is_ok());
 }
 
 #[test]

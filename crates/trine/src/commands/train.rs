@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Text file, directory of `trine data prepare`, or `synth`; overrides data.path
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     data: Option<String>,
     /// Run directory; runs/<name> by default
     #[arg(short, long, value_name = "DIR")]
