@@ -78,11 +78,6 @@ impl Batches {
         self.windows
     }
 
-    /// Steps of an epoch; whole ones but for the last.
-    pub fn steps_per_epoch(&self) -> f64 {
-        self.windows as f64 / self.batch as f64
-    }
-
     /// The shard the batches are from.
     pub fn shard(&self) -> &Shard {
         &self.shard

@@ -11,12 +11,16 @@
 //! is encoded as a prompt would be (the begin token in front, where the tokenizer puts one) and
 //! closed with the end token, if there is one. What a document says is text: the name of a special
 //! token in it stays a name.
+//!
+//! A dataset that is made anew in its place is the old one, the new one, or none at all:
+//! `tokenizer.json` goes before the first shard is replaced and comes after the last. The directory
+//! itself is not replaced, as it may hold other files.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use trine_format::AtomicFile;
+use trine_format::{AtomicFile, flush_name};
 use trine_tokenizer::Tokenizer;
 
 use crate::{DataError, Shard, ShardWriter};
@@ -206,9 +210,19 @@ impl Writers {
     }
 
     fn finish(self, dir: &Path, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
+        let [json, ..] = files(dir);
+        let io = |source| DataError::Io { path: json.clone(), action: "replace", source };
+        // An old train.bin beside a new val.bin could agree in everything that `open` compares.
+        match fs::remove_file(&json) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            removed => {
+                removed.map_err(io)?;
+                flush_name(&json)?;
+            }
+        }
         self.train.finish()?;
         self.val.finish()?;
-        let mut file = AtomicFile::create(&files(dir)[0])?;
+        let mut file = AtomicFile::create(&json)?;
         file.put(tokenizer.json().as_bytes())?;
         file.commit()?;
         Dataset::open(dir)

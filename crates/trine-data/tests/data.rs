@@ -231,6 +231,34 @@ fn parts_must_belong_together() {
     assert!(refused.contains("train.bin: made with the tokenizer of hash"), "{refused}");
 }
 
+/// A preparation that dies between two of its renames leaves train.bin and val.bin of two corpora.
+#[test]
+fn a_mixture_of_two_preparations_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let (tokenizer, val) = (Tokenizer::bytes(), dir.path().join("val.bin"));
+    Dataset::from_text(dir.path(), &tokenizer, "the first corpus", 0.5).unwrap();
+    let old = fs::read(&val).unwrap();
+    // A directory that comes up under the name of the second shard ends the work there.
+    let documents = ["one", "two"].map(|document| {
+        move |val: &Path| {
+            if document == "two" {
+                fs::remove_file(val).unwrap();
+                fs::create_dir(val).unwrap();
+            }
+            Ok(document.to_owned())
+        }
+    });
+    let documents = documents.into_iter().map(|document| document(&val));
+    assert!(Dataset::from_documents(dir.path(), &tokenizer, documents, 0.5).is_err());
+    fs::remove_dir(&val).unwrap();
+    fs::write(&val, old).unwrap();
+    let refused = message(Dataset::open(dir.path()));
+    assert!(refused.contains("tokenizer.json"), "{refused}");
+    // Prepared once more, it is whole.
+    Dataset::from_text(dir.path(), &tokenizer, "the third corpus", 0.5).unwrap();
+    Dataset::open(dir.path()).unwrap();
+}
+
 #[test]
 fn files_are_read_and_mistakes_named() {
     let dir = TempDir::new().unwrap();

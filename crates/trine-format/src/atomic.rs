@@ -58,7 +58,7 @@ impl AtomicFile {
             file.into_inner().map_err(|e| FormatError::io(&path, "write")(e.into_error()))?;
         file.as_file().sync_all().map_err(FormatError::io(&path, "flush"))?;
         file.persist(&path).map_err(|e| FormatError::io(&path, "rename into place")(e.error))?;
-        sync_dir(parent(&path)).map_err(FormatError::io(&path, "flush the directory of"))
+        flush_name(&path)
     }
 }
 
@@ -143,8 +143,7 @@ impl AtomicDir {
     fn finish(self) -> Result<(), FormatError> {
         // The temporary name is gone, so there is nothing left to remove on drop.
         let _renamed = self.dir.keep();
-        sync_dir(parent(&self.target))
-            .map_err(FormatError::io(&self.target, "flush the directory of"))
+        flush_name(&self.target)
     }
 }
 
@@ -162,6 +161,16 @@ pub fn replaceable(path: &Path) -> Result<(), FormatError> {
         _ => return Ok(()),
     };
     Err(FormatError::malformed(path, "file to write", "a new name or a regular file", found))
+}
+
+/// Makes it durable that a name was given or taken away: flushes the directory that holds it.
+///
+/// Whoever renames or removes by himself calls this afterwards, as the types of this module do.
+///
+/// # Errors
+/// When the directory is missing or the disk refuses.
+pub fn flush_name(path: &Path) -> Result<(), FormatError> {
+    sync_dir(parent(path)).map_err(FormatError::io(path, "flush the directory of"))
 }
 
 /// The error of the operating system, without the temporary name that `tempfile` adds to it.

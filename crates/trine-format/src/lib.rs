@@ -12,7 +12,7 @@ pub mod names;
 mod tensor;
 mod tokenizer;
 
-pub use atomic::{AtomicDir, AtomicFile, replaceable};
+pub use atomic::{AtomicDir, AtomicFile, flush_name, replaceable};
 pub use config::{HiddenAct, ModelConfig, Projection, Quantization};
 pub use error::{BoxError, FormatError};
 pub use hf::packed as hf_packed;

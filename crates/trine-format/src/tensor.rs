@@ -76,7 +76,7 @@ impl<'a> DenseTensor<'a> {
     ///
     /// # Errors
     /// When a finite number overflows the type: no infinity must appear where there was none.
-    pub(crate) fn convert(&self, dtype: Dtype) -> Result<Cow<'_, [u8]>, BoxError> {
+    pub fn convert(&self, dtype: Dtype) -> Result<Cow<'_, [u8]>, BoxError> {
         if dtype == self.dtype {
             return Ok(Cow::Borrowed(&self.data));
         }

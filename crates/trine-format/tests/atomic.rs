@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 
 use tempfile::tempdir;
-use trine_format::{AtomicDir, AtomicFile, map_file, replaceable};
+use trine_format::{AtomicDir, AtomicFile, flush_name, map_file, replaceable};
 
 fn entries(dir: &std::path::Path) -> Vec<String> {
     let name = |e: fs::DirEntry| e.file_name().into_string().unwrap();
@@ -126,5 +126,16 @@ fn an_error_names_the_file_asked_for_and_no_temporary() {
     for error in [AtomicFile::create(&path).unwrap_err(), AtomicDir::create(&path).unwrap_err()] {
         let error = error.to_string();
         assert!(error.contains("model.gguf") && !error.contains(".trine-"), "{error}");
+    }
+}
+
+#[test]
+fn a_name_is_flushed_with_its_directory() {
+    let dir = tempdir().unwrap();
+    flush_name(&dir.path().join("taken away")).unwrap();
+    flush_name(std::path::Path::new("Cargo.toml")).unwrap();
+    if cfg!(unix) {
+        let error = flush_name(&dir.path().join("missing/m")).unwrap_err().to_string();
+        assert!(error.contains("missing/m") && error.contains("flush"), "{error}");
     }
 }
