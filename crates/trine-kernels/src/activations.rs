@@ -9,7 +9,7 @@ use trine_ternary::quantize_activations;
 
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, dispatch};
-use crate::isa::isa;
+use crate::isa::{Isa, isa};
 use crate::packed::BLOCK;
 
 /// The codes that meet one block of weights.
@@ -37,31 +37,23 @@ impl Activations {
     /// # Panics
     /// When `x` is not `(tokens, cols)`.
     pub fn quantize(x: &[f32], tokens: usize, cols: usize) -> Self {
-        let mut activations = Self::empty();
-        activations.requantize(x, tokens, cols);
-        activations
+        Self::quantize_on(isa(), x, tokens, cols)
     }
 
-    /// Quantizes `x`, `(tokens, cols)`, into the same buffers; allocates only to grow, so that
-    /// decoding does not allocate.
-    ///
-    /// # Panics
-    /// When `x` is not `(tokens, cols)`.
-    pub fn requantize(&mut self, x: &[f32], tokens: usize, cols: usize) {
+    pub(crate) fn quantize_on(isa: Isa, x: &[f32], tokens: usize, cols: usize) -> Self {
         assert_eq!(Some(x.len()), tokens.checked_mul(cols), "activations are not (tokens, cols)");
-        self.reset(tokens, cols);
+        let mut activations = Self::zeros(tokens, cols);
         if x.is_empty() {
             // Tokens without columns: scales as the definition gives them for an empty row.
-            self.scales.fill(quantize_activations(&[], &mut []));
-            return;
+            activations.scales.fill(quantize_activations(&[], &mut []));
+            return activations;
         }
-        let isa = isa();
         let padded = padded(cols);
         let quantize = |(((x, codes), sum), scale): (((_, &mut [i8]), &mut i32), &mut f32)| {
             let codes = &mut codes[..cols];
             (*sum, *scale) = dispatch(isa, Quantize { x, codes });
         };
-        let (codes, sums, scales) = (&mut *self.codes, &mut self.sums, &mut self.scales);
+        let Self { codes, sums, scales, .. } = &mut activations;
         if tokens > 1 && x.len() >= PARALLEL_ELEMENTS {
             x.par_chunks_exact(cols)
                 .zip(codes.par_chunks_exact_mut(padded))
@@ -75,6 +67,7 @@ impl Activations {
                 .zip(scales)
                 .for_each(quantize);
         }
+        activations
     }
 
     /// Takes codes, `(tokens, cols)`, and scales, `(tokens,)`, as they are.
@@ -84,8 +77,7 @@ impl Activations {
     pub fn from_codes(codes: &[i8], scales: &[f32], cols: usize) -> Self {
         let tokens = scales.len();
         assert_eq!(Some(codes.len()), tokens.checked_mul(cols), "codes are not (tokens, cols)");
-        let mut activations = Self::empty();
-        activations.reset(tokens, cols);
+        let mut activations = Self::zeros(tokens, cols);
         activations.scales.copy_from_slice(scales);
         for t in 0..tokens {
             let codes = &codes[t * cols..][..cols];
@@ -136,17 +128,9 @@ impl Activations {
         &self.codes.as_chunks().0[t * blocks..][..blocks]
     }
 
-    fn empty() -> Self {
-        Self { tokens: 0, cols: 0, codes: AlignedBuf::new(0), sums: vec![], scales: vec![] }
-    }
-
-    fn reset(&mut self, tokens: usize, cols: usize) {
-        (self.tokens, self.cols) = (tokens, cols);
-        self.codes.reset(tokens * padded(cols));
-        self.sums.clear();
-        self.sums.resize(tokens, 0);
-        self.scales.clear();
-        self.scales.resize(tokens, 0.0);
+    fn zeros(tokens: usize, cols: usize) -> Self {
+        let codes = AlignedBuf::new(tokens * padded(cols));
+        Self { tokens, cols, codes, sums: vec![0; tokens], scales: vec![0.0; tokens] }
     }
 }
 
@@ -203,17 +187,6 @@ mod tests {
                 assert!(padding.iter().all(|&code| code == 0));
             }
         }
-    }
-
-    #[test]
-    fn requantizing_forgets_what_was_there() {
-        let mut activations = Activations::quantize(&floats(5, 300), 5, 300);
-        let buffer = activations.codes.as_ptr();
-        activations.requantize(&floats(2, 100), 2, 100);
-        let fresh = Activations::quantize(&floats(2, 100), 2, 100);
-        assert_eq!(*activations.codes, *fresh.codes);
-        assert_eq!((activations.sums, activations.scales), (fresh.sums, fresh.scales));
-        assert_eq!(activations.codes.as_ptr(), buffer, "decoding must not allocate");
     }
 
     #[test]

@@ -20,24 +20,11 @@ pub(crate) struct AlignedBuf<T> {
 impl<T: Copy + Default> AlignedBuf<T> {
     /// `len` default elements.
     pub(crate) fn new(len: usize) -> Self {
-        let mut buf = Self { storage: Vec::new(), start: 0, len: 0 };
-        buf.reset(len);
-        buf
-    }
-
-    /// Makes it `len` default elements; allocates only to grow.
-    pub(crate) fn reset(&mut self, len: usize) {
         const { assert!(size_of::<T>() == 1) };
-        let room = len + LINE - 1;
-        if self.storage.len() < room {
-            self.storage = vec![T::default(); room];
-            // `align_offset` may give up and return `usize::MAX`; any start is then as good.
-            self.start = self.storage.as_ptr().align_offset(LINE).min(LINE - 1);
-            self.len = len;
-        } else {
-            self.len = len;
-            self.fill(T::default());
-        }
+        let storage = vec![T::default(); len + LINE - 1];
+        // `align_offset` may give up and return `usize::MAX`; any start is then as good.
+        let start = storage.as_ptr().align_offset(LINE).min(LINE - 1);
+        Self { storage, start, len }
     }
 }
 
@@ -80,14 +67,5 @@ mod tests {
                 assert_eq!(buf.len(), len);
             }
         }
-    }
-
-    #[test]
-    fn shrinking_keeps_the_allocation_and_clears() {
-        let mut buf = AlignedBuf::<u8>::new(100);
-        buf.fill(7);
-        let start = buf.as_ptr();
-        buf.reset(50);
-        assert_eq!((buf.as_ptr(), &*buf), (start, &[0; 50][..]));
     }
 }

@@ -44,21 +44,6 @@ pub(crate) fn dot_on(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
     dispatch(isa, Dot { a, b })
 }
 
-/// Adds `a * x` to `y`, product and sum rounded separately. Runs on [`isa()`].
-///
-/// # Panics
-/// When the lengths differ.
-#[inline]
-pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    axpy_on(isa(), a, x, y);
-}
-
-#[inline]
-pub(crate) fn axpy_on(isa: Isa, a: f32, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "vectors differ in length");
-    dispatch(isa, Axpy { a, x, y });
-}
-
 /// Dense weights, `(rows, cols)`, times `x`, `(tokens, cols)`: `out[t, r]` is the [`dot`] of row `r`,
 /// widened exactly to f32, with token `t`. Runs on [`isa()`], in parallel over rows.
 ///
@@ -100,21 +85,6 @@ impl Kernel for Dot<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
         dots(simd, [self.a], [self.b])[0][0]
-    }
-}
-
-struct Axpy<'a> {
-    a: f32,
-    x: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Kernel for Axpy<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        add_scaled(self.a, self.x, self.y);
     }
 }
 

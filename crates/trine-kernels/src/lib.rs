@@ -49,7 +49,7 @@ mod ternary;
 mod tests;
 
 pub use activations::Activations;
-pub use dense::{DenseData, axpy, dense_matmul, dot};
+pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
 pub use packed::PackedMatrix;
 pub use ternary::{bitlinear, matmul_i32};

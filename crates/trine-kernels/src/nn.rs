@@ -18,11 +18,11 @@ use crate::arch::{Kernel, LANES, Simd, dispatch};
 use crate::dense::{add_scaled, dots, sum_lanes};
 use crate::isa::{Isa, isa};
 
-mod attention;
-mod exp;
+pub(crate) mod attention;
+pub(crate) mod exp;
 
 pub use attention::{Blocks, Rows, attention, attention_backward, attention_weights};
-pub use exp::{exp_sum, softmax_gradient};
+pub use exp::{exp, exp_sum, softmax_gradient};
 
 /// RMSNorm (arXiv 1910.07467): `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`.
 ///
@@ -31,8 +31,12 @@ pub use exp::{exp_sum, softmax_gradient};
 /// # Panics
 /// When the lengths differ.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> f32 {
+    rms_norm_on(isa(), x, weight, eps, out)
+}
+
+pub(crate) fn rms_norm_on(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> f32 {
     assert_eq!((x.len(), x.len()), (weight.len(), out.len()), "vectors differ in length");
-    dispatch(isa(), RmsNorm { x, weight, eps, out })
+    dispatch(isa, RmsNorm { x, weight, eps, out })
 }
 
 struct RmsNorm<'a> {
@@ -60,7 +64,12 @@ impl Kernel for RmsNorm<'_> {
 ///
 /// `head` is `(d,)`; `cos` and `sin` are `(d/2,)`, those of the token's position. With `sin`
 /// negated it is its own inverse, and so its own backward pass.
+///
+/// # Panics
+/// When the lengths do not fit together.
 pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let expected = (2 * cos.len(), cos.len());
+    assert_eq!((head.len(), sin.len()), expected, "head and rotary row differ in length");
     let (first, second) = head.split_at_mut(cos.len());
     for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
@@ -68,17 +77,61 @@ pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 /// Squared ReLU gate (arXiv 2109.08668): `gate = relu(gate)^2 * up`, elementwise.
+///
+/// # Panics
+/// When the lengths differ.
 pub fn relu2_gate(gate: &mut [f32], up: &[f32]) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        let positive = gate.max(0.0);
-        *gate = positive * positive * up;
-    }
+    relu2_gate_on(isa(), gate, up);
+}
+
+pub(crate) fn relu2_gate_on(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    dispatch(isa, Gate::new(gate, up, relu2));
+}
+
+#[inline(always)]
+fn relu2(x: f32) -> f32 {
+    let positive = x.max(0.0);
+    positive * positive
 }
 
 /// SiLU gate (SwiGLU, arXiv 2002.05202): `gate = gate / (1 + exp(-gate)) * up`, elementwise.
+///
+/// # Panics
+/// When the lengths differ.
 pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp::exp(-*gate)) * up;
+    silu_gate_on(isa(), gate, up);
+}
+
+pub(crate) fn silu_gate_on(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    dispatch(isa, Gate::new(gate, up, silu));
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+struct Gate<'a, A> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+    activation: A,
+}
+
+impl<'a, A> Gate<'a, A> {
+    fn new(gate: &'a mut [f32], up: &'a [f32], activation: A) -> Self {
+        assert_eq!(gate.len(), up.len(), "gate and input differ in length");
+        Self { gate, up, activation }
+    }
+}
+
+impl<A: Fn(f32) -> f32> Kernel for Gate<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (gate, up) in self.gate.iter_mut().zip(self.up) {
+            *gate = (self.activation)(*gate) * up;
+        }
     }
 }
 
@@ -116,5 +169,29 @@ mod tests {
         silu_gate(&mut gate, &[5.0, 2.0]);
         assert_eq!(gate[0], 0.0);
         assert!((gate[1] - 2.0 / (1.0 + (-1.0f32).exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    #[should_panic(expected = "gate and input differ in length")]
+    fn a_short_input_of_a_relu2_gate_is_refused() {
+        relu2_gate(&mut [1.0; 3], &[1.0; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "gate and input differ in length")]
+    fn a_long_input_of_a_silu_gate_is_refused() {
+        silu_gate(&mut [1.0; 3], &[1.0; 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "head and rotary row differ in length")]
+    fn short_sines_are_refused() {
+        rope(&mut [1.0; 6], &[1.0; 3], &[0.0; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "head and rotary row differ in length")]
+    fn a_long_head_is_refused() {
+        rope(&mut [1.0; 8], &[1.0; 3], &[0.0; 3]);
     }
 }

@@ -8,10 +8,13 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use trine_ternary::{TernaryMatrix, reference};
 
-use crate::dense::{axpy_on, dense_matmul_on, dot_on};
+use crate::dense::{dense_matmul_on, dot_on};
 use crate::product::Shape;
 use crate::ternary::bitlinear_on;
 use crate::{Activations, DenseData, Isa, PackedMatrix, available, matmul_i32, select};
+
+mod nn;
+use nn::*;
 
 /// At and around the sizes of blocks, vectors and lanes, and none at all.
 const COLS: [usize; 14] = [0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 768, 2561];
@@ -92,7 +95,7 @@ fn bitlinear_matches_definition(isa: Isa) {
             reference::bitlinear(&weights, x, out);
         }
         let mut found = vec![0.0; tokens * rows];
-        let activations = Activations::quantize(&x, tokens, cols);
+        let activations = Activations::quantize_on(isa, &x, tokens, cols);
         bitlinear_on(isa, &PackedMatrix::from(&weights), &activations, &mut found);
         assert_same_bits(&found, &expected);
     }
@@ -129,19 +132,6 @@ fn dot_matches_scalar(isa: Isa) {
         for a in [vec![bad; 3], vec![bad; 33]] {
             assert_same_bits(&[dot_on(isa, &a, &a)], &[scalar_dot(&a, &a)]);
         }
-    }
-}
-
-fn axpy_matches_scalar(isa: Isa) {
-    for cols in COLS {
-        let (x, mut found) = (floats(cols), floats(cols + 1));
-        let mut expected = found.clone();
-        for (y, x) in expected[1..].iter_mut().zip(&x) {
-            let product = -1.7 * x;
-            *y += product;
-        }
-        axpy_on(isa, -1.7, &x, &mut found[1..]);
-        assert_same_bits(&found, &expected);
     }
 }
 
@@ -198,7 +188,7 @@ fn results_do_not_depend_on_threads(isa: Isa) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut out = [vec![0.0; tokens * rows], vec![0.0; tokens * rows], vec![0.0; rows]];
-            let activations = Activations::quantize(&x, tokens, cols);
+            let activations = Activations::quantize_on(isa, &x, tokens, cols);
             bitlinear_on(isa, &packed, &activations, &mut out[0]);
             let dense = floats(rows * cols);
             let dense = DenseData::F32(&dense);
@@ -242,9 +232,14 @@ stamp!(generic: Isa::Generic, avx2: Isa::Avx2, avx512vnni: Isa::Avx512Vnni => [
     random_matmul_matches_scalar,
     bitlinear_matches_definition,
     dot_matches_scalar,
-    axpy_matches_scalar,
     dense_matches_scalar,
     widening_is_exact,
+    quantized_activations_match_definition,
+    rms_norm_matches_scalar,
+    gates_match_scalar,
+    softmax_passes_match_scalar,
+    attention_matches_scalar,
+    attention_backward_matches_scalar,
     results_do_not_depend_on_threads,
 ]);
 

@@ -28,8 +28,11 @@ pub enum TernaryError {
         /// Number of columns.
         cols: usize,
     },
-    /// A scale is NaN, infinite or negative.
+    /// A scale that cannot be used: stored trits take any finite scale from 0 on, rounding needs one
+    /// with a finite reciprocal.
     Scale {
+        /// What would have been accepted.
+        expected: &'static str,
         /// The offending scale.
         scale: f32,
     },
@@ -59,9 +62,7 @@ impl fmt::Display for TernaryError {
                 write!(f, "{what}: expected {expected} elements, found {found}")
             }
             Self::TooLarge { rows, cols } => write!(f, "shape ({rows}, {cols}) is too large"),
-            Self::Scale { scale } => {
-                write!(f, "scale {scale}: expected a finite number of at least 0")
-            }
+            Self::Scale { expected, scale } => write!(f, "scale {scale}: expected {expected}"),
             Self::Trit { index, value } => {
                 write!(f, "trit {index} is {value}: expected -1, 0 or 1")
             }

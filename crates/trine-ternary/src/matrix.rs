@@ -120,7 +120,9 @@ fn area(rows: usize, cols: usize) -> Result<usize, TernaryError> {
 }
 
 fn check_scale(scale: f32) -> Result<(), TernaryError> {
-    if scale.is_finite() && scale >= 0.0 { Ok(()) } else { Err(TernaryError::Scale { scale }) }
+    let expected = "a finite number of at least 0";
+    let allowed = scale.is_finite() && scale >= 0.0;
+    if allowed { Ok(()) } else { Err(TernaryError::Scale { expected, scale }) }
 }
 
 #[cfg(test)]
@@ -141,11 +143,11 @@ mod tests {
         let trit = TernaryMatrix::from_trits(&[0, 0, 0, 3], 2, 2, 1.0);
         assert_eq!(trit, Err(TernaryError::Trit { index: 3, value: 3 }));
         for scale in [f32::NAN, f32::INFINITY, -1.0] {
-            assert!(matches!(
-                TernaryMatrix::from_trits(&[0], 1, 1, scale),
-                Err(TernaryError::Scale { .. })
-            ));
+            let error = TernaryMatrix::from_trits(&[0], 1, 1, scale).unwrap_err();
+            assert!(matches!(error, TernaryError::Scale { .. }));
+            assert!(error.to_string().contains("at least 0"), "{error}");
         }
+        assert_eq!(TernaryMatrix::from_trits(&[0], 1, 1, 0.0).unwrap().scale(), 0.0);
         assert!(matches!(
             TernaryMatrix::from_trits(&[0; 3], 2, 2, 1.0),
             Err(TernaryError::Length { .. })

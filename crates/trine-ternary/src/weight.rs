@@ -39,12 +39,13 @@ pub fn absmean(weights: &[f32]) -> Result<f32, TernaryError> {
 ///
 /// # Errors
 /// [`TernaryError::NonFinite`] for a weight that is NaN or infinite, [`TernaryError::Scale`] for a
-/// scale that is not a positive number, [`TernaryError::Length`] when `out` does not match.
+/// scale that is not positive with a finite reciprocal, [`TernaryError::Length`] when `out` does not match.
 pub fn ternarize(weights: &[f32], scale: f32, out: &mut [i8]) -> Result<(), TernaryError> {
     check_len("trits", weights.len(), out.len())?;
     let inverse = 1.0 / scale;
     if !(scale > 0.0 && scale.is_finite() && inverse.is_finite()) {
-        return Err(TernaryError::Scale { scale });
+        let expected = "a finite number above 0 whose reciprocal is finite";
+        return Err(TernaryError::Scale { expected, scale });
     }
     let mut all_finite = true;
     for (trit, w) in out.iter_mut().zip(weights) {
@@ -89,7 +90,8 @@ mod tests {
         let w = [tiny; 3];
         let mut out = [0; 3];
         // 1 / tiny overflows: such a scale is refused rather than turned into infinity.
-        assert_eq!(ternarize(&w, tiny, &mut out), Err(TernaryError::Scale { scale: tiny }));
+        let error = ternarize(&w, tiny, &mut out).unwrap_err();
+        assert!(matches!(error, TernaryError::Scale { scale, .. } if scale == tiny));
     }
 
     #[test]
@@ -112,7 +114,9 @@ mod tests {
     #[test]
     fn bad_scales_are_refused() {
         for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert!(matches!(ternarize(&[1.0], scale, &mut [0]), Err(TernaryError::Scale { .. })));
+            let error = ternarize(&[1.0], scale, &mut [0]).unwrap_err();
+            assert!(matches!(error, TernaryError::Scale { .. }));
+            assert!(error.to_string().contains("above 0"), "{error}");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! and the few operations in which instruction sets differ. A [`Kernel`] is an algorithm, written
 //! once for any `Simd`. [`dispatch`] brings them together: it runs the kernel inside a function
 //! that is compiled for the instruction set, so that the operations inline and the compiler may use
-//! the instructions for the plain Rust between them as well, such as the loop of `axpy`.
+//! the instructions for the plain Rust between them as well, such as the loop of a gate.
 //!
 //! A new instruction set is one file here and one arm in [`has`] and [`dispatch`]: NEON will be
 //! `aarch64/neon.rs`.

@@ -71,8 +71,12 @@ pub struct Rows<'a> {
 /// # Panics
 /// When there are fewer keys than weights, or the heads differ in length.
 pub fn attention_weights(q: &[f32], keys: &Blocks, weights: &mut [f32]) {
+    attention_weights_on(isa(), q, keys, weights);
+}
+
+pub(crate) fn attention_weights_on(isa: Isa, q: &[f32], keys: &Blocks, weights: &mut [f32]) {
     check(q, keys, weights);
-    dispatch(isa(), Attention { q, keys, values: None, weights, out: &mut [] });
+    dispatch(isa, Attention { q, keys, values: None, weights, out: &mut [] });
 }
 
 /// Attention of one query head over the positions `0..weights.len()`.
@@ -86,7 +90,7 @@ pub fn attention(q: &[f32], keys: &Blocks, values: Rows<'_>, weights: &mut [f32]
     attention_on(isa(), q, keys, values, weights, out);
 }
 
-fn attention_on(
+pub(crate) fn attention_on(
     isa: Isa,
     q: &[f32],
     keys: &Blocks,
@@ -252,21 +256,31 @@ pub fn attention_backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    check(g, values, weights);
-    assert_eq!(weights.len(), slopes.len(), "weights and slopes differ in length");
-    dispatch(isa(), AttentionBackward { q, keys, values, weights, g, slopes, dq, dk, dv });
+    let backward = AttentionBackward { q, keys, values, weights, g, slopes, dq, dk, dv };
+    attention_backward_on(isa(), backward);
 }
 
-struct AttentionBackward<'a> {
-    q: &'a [f32],
-    keys: Rows<'a>,
-    values: &'a Blocks,
-    weights: &'a [f32],
-    g: &'a [f32],
-    slopes: &'a mut [f32],
-    dq: &'a mut [f32],
-    dk: &'a mut [f32],
-    dv: &'a mut [f32],
+pub(crate) fn attention_backward_on(isa: Isa, backward: AttentionBackward<'_>) {
+    let AttentionBackward { q, values, weights, g, slopes, dq, dk, dv, .. } = &backward;
+    check(g, values, weights);
+    assert_eq!(weights.len(), slopes.len(), "weights and slopes differ in length");
+    assert_eq!((q.len(), dq.len()), (g.len(), g.len()), "query and gradients differ in length");
+    assert_eq!(dk.len(), dv.len(), "gradients of keys and values differ in length");
+    assert!(dk.len() >= weights.len() * q.len(), "more weights than gradients of keys");
+    dispatch(isa, backward);
+}
+
+/// The arguments of [`attention_backward`].
+pub(crate) struct AttentionBackward<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) keys: Rows<'a>,
+    pub(crate) values: &'a Blocks,
+    pub(crate) weights: &'a [f32],
+    pub(crate) g: &'a [f32],
+    pub(crate) slopes: &'a mut [f32],
+    pub(crate) dq: &'a mut [f32],
+    pub(crate) dk: &'a mut [f32],
+    pub(crate) dv: &'a mut [f32],
 }
 
 impl Kernel for AttentionBackward<'_> {

@@ -4,7 +4,7 @@
 //! `|r| <= ln(2) / 2` (the coefficients of Cephes' `expf`). Every step is one correctly rounded
 //! operation, so the result is the same on every CPU; it is within 2 units in the last place.
 
-use super::{Kernel, LANES, Simd, dispatch, isa, sum_lanes};
+use super::{Isa, Kernel, LANES, Simd, dispatch, isa, sum_lanes};
 
 /// 1.5 * 2^23; see `trine_ternary`'s rounding.
 const MAGIC: f32 = 12_582_912.0;
@@ -15,9 +15,10 @@ const SMALLEST: f32 = -87.336_54;
 /// Above, the result is infinite.
 const LARGEST: f32 = 88.722_83;
 
-/// `e^x`. 0 below -87.3, infinity above 88.7, NaN for NaN.
+/// `e^x`, within 2 units in the last place and the same on every CPU. 0 below -87.3, infinity above
+/// 88.7, NaN for NaN.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let clamped = if x > SMALLEST { x } else { SMALLEST };
     let clamped = if clamped < LARGEST { clamped } else { LARGEST };
     let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
@@ -40,7 +41,11 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// The largest of `row` and the sum of `exp(x - largest)` over it: what a softmax divides by.
 pub fn exp_sum(row: &[f32]) -> (f32, f32) {
-    dispatch(isa(), ExpSum { row })
+    exp_sum_on(isa(), row)
+}
+
+pub(crate) fn exp_sum_on(isa: Isa, row: &[f32]) -> (f32, f32) {
+    dispatch(isa, ExpSum { row })
 }
 
 struct ExpSum<'a> {
@@ -72,9 +77,19 @@ impl Kernel for ExpSum<'_> {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn softmax_gradient(row: &[f32], (max, sum): (f32, f32), factor: f32, out: &mut [f32]) {
+pub fn softmax_gradient(row: &[f32], max_sum: (f32, f32), factor: f32, out: &mut [f32]) {
+    softmax_gradient_on(isa(), row, max_sum, factor, out);
+}
+
+pub(crate) fn softmax_gradient_on(
+    isa: Isa,
+    row: &[f32],
+    (max, sum): (f32, f32),
+    factor: f32,
+    out: &mut [f32],
+) {
     assert_eq!(row.len(), out.len(), "row and gradient differ in length");
-    dispatch(isa(), SoftmaxGradient { row, max, scale: factor / sum, out });
+    dispatch(isa, SoftmaxGradient { row, max, scale: factor / sum, out });
 }
 
 struct SoftmaxGradient<'a> {
