@@ -6,6 +6,16 @@ pub enum RuntimeError {
     /// The file is not usable.
     #[error(transparent)]
     Format(#[from] trine_format::FormatError),
+    /// A weight that is NaN or infinite: every token would be lost to it.
+    #[error("tensor `{tensor}`: element {index} is {value}: a model needs finite weights")]
+    NonFinite {
+        /// Canonical name of the tensor.
+        tensor: String,
+        /// Position in the row-major tensor.
+        index: usize,
+        /// What is there.
+        value: f32,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     TokenId {

@@ -2,10 +2,11 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`weights`] | a model in memory, in the layout the kernels multiply |
-//! | [`kv_cache`] | keys and values of the positions a session has seen |
-//! | [`session`] | the forward pass over one sequence: prefill and decode |
-//! | [`sampler`] | from logits to the next id |
+//! | `weights` | [`Model`]: weights in memory, in the layout the kernels multiply |
+//! | `kv_cache` | keys and values of the positions a session has seen |
+//! | `session` | [`Session`]: the forward pass over one sequence, prefill and decode |
+//! | `sampler` | [`Sampler`]: from logits to the next id |
+//! | `loss` | [`cross_entropy`]: how well logits predict a text |
 //!
 //! Projections are integer products, bit-identical on every ISA and thread count; the float parts
 //! (norms, rotary embedding, attention, head) run in one documented order, in f32. So generation is
@@ -34,12 +35,14 @@
 #![forbid(unsafe_code)]
 
 mod error;
-pub mod kv_cache;
-pub mod sampler;
-pub mod session;
-pub mod weights;
+mod kv_cache;
+mod loss;
+mod sampler;
+mod session;
+mod weights;
 
 pub use error::RuntimeError;
+pub use loss::cross_entropy;
 pub use sampler::{Sampler, SamplerConfig};
 pub use session::Session;
 pub use weights::Model;

@@ -1,10 +1,12 @@
 //! From logits to the next id.
 //!
 //! In this order: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Temperature
-//! 0 is greedy: the largest logit, the lowest id among equals.
+//! 0 is greedy: the largest logit, the lowest id among equals. The exponential is that of
+//! [`trine_kernels::nn`], so that the same logits and seed give the same ids on every machine.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use trine_kernels::nn;
 
 use crate::RuntimeError;
 
@@ -116,7 +118,7 @@ impl Sampler {
         let max = candidates[0].1;
         for (_, p) in candidates.iter_mut() {
             // An infinite maximum would give NaN; such an id simply has all the probability.
-            *p = if *p == max { 1.0 } else { ((*p - max) / temperature).exp() };
+            *p = if *p == max { 1.0 } else { nn::exp((*p - max) / temperature) };
         }
         let total: f64 = candidates.iter().map(|c| f64::from(c.1)).sum();
         let mut mass = 0.0;
@@ -179,6 +181,19 @@ mod tests {
         for (id, share) in [(0, 0.125), (1, 0.25), (2, 0.625)] {
             let seen = drawn.iter().filter(|d| **d == id).count() as f64 / 8000.0;
             assert!((seen - share).abs() < 0.02, "id {id}: {seen} instead of {share}");
+        }
+    }
+
+    /// The C library's exponential differs from it in the last place here and there, and from one
+    /// library to the next.
+    #[test]
+    fn probabilities_do_not_depend_on_the_c_library() {
+        let sampler = Sampler::new(SamplerConfig { temperature: 0.7, ..HOT }).unwrap();
+        let mut candidates: Vec<(u32, f32)> = (0..2000).map(|i| (i, i as f32 * -0.007)).collect();
+        sampler.keep_likely(&mut candidates);
+        assert_eq!(candidates.len(), 2000);
+        for (id, p) in candidates {
+            assert_eq!(p, nn::exp(id as f32 * -0.007 / 0.7), "id {id}");
         }
     }
 

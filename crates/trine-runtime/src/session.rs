@@ -1,6 +1,7 @@
 //! The forward pass over one sequence.
 
 use rayon::prelude::*;
+use trine_format::ModelConfig;
 use trine_kernels::nn;
 
 use crate::RuntimeError;
@@ -98,14 +99,24 @@ impl<'m> Session<'m> {
         for (row, &id) in x.chunks_exact_mut(model.config.hidden_size).zip(ids) {
             model.embed.row(id as usize, row);
         }
+        let rope = self.rope(ids.len());
         for (index, layer) in model.layers.iter().enumerate() {
-            let y = self.attention(index, layer, &x, ids.len());
+            let y = self.attention(index, layer, &x, &rope);
             add(&mut x, &y);
             let y = self.feed_forward(layer, &x, ids.len());
             add(&mut x, &y);
         }
         self.cache.advance(ids.len());
         x
+    }
+
+    /// Rotary rows of the next `tokens` positions.
+    fn rope(&self, tokens: usize) -> Rope {
+        let inv_freq = &self.model.inv_freq;
+        let row = || vec![0.0; tokens * inv_freq.len()];
+        let mut rope = Rope { tokens, cos: row(), sin: row() };
+        ModelConfig::rope_rows(inv_freq, self.position(), &mut rope.cos, &mut rope.sin);
+        rope
     }
 
     /// Final norm and head: `(T, D)` to `(T, V)`.
@@ -118,21 +129,21 @@ impl<'m> Session<'m> {
     }
 
     /// The attention part of a layer: `(T, D)` to `(T, D)`.
-    fn attention(&mut self, index: usize, layer: &Layer, x: &[f32], tokens: usize) -> Vec<f32> {
+    fn attention(&mut self, index: usize, layer: &Layer, x: &[f32], rope: &Rope) -> Vec<f32> {
+        let tokens = rope.tokens;
         let config = &self.model.config;
         let (heads, kv_heads, d) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let x = self.norm(x, &layer.input_norm);
-        let input = Input::new(&x, tokens, &layer.q);
+        let input = Input::new(&x, tokens);
         let mut q = layer.q.forward(&input);
         let mut k = layer.k.forward(&input);
         let v = layer.v.forward(&input);
 
         let start = self.position();
-        let half = d / 2;
         for t in 0..tokens {
-            let at = (start + t) * half;
-            let (cos, sin) = (&self.model.cos[at..at + half], &self.model.sin[at..at + half]);
+            let at = t * (d / 2)..(t + 1) * (d / 2);
+            let (cos, sin) = (&rope.cos[at.clone()], &rope.sin[at]);
             let q = &mut q[t * heads * d..][..heads * d];
             let k = &mut k[t * kv_heads * d..][..kv_heads * d];
             q.chunks_exact_mut(d).chain(k.chunks_exact_mut(d)).for_each(|h| nn::rope(h, cos, sin));
@@ -154,13 +165,13 @@ impl<'m> Session<'m> {
         if let Some(weight) = &layer.attn_sub_norm {
             y = self.norm(&y, weight);
         }
-        layer.o.forward(&Input::new(&y, tokens, &layer.o))
+        layer.o.forward(&Input::new(&y, tokens))
     }
 
     /// The feed-forward part of a layer: `(T, D)` to `(T, D)`.
     fn feed_forward(&self, layer: &Layer, x: &[f32], tokens: usize) -> Vec<f32> {
         let x = self.norm(x, &layer.post_attention_norm);
-        let input = Input::new(&x, tokens, &layer.gate);
+        let input = Input::new(&x, tokens);
         let mut y = layer.gate.forward(&input);
         let up = layer.up.forward(&input);
         if self.model.relu2() {
@@ -171,7 +182,7 @@ impl<'m> Session<'m> {
         if let Some(weight) = &layer.ffn_sub_norm {
             y = self.norm(&y, weight);
         }
-        layer.down.forward(&Input::new(&y, tokens, &layer.down))
+        layer.down.forward(&Input::new(&y, tokens))
     }
 
     /// RMSNorm of every row of `x` `(T, n)` with `weight` `(n,)`.
@@ -183,6 +194,13 @@ impl<'m> Session<'m> {
         }
         out
     }
+}
+
+/// Cosines and sines of the positions that go through the layers together, `(T, d/2)` each.
+struct Rope {
+    tokens: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

@@ -1,6 +1,9 @@
 //! A model in memory.
 
+use std::cell::OnceCell;
+
 use half::{bf16, f16};
+use rayon::prelude::*;
 use trine_format::{
     DenseTensor, Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Weight, names,
 };
@@ -8,8 +11,11 @@ use trine_kernels::{Activations, DenseData, PackedMatrix};
 
 use crate::RuntimeError;
 
-/// A full-precision matrix `(rows, cols)` in the element type it was stored in.
-pub struct DenseMatrix {
+/// Elements that a thread checks at a time.
+const CHECKED: usize = 1 << 16;
+
+/// A full-precision matrix `(rows, cols)` in the element type it was stored in; all finite.
+pub(crate) struct DenseMatrix {
     rows: usize,
     cols: usize,
     data: Elements,
@@ -22,17 +28,22 @@ enum Elements {
 }
 
 impl DenseMatrix {
-    fn new(tensor: &DenseTensor<'_>, rows: usize, cols: usize) -> Self {
+    fn new(tensor: &DenseTensor<'_>, rows: usize, cols: usize) -> Result<Self, RuntimeError> {
+        let (name, bytes) = (&tensor.name, &tensor.data);
         let data = match tensor.dtype {
-            Dtype::F32 => Elements::F32(tensor.to_f32()),
-            Dtype::F16 => Elements::F16(pairs(&tensor.data).map(f16::from_le_bytes).collect()),
-            Dtype::BF16 => Elements::Bf16(pairs(&tensor.data).map(bf16::from_le_bytes).collect()),
+            Dtype::F32 => Elements::F32(finite(name, tensor.to_f32())?),
+            Dtype::F16 => {
+                Elements::F16(finite(name, pairs(bytes).map(f16::from_le_bytes).collect())?)
+            }
+            Dtype::BF16 => {
+                Elements::Bf16(finite(name, pairs(bytes).map(bf16::from_le_bytes).collect())?)
+            }
         };
-        Self { rows, cols, data }
+        Ok(Self { rows, cols, data })
     }
 
     /// Row `r`, widened to f32, into `out` `(cols,)`.
-    pub fn row(&self, r: usize, out: &mut [f32]) {
+    pub(crate) fn row(&self, r: usize, out: &mut [f32]) {
         let at = r * self.cols..(r + 1) * self.cols;
         match &self.data {
             Elements::F32(data) => out.copy_from_slice(&data[at]),
@@ -44,7 +55,7 @@ impl DenseMatrix {
     }
 
     /// `x` `(T, cols)` times the transpose: `out` `(T, rows)`.
-    pub fn matmul(&self, x: &[f32], tokens: usize, out: &mut [f32]) {
+    pub(crate) fn matmul(&self, x: &[f32], tokens: usize, out: &mut [f32]) {
         let data = match &self.data {
             Elements::F32(data) => DenseData::F32(data),
             Elements::F16(data) => DenseData::F16(data),
@@ -54,12 +65,29 @@ impl DenseMatrix {
     }
 }
 
+/// `values`, where all are finite.
+fn finite<T: Copy + Sync + Into<f32>>(name: &str, values: Vec<T>) -> Result<Vec<T>, RuntimeError> {
+    // Without a branch for each element, as nearly all are finite.
+    let bad = |v: &T| !(*v).into().is_finite();
+    let first = values.par_chunks(CHECKED).enumerate().find_map_first(|(i, chunk)| {
+        let any = chunk.iter().fold(false, |any, v| any | bad(v));
+        any.then(|| i * CHECKED + chunk.iter().position(bad).unwrap_or(0))
+    });
+    match first {
+        None => Ok(values),
+        Some(index) => {
+            let value = values[index].into();
+            Err(RuntimeError::NonFinite { tensor: name.to_owned(), index, value })
+        }
+    }
+}
+
 fn pairs(bytes: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
     bytes.chunks_exact(2).map(|b| [b[0], b[1]])
 }
 
 /// A projection: ternary, or dense in a full-precision baseline.
-pub enum Linear {
+pub(crate) enum Linear {
     /// Trits with one scale.
     Ternary(PackedMatrix),
     /// Full precision.
@@ -67,27 +95,23 @@ pub enum Linear {
 }
 
 /// Activations on their way into projections: quantized at most once, for all that share them.
-pub struct Input<'a> {
+pub(crate) struct Input<'a> {
     x: &'a [f32],
     tokens: usize,
-    quantized: Option<Activations>,
+    /// Made by the first ternary projection.
+    quantized: OnceCell<Activations>,
 }
 
 impl<'a> Input<'a> {
-    /// `x` is `(tokens, cols)`; it is quantized when `first`, the first projection to read it, is
-    /// ternary.
-    pub fn new(x: &'a [f32], tokens: usize, first: &Linear) -> Self {
-        let quantized = match first {
-            Linear::Ternary(_) => Some(Activations::quantize(x, tokens, x.len() / tokens)),
-            Linear::Dense(_) => None,
-        };
-        Self { x, tokens, quantized }
+    /// `x` is `(tokens, cols)`.
+    pub(crate) fn new(x: &'a [f32], tokens: usize) -> Self {
+        Self { x, tokens, quantized: OnceCell::new() }
     }
 }
 
 impl Linear {
     /// Number of output features.
-    pub fn rows(&self) -> usize {
+    fn rows(&self) -> usize {
         match self {
             Self::Ternary(w) => w.rows(),
             Self::Dense(w) => w.rows,
@@ -95,44 +119,44 @@ impl Linear {
     }
 
     /// `out` `(T, rows)` for an input `(T, cols)`.
-    pub fn forward(&self, input: &Input<'_>) -> Vec<f32> {
-        let mut out = vec![0.0; input.tokens * self.rows()];
-        match (self, &input.quantized) {
-            (Self::Ternary(w), Some(x)) => trine_kernels::bitlinear(w, x, &mut out),
-            (Self::Ternary(w), None) => {
-                let x = Activations::quantize(input.x, input.tokens, w.cols());
-                trine_kernels::bitlinear(w, &x, &mut out);
+    pub(crate) fn forward(&self, input: &Input<'_>) -> Vec<f32> {
+        let &Input { x, tokens, ref quantized } = input;
+        let mut out = vec![0.0; tokens * self.rows()];
+        match self {
+            Self::Ternary(w) => {
+                let x = quantized.get_or_init(|| Activations::quantize(x, tokens, w.cols()));
+                trine_kernels::bitlinear(w, x, &mut out);
             }
-            (Self::Dense(w), _) => w.matmul(input.x, input.tokens, &mut out),
+            Self::Dense(w) => w.matmul(x, tokens, &mut out),
         }
         out
     }
 }
 
 /// The weights of one layer.
-pub struct Layer {
+pub(crate) struct Layer {
     /// `(D,)`, before attention.
-    pub input_norm: Vec<f32>,
+    pub(crate) input_norm: Vec<f32>,
     /// `(H * d, D)`
-    pub q: Linear,
+    pub(crate) q: Linear,
     /// `(K * d, D)`
-    pub k: Linear,
+    pub(crate) k: Linear,
     /// `(K * d, D)`
-    pub v: Linear,
+    pub(crate) v: Linear,
     /// `(H * d,)`, before the output projection.
-    pub attn_sub_norm: Option<Vec<f32>>,
+    pub(crate) attn_sub_norm: Option<Vec<f32>>,
     /// `(D, H * d)`
-    pub o: Linear,
+    pub(crate) o: Linear,
     /// `(D,)`, before the feed-forward part.
-    pub post_attention_norm: Vec<f32>,
+    pub(crate) post_attention_norm: Vec<f32>,
     /// `(F, D)`
-    pub gate: Linear,
+    pub(crate) gate: Linear,
     /// `(F, D)`
-    pub up: Linear,
+    pub(crate) up: Linear,
     /// `(F,)`, before the down projection.
-    pub ffn_sub_norm: Option<Vec<f32>>,
+    pub(crate) ffn_sub_norm: Option<Vec<f32>>,
     /// `(D, F)`
-    pub down: Linear,
+    pub(crate) down: Linear,
 }
 
 /// A model ready to run.
@@ -145,10 +169,8 @@ pub struct Model {
     pub(crate) final_norm: Vec<f32>,
     /// `(V, D)`; `None` when the head is the embedding.
     pub(crate) head: Option<DenseMatrix>,
-    /// `(positions, d/2)`
-    pub(crate) cos: Vec<f32>,
-    /// `(positions, d/2)`
-    pub(crate) sin: Vec<f32>,
+    /// Rotary frequencies, `(d/2,)`. No table of positions: a file may claim any number of them.
+    pub(crate) inv_freq: Vec<f32>,
 }
 
 impl Model {
@@ -159,9 +181,7 @@ impl Model {
     pub fn load(file: &ModelFile) -> Result<Self, RuntimeError> {
         let config = file.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let matrix = |name| -> Result<_, RuntimeError> {
-            Ok(DenseMatrix::new(&file.dense(name)?, vocab, hidden))
-        };
+        let matrix = |name| DenseMatrix::new(&file.dense(name)?, vocab, hidden);
         let layers = (0..config.num_hidden_layers)
             .map(|layer| load_layer(file, layer))
             .collect::<Result<_, RuntimeError>>()?;
@@ -169,10 +189,10 @@ impl Model {
             true => None,
             false => Some(matrix(names::HEAD)?),
         };
-        let (cos, sin) = config.rope_tables(config.max_position_embeddings);
         let embed = matrix(names::EMBED)?;
-        let final_norm = file.dense(names::FINAL_NORM)?.to_f32();
-        Ok(Self { config, embed, layers, final_norm, head, cos, sin })
+        let final_norm = norm(file, names::FINAL_NORM)?;
+        let inv_freq = config.rope_inv_freq();
+        Ok(Self { config, embed, layers, final_norm, head, inv_freq })
     }
 
     /// What the network looks like.
@@ -185,17 +205,22 @@ impl Model {
     }
 }
 
+fn norm(file: &ModelFile, name: &str) -> Result<Vec<f32>, RuntimeError> {
+    let tensor = file.dense(name)?;
+    finite(&tensor.name, tensor.to_f32())
+}
+
 fn load_layer(file: &ModelFile, layer: usize) -> Result<Layer, RuntimeError> {
     let linear = |p| -> Result<Linear, RuntimeError> {
         Ok(match file.projection(layer, p)? {
             Weight::Ternary(matrix) => Linear::Ternary(PackedMatrix::from(&matrix)),
             Weight::Dense(tensor) => {
                 let (rows, cols) = file.config().projection_shape(p);
-                Linear::Dense(DenseMatrix::new(&tensor, rows, cols))
+                Linear::Dense(DenseMatrix::new(&tensor, rows, cols)?)
             }
         })
     };
-    let norm = |name: String| -> Result<Vec<f32>, RuntimeError> { Ok(file.dense(&name)?.to_f32()) };
+    let norm = |name: String| norm(file, &name);
     let sub_norm = |name: String| file.config().sub_norms.then(|| norm(name)).transpose();
     Ok(Layer {
         input_norm: norm(names::input_norm(layer))?,
