@@ -1,8 +1,9 @@
-//! Any source model to any target format, with a proof that the trits survived.
+//! Any source model to any target format, with a proof that the model survived.
 //!
 //! A conversion writes the target beside its final name, opens it again as any user of the file
-//! would, and compares every trit and every scale with the source; only then does it take its
-//! name. So a file that exists is a file that was verified.
+//! would, and [compares](verify) it with the source: every trit, every scale, every plain number,
+//! the configuration. Only then does it take its name. So a file that exists is a file that was
+//! verified.
 //!
 //! The trits of a checkpoint are what `trine-ternary` makes of its masters, which is what the
 //! trainer multiplied; the trits of a stored model are taken as stored. This crate knows nothing of
@@ -10,14 +11,17 @@
 
 #![forbid(unsafe_code)]
 
+mod verify;
+
 use std::path::{Path, PathBuf};
 
 use trine_format::gguf::{WriteOptions, write_model};
 use trine_format::{
-    AtomicDir, BoxError, FormatError, ModelFile, Projection, Quantization, TensorSource, names,
-    replaceable, write_hf_packed,
+    AtomicDir, Dtype, FormatError, ModelFile, Quantization, flush_name, names, replaceable,
+    write_hf_packed,
 };
-use trine_ternary::TernaryMatrix;
+
+pub use verify::verify;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,18 +54,22 @@ pub enum ExportError {
         /// The source.
         path: PathBuf,
     },
-    /// A tensor could not be read back for the comparison.
-    #[error("{name}: {source}")]
-    Tensor {
-        /// Canonical name.
+    /// A plain number of the source is none: no format is to carry it on.
+    #[error("{}: tensor `{name}`: expected finite numbers, found {value} at {index}", path.display())]
+    NotFinite {
+        /// The source.
+        path: PathBuf,
+        /// Canonical name of the tensor.
         name: String,
-        /// The cause.
-        source: BoxError,
+        /// Position of the number in it, row-major.
+        index: usize,
+        /// The number.
+        value: f32,
     },
     /// What was written does not decode to what was to be written.
     #[error("verification failed, nothing was kept: {name}: {what}")]
     Verification {
-        /// Canonical name of the tensor.
+        /// Canonical name of the tensor, or field of the configuration.
         name: String,
         /// What differs.
         what: String,
@@ -82,6 +90,17 @@ pub enum ExportError {
     },
 }
 
+impl ExportError {
+    /// The same error with the final name where it is about a temporary one.
+    fn moved(self, from: &Path, to: &Path) -> Self {
+        match self {
+            Self::Format(e) => Self::Format(e.moved(from, to)),
+            Self::NotTernary { path } if path == from => Self::NotTernary { path: to.to_owned() },
+            other => other,
+        }
+    }
+}
+
 /// What a conversion did, all of it verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Report {
@@ -91,15 +110,37 @@ pub struct Report {
     pub trits: u64,
     /// Largest change of a scale, relative to the scale: 0 where the format holds f32 scales.
     pub largest_scale_change: f32,
+    /// Tensors of plain numbers written: embedding, norms, a head of its own.
+    pub dense_tensors: usize,
+    /// Largest change of a plain number by rounding, relative to the largest magnitude in its row
+    /// (of a norm: in the norm); 0 where the format holds the source's own type.
+    ///
+    /// Not relative to the number itself: one that vanishes beside a thousand larger ones in the
+    /// vector of a token changes nothing, and would be reported as a change by all of it.
+    pub largest_dense_change: f32,
     /// Size of the target in bytes.
     pub bytes: u64,
+}
+
+/// The 16-bit type in which embedding and head of a model lose least: BF16 where they are BF16, else
+/// F16. F32 is rounded, as it would be most of a small model's file; [`Report`] says by how much.
+///
+/// # Errors
+/// A model without an embedding.
+pub fn embedding_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
+    let mut dtype = source.dense(names::EMBED)?.dtype;
+    if !source.config().tie_word_embeddings && source.dense(names::HEAD)?.dtype != dtype {
+        dtype = Dtype::F16;
+    }
+    Ok(if dtype == Dtype::BF16 { dtype } else { Dtype::F16 })
 }
 
 /// Writes `source` as `to` in another format.
 ///
 /// # Errors
-/// A source without trits, a shape that the target type cannot hold, a disk that refuses, or a
-/// verification that failed; nothing is then left under the name `to`.
+/// A source without trits or with plain numbers that are not finite, a shape that the target type
+/// cannot hold, a disk that refuses, or a verification that failed; nothing is then left under the
+/// name `to`.
 pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, ExportError> {
     if source.config().quantization == Quantization::None {
         return Err(ExportError::NotTernary { path: source.path().to_owned() });
@@ -127,54 +168,13 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
     };
     let about_target = |e: FormatError| e.moved(&staged, to);
     written.map_err(about_target)?;
-    let mut report = verify(source, &ModelFile::open(&staged).map_err(about_target)?)?;
+    let verified = ModelFile::open(&staged).map_err(ExportError::from);
+    let verified = verified.and_then(|written| verify(source, &written));
+    let mut report = verified.map_err(|e| e.moved(&staged, to))?;
     report.bytes = size(&staged).map_err(io)?;
     std::fs::rename(&staged, to).map_err(io)?;
+    flush_name(to)?;
     Ok(report)
-}
-
-/// Compares every trit and scale of two models; the trits must be equal.
-///
-/// # Errors
-/// The first tensor whose trits differ, or that one of the models does not have.
-pub fn verify(source: &ModelFile, written: &ModelFile) -> Result<Report, ExportError> {
-    let mut report = Report::default();
-    for layer in 0..source.config().num_hidden_layers {
-        for p in Projection::ALL {
-            let name = names::projection(layer, p);
-            let (a, b) = (trits(source, layer, p)?, trits(written, layer, p)?);
-            if (a.rows(), a.cols(), a.packed()) != (b.rows(), b.cols(), b.packed()) {
-                return Err(ExportError::Verification { name, what: difference(&a, &b) });
-            }
-            report.ternary_tensors += 1;
-            report.trits += (a.rows() * a.cols()) as u64;
-            report.largest_scale_change = report.largest_scale_change.max(scale_change(&a, &b));
-        }
-    }
-    Ok(report)
-}
-
-fn trits(file: &ModelFile, layer: usize, p: Projection) -> Result<TernaryMatrix, ExportError> {
-    TensorSource::projection(file, layer, p)
-        .map_err(|source| ExportError::Tensor { name: names::projection(layer, p), source })
-}
-
-fn difference(a: &TernaryMatrix, b: &TernaryMatrix) -> String {
-    if (a.rows(), a.cols()) != (b.rows(), b.cols()) {
-        let (ar, ac, br, bc) = (a.rows(), a.cols(), b.rows(), b.cols());
-        return format!("shape ({ar}, {ac}) became ({br}, {bc})");
-    }
-    let (a, b) = (a.trits(), b.trits());
-    let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-    format!("{differ} of {} trits differ", a.len())
-}
-
-/// A matrix of zeros may lose its scale: nothing is multiplied by it.
-fn scale_change(a: &TernaryMatrix, b: &TernaryMatrix) -> f32 {
-    if a.scale() == b.scale() || a.counts()[1] == a.rows() * a.cols() {
-        return 0.0;
-    }
-    (b.scale() - a.scale()).abs() / a.scale().max(f32::MIN_POSITIVE)
 }
 
 /// Bytes of a file, or of all files of a directory.

@@ -63,7 +63,7 @@ pub fn write_hf_files(
 
 /// Writes a model with its projections packed, four trits a byte, and the rest as bf16.
 ///
-/// The scale is stored as bf16 because that is what transformers reads; it so loses up to 2^-9 of
+/// The scale is stored as bf16 because that is what transformers reads; it so loses up to 2^-8 of
 /// its value, which moves logits by one to three percent. GGUF keeps it exact.
 ///
 /// # Errors
