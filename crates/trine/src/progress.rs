@@ -37,7 +37,6 @@ pub(crate) struct TrainingProgress {
     loss: f32,
     speed: f64,
     last_line: Option<Instant>,
-    validation: Option<f32>,
 }
 
 impl TrainingProgress {
@@ -50,7 +49,7 @@ impl TrainingProgress {
         bar.set_position(done as u64);
         bar.reset_eta();
         let (loss, speed) = (f32::NAN, f64::NAN);
-        Self { bar, watched, interrupted, loss, speed, last_line: None, validation: None }
+        Self { bar, watched, interrupted, loss, speed, last_line: None }
     }
 
     fn line(&self, text: &str) {
@@ -77,7 +76,6 @@ impl Observer for TrainingProgress {
     }
 
     fn on_validation(&mut self, step: usize, loss: f32) {
-        self.validation = Some(loss);
         self.line(&format!("step {step}  validation loss {loss:.4}"));
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         session.truncate(known);
         seen.truncate(known);
         let mut answer = String::new();
-        let finish = generate(
+        let generated = generate(
             &mut session,
             &mut sampler,
             &loaded.tokenizer,
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             },
         )?;
         output::print("\n")?;
-        if finish == Finish::Context {
+        if generated.finish == Finish::Context {
             note!("the context of {} positions is full", session.limit());
             return Ok(());
         }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use serde_json::json;
-use trine_export::{Target, convert};
-use trine_format::Dtype;
+use trine_export::{Target, convert, embedding_dtype};
 use trine_format::gguf::{TernaryType, WriteOptions};
+use trine_format::{Dtype, ModelFile};
 
 use crate::model;
 use crate::output::{self, note};
@@ -21,9 +21,9 @@ pub(crate) struct Args {
     /// Format; i2_s by default for a name ending in .gguf
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<Kind>,
-    /// Type of embedding and head in a GGUF
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    embed: Embed,
+    /// Type of embedding and head in a GGUF; by default that of the model, but f16 for one of f32
+    #[arg(long, value_name = "TYPE")]
+    embed: Option<Embed>,
     /// Print one JSON object about what was written
     #[arg(long)]
     json: bool,
@@ -53,7 +53,12 @@ enum Embed {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = model::open(&args.from)?;
-    let report = convert(&file, &args.to, target(args)?)?;
+    let target = target(args, &file)?;
+    let report = convert(&file, &args.to, target)?;
+    let embedding = match target {
+        Target::Gguf(options) => options.embedding,
+        Target::HfPacked => Dtype::BF16,
+    };
     if args.json {
         let summary = json!({
             "from": file.path(),
@@ -62,6 +67,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "ternary_tensors": report.ternary_tensors,
             "trits": report.trits,
             "largest_scale_change": report.largest_scale_change,
+            "embedding": embedding.torch_name(),
+            "dense_tensors": report.dense_tensors,
+            "largest_dense_change": report.largest_dense_change,
         });
         return output::print_line(&summary.to_string());
     }
@@ -79,11 +87,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             report.largest_scale_change
         );
     }
+    if report.largest_dense_change > 0.0 {
+        note!(
+            "the embedding is stored as {}: numbers outside the projections changed by up to \
+             {:.1e} of the largest in their row",
+            embedding.torch_name(),
+            report.largest_dense_change
+        );
+    }
     Ok(())
 }
 
 /// The target that the options and the name of the output ask for.
-fn target(args: &Args) -> anyhow::Result<Target> {
+fn target(args: &Args, file: &ModelFile) -> anyhow::Result<Target> {
     let is_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let ternary = match args.kind {
         Some(Kind::HfPacked) if is_gguf => bail!("--type hf-packed writes a directory, not .gguf"),
@@ -96,9 +112,10 @@ fn target(args: &Args) -> anyhow::Result<Target> {
         ),
     };
     let embedding = match args.embed {
-        Embed::F32 => Dtype::F32,
-        Embed::F16 => Dtype::F16,
-        Embed::Bf16 => Dtype::BF16,
+        None => embedding_dtype(file)?,
+        Some(Embed::F32) => Dtype::F32,
+        Some(Embed::F16) => Dtype::F16,
+        Some(Embed::Bf16) => Dtype::BF16,
     };
     Ok(Target::Gguf(WriteOptions { ternary, embedding }))
 }

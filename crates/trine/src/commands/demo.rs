@@ -11,7 +11,7 @@ use anyhow::bail;
 use trine_data::{Dataset, synth};
 use trine_export::{Target, convert};
 use trine_format::ModelFile;
-use trine_runtime::{Model, Session};
+use trine_runtime::{Model, Session, cross_entropy};
 use trine_train::{RunConfig, Trainer, checkpoint};
 
 use super::data::describe;
@@ -51,9 +51,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let gguf = dir.join("model.gguf");
     let report = convert(&ModelFile::open(&outcome.checkpoint)?, &gguf, Target::default())?;
     note!(
-        "exported {}: {} trits equal to the trainer's",
+        "exported {}: {} trits equal to the trainer's, the embedding stored as f16 (changed by up \
+         to {:.1e} of the largest in its row)",
         gguf.display(),
-        output::count(report.trits)
+        output::count(report.trits),
+        report.largest_dense_change
     );
     let loaded = model::load(&gguf, None)?;
     let trained = trainer.validate()?;
@@ -121,15 +123,11 @@ fn runtime_loss(trainer: &Trainer, model: &Model) -> anyhow::Result<f64> {
             batch.inputs.chunks_exact(batch.seq_len).zip(batch.targets.chunks_exact(batch.seq_len));
         for (inputs, targets) in windows {
             let logits = Session::new(model).logits_of_all(inputs)?;
-            for (row, &target) in logits.chunks_exact(vocab).zip(targets) {
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
-                total += sum.ln() + f64::from(max - row[target as usize]);
-                count += 1;
-            }
+            total += cross_entropy(&logits, vocab, targets);
+            count += targets.len();
         }
     }
-    Ok(total / f64::from(count))
+    Ok(total / count as f64)
 }
 
 /// One document, or the rest of one that begins with `prompt`.

@@ -1,5 +1,7 @@
 //! What `run`, `chat` and `demo` share: sampling options and the loop from prompt to text.
 
+use std::time::{Duration, Instant};
+
 use trine_runtime::{Sampler, SamplerConfig, Session};
 use trine_tokenizer::Tokenizer;
 
@@ -74,6 +76,32 @@ impl Finish {
     }
 }
 
+/// Tokens and the time they took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Speed {
+    pub(crate) tokens: usize,
+    pub(crate) time: Duration,
+}
+
+impl Speed {
+    /// Tokens a second; `None` where there was nothing to measure.
+    pub(crate) fn per_second(self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.tokens as f64 / self.time.as_secs_f64().max(1e-9))
+    }
+}
+
+/// How a generation went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Generated {
+    /// Why it ended.
+    pub(crate) finish: Finish,
+    /// The prompt, all of it at once.
+    pub(crate) prefill: Speed,
+    /// Tokens that went through the model one by one, and sampling. The last one generated is not
+    /// among them: nothing follows it. Printing is not part of the time.
+    pub(crate) decode: Speed,
+}
+
 /// Continues a sequence: appends `prompt` to the session, then samples until a stop id,
 /// `max_tokens`, or the end of the context; `emit` gets the text as it becomes whole.
 ///
@@ -88,14 +116,19 @@ pub(crate) fn generate(
     max_tokens: usize,
     stop: &[u32],
     mut emit: impl FnMut(&str) -> anyhow::Result<()>,
-) -> anyhow::Result<Finish> {
+) -> anyhow::Result<Generated> {
     let limit = session.limit();
     let mut text = tokenizer.detokenizer(true);
+    let begin = Instant::now();
     let mut logits = session.prefill(prompt)?;
+    let prefill = Speed { tokens: prompt.len(), time: begin.elapsed() };
+    let mut decode = Speed::default();
     history.extend(prompt);
     let mut finish = Finish::Length;
     for n in 0..max_tokens {
+        let begin = Instant::now();
         let id = sampler.sample(&logits, history)?;
+        decode.time += begin.elapsed();
         if stop.contains(&id) {
             finish = Finish::Stop;
             break;
@@ -107,9 +140,24 @@ pub(crate) fn generate(
             break;
         }
         if n + 1 < max_tokens {
+            let begin = Instant::now();
             logits = session.decode(id)?;
+            decode.time += begin.elapsed();
+            decode.tokens += 1;
         }
     }
     emit(&text.finish())?;
-    Ok(finish)
+    Ok(Generated { finish, prefill, decode })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_has_no_speed() {
+        let speed = |tokens, ms| Speed { tokens, time: Duration::from_millis(ms) }.per_second();
+        assert_eq!(speed(0, 3), None);
+        assert_eq!(speed(10, 500), Some(20.0));
+    }
 }

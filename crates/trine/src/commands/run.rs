@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde_json::json;
 use trine_runtime::Session;
 
-use super::generate::{SamplingArgs, generate};
+use super::generate::{Generated, SamplingArgs, generate};
 use crate::model;
 use crate::output::{self, note};
 
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// tokenizer.json to use instead of the model's
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Print one JSON object with text, ids and seconds instead of streaming text
+    /// Print one JSON object with text, ids and speed instead of streaming text
     #[arg(long)]
     json: bool,
 }
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::print(&prompt_text)?;
     }
     let begin = Instant::now();
-    let finish = generate(
+    let Generated { finish, prefill, decode } = generate(
         &mut session,
         &mut sampler,
         &loaded.tokenizer,
@@ -81,16 +81,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "prompt_ids": prompt,
             "ids": generated,
             "finish": finish.name(),
+            "prompt_tokens": prompt.len(),
+            "prompt_tokens_per_second": prefill.per_second(),
+            "generated_tokens": generated.len(),
+            "generated_tokens_per_second": decode.per_second(),
             "seconds": seconds,
         });
         return output::print_line(&result.to_string());
     }
     output::print("\n")?;
-    let speed = ids.len() as f64 / seconds;
+    let speed = |speed: Option<f64>| speed.map_or(String::new(), |n| format!(" {n:.1} tok/s"));
     note!(
-        "[{} + {} tokens, {seconds:.2} s, {speed:.0} tok/s, {} threads, {}]",
+        "[prompt {} tokens{}, generated {} tokens{}, {seconds:.2} s, {} threads, {}]",
         prompt.len(),
+        speed(prefill.per_second()),
         generated.len(),
+        speed(decode.per_second()),
         trine_kernels::threads(),
         trine_kernels::isa()
     );

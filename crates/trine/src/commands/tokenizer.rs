@@ -13,7 +13,7 @@ use crate::output::{self, note};
 /// Subcommands of `trine tokenizer`.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Train a byte-level BPE on text files
+    /// Train a byte-level BPE on texts
     Train(TrainArgs),
     /// Print the ids of a text
     Encode(EncodeArgs),
@@ -24,7 +24,7 @@ pub(crate) enum Command {
 /// Options of `trine tokenizer train`.
 #[derive(clap::Args)]
 pub(crate) struct TrainArgs {
-    /// Text files
+    /// Text files, or .jsonl files with a "text" in every line
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Where to write the tokenizer.json
@@ -84,11 +84,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 fn train(args: &TrainArgs) -> anyhow::Result<()> {
-    let texts = args
-        .files
-        .iter()
-        .map(|path| Ok(trine_data::read_text(path)?))
-        .collect::<anyhow::Result<Vec<String>>>()?;
+    // An error in a file is found before anything is made of the others.
+    let texts = trine_data::read_documents(&args.files).collect::<Result<Vec<_>, _>>()?;
     if texts.iter().all(|text| text.trim().is_empty()) {
         bail!("no text to train on in {}", args.files[0].display());
     }

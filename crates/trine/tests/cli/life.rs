@@ -107,6 +107,65 @@ fn every_format_is_written_and_read_back() {
     assert_eq!(place.leftovers(), [""; 0]);
 }
 
+/// 16 bits stay as they are; what is rounded is told, and by how much.
+#[test]
+fn rounding_the_embedding_is_said() {
+    let place = Place::with_data();
+    let report = json(&place.ok(&["convert", FIXTURE, "own.gguf", "--json"]));
+    assert_eq!(
+        (&report["embedding"], &report["largest_dense_change"]),
+        (&"bfloat16".into(), &0.0.into())
+    );
+    let said = place.run(&["convert", FIXTURE, "own.gguf"]).stderr;
+    assert!(!said.contains("changed"), "{said}");
+
+    place.ok(&["train", "tiny.toml", "--data", "data", "--out", "run", "--set", "train.steps=1"]);
+    let report = json(&place.ok(&["convert", "run", "m.gguf", "--json"]));
+    assert_eq!(report["embedding"], "float16");
+    let change = report["largest_dense_change"].as_f64().unwrap();
+    assert!(change > 0.0 && change <= 1.0 / 2048.0, "{report}");
+    let said = place.run(&["convert", "run", "m.gguf"]).stderr;
+    assert!(said.contains("embedding is stored as float16") && said.lines().count() == 2, "{said}");
+}
+
+#[test]
+fn prompt_and_generation_are_timed_apart() {
+    let place = Place::new();
+    let run = |more: &[&str]| {
+        place.run(&[&["run", FIXTURE, "--ignore-eos", "-p", "Hello"], more].concat())
+    };
+    let said = json(&run(&["-n", "5", "--json"]).stdout);
+    assert_eq!(said["prompt_tokens"], said["prompt_ids"].as_array().unwrap().len());
+    assert_eq!(said["generated_tokens"], 5);
+    for key in ["prompt_tokens_per_second", "generated_tokens_per_second"] {
+        assert!(said[key].as_f64().unwrap() > 0.0, "{said}");
+    }
+    let line = run(&["-n", "5"]).stderr;
+    let tokens = said["prompt_tokens"].as_u64().unwrap();
+    assert!(line.starts_with(&format!("[prompt {tokens} tokens ")), "{line}");
+    assert!(
+        line.contains(" tok/s, generated 5 tokens ") && line.matches("tok/s").count() == 2,
+        "{line}"
+    );
+    // One token comes from the prompt alone: there is no speed of generation to tell.
+    assert!(json(&run(&["-n", "1", "--json"]).stdout)["generated_tokens_per_second"].is_null());
+    let line = run(&["-n", "1"]).stderr;
+    assert!(line.contains("generated 1 tokens, "), "{line}");
+}
+
+/// Not the braces and quotes around them.
+#[test]
+fn a_tokenizer_learns_the_documents_of_json_lines() {
+    let place = Place::new();
+    place.ok(&["data", "synth", "c.jsonl", "--bytes", "20000"]);
+    place.ok(&["tokenizer", "train", "c.jsonl", "--out", "t.json", "--vocab-size", "300"]);
+    place.ok(&["data", "prepare", "c.jsonl", "--out", "data", "--tokenizer", "bpe:300"]);
+    assert_eq!(place.read("t.json"), place.read("data/tokenizer.json"));
+    place.write("other.jsonl", "{\"words\": 1}\n");
+    let names = ["other.jsonl", "line 1", "missing field `text`"];
+    place.refused(&["tokenizer", "train", "other.jsonl", "--out", "u.json"], &names);
+}
+
 #[test]
 fn text_comes_back_from_a_tokenizer() {
     let place = Place::new();
