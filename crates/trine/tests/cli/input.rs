@@ -106,8 +106,7 @@ fn a_run_that_exists_is_not_overwritten() {
     // Another model cannot be resumed, and the key that differs is named.
     let resume = ["train", "run", "--resume"];
     let wider = [&resume[..], &["--set", "model.intermediate_size=64"]].concat();
-    let names = ["step-000020", "`intermediate_size`: expected 64, found 128"];
-    place.refused(&wider, &names);
+    place.refused(&wider, &["run: ", "another model.intermediate_size"]);
 
     // A damaged checkpoint is not resumed from.
     let optimizer = "run/checkpoints/step-000020/optimizer.safetensors";
