@@ -32,7 +32,7 @@ impl Gate {
                 (positive * positive, 2.0 * positive)
             }
             HiddenAct::Silu => {
-                let sigmoid = 1.0 / (1.0 + (-g).exp());
+                let sigmoid = 1.0 / (1.0 + nn::exp(-g));
                 (g * sigmoid, sigmoid * (1.0 + g * (1.0 - sigmoid)))
             }
         }

@@ -33,15 +33,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut config = load_config(args)?;
+    let (mut config, run_dir) = load_config(args)?;
     if let Some(data) = &args.data {
         config.data.path.clone_from(data);
     }
-    let run_dir = run_dir(args, &config)?;
     let mut trainer = if args.resume {
-        if checkpoint::latest(&run_dir).is_none() {
-            bail!("{}: no checkpoint to resume from", run_dir.display());
-        }
         let data = match run_dir.join("data").is_dir() {
             true => Dataset::open(&run_dir.join("data"))?,
             false => Dataset::open(Path::new(&config.data.path))?,
@@ -168,20 +164,26 @@ fn tokenizer<S: AsRef<str> + Send>(
     })
 }
 
-fn load_config(args: &Args) -> anyhow::Result<RunConfig> {
-    let inside = args.config.join("config.toml");
-    let path = if args.config.is_dir() { &inside } else { &args.config };
-    let mut config = RunConfig::load(path, &args.overrides)?;
-    if config.name.is_empty() {
-        config.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    }
-    Ok(config)
-}
-
-fn run_dir(args: &Args, config: &RunConfig) -> anyhow::Result<PathBuf> {
-    Ok(match &args.out {
+/// The configuration of a new run, or the one that a run to be resumed was begun with.
+fn load_config(args: &Args) -> anyhow::Result<(RunConfig, PathBuf)> {
+    let named = |mut config: RunConfig| {
+        if config.name.is_empty() {
+            let stem = args.config.file_stem().unwrap_or_default();
+            config.name = stem.to_string_lossy().into_owned();
+        }
+        config
+    };
+    let run_dir = match &args.out {
         Some(dir) => dir.clone(),
         None if args.config.is_dir() => args.config.clone(),
-        None => Path::new("runs").join(&config.name),
-    })
+        None => Path::new("runs").join(named(RunConfig::load(&args.config, &[])?).name),
+    };
+    let path = match args.resume || args.config.is_dir() {
+        true => run_dir.join("config.toml"),
+        false => args.config.clone(),
+    };
+    if args.resume && checkpoint::latest(&run_dir).is_none() {
+        bail!("{}: no checkpoint to resume from", run_dir.display());
+    }
+    Ok((named(RunConfig::load(&path, &args.overrides)?), run_dir))
 }
