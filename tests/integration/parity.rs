@@ -1,8 +1,12 @@
 //! The runtime against transformers' goldens, from every format a model can be converted to.
 //!
 //! Two exact implementations agree to 1e-6 unless an activation lands within rounding noise of
-//! k + 1/2, and then one int8 code flips, which moves logits by up to 1e-2 (seen in about one
-//! prompt of six between NumPy and PyTorch). So: at most 1e-5 on most prompts, 3e-2 on all.
+//! k + 1/2: then one int8 code flips, which moves logits by up to some percent. PyTorch differs from
+//! itself in this way: between two forms of the same weights (`packed_f32scale_f32_vs_online_f32` in
+//! ref.json), by 7e-3 and 1.5e-2 on two prompts of 14. So: at most 1e-6 on the exact prompts (the
+//! largest seen is 4.7e-7), whose number is fixed; 3e-2 on the others (2.3e-2).
+
+use std::path::Path;
 
 use trine_export::{Target, convert};
 use trine_format::gguf::{TernaryType, WriteOptions};
@@ -11,8 +15,8 @@ use trine_runtime::{Model, Sampler, SamplerConfig, Session};
 
 use crate::fixtures::{self, ids, relative_error, tensors};
 
-/// Relative errors of all prompts that have logits for all positions.
-fn errors(file: &ModelFile, dir: &std::path::Path, kind: &str) -> Vec<f64> {
+/// The relative error of each prompt: over all positions where the golden has them, else at the last.
+fn errors(file: &ModelFile, dir: &Path, kind: &str) -> Vec<f64> {
     let reference = tensors(&dir.join("ref.safetensors"));
     let model = Model::load(file).unwrap();
     let mut errors = Vec::new();
@@ -27,19 +31,65 @@ fn errors(file: &ModelFile, dir: &std::path::Path, kind: &str) -> Vec<f64> {
     errors
 }
 
-fn require(errors: &[f64], what: &str) {
-    let exact = errors.iter().filter(|e| **e <= 1e-5).count();
-    assert!(errors.iter().all(|e| *e <= 3e-2), "{what}: {errors:?}");
-    assert!(exact * 2 > errors.len(), "{what}: most should be within 1e-5: {errors:?}");
+/// Rounding noise of f32 sums, and what a flipped code may move.
+const EXACT: f64 = 1e-6;
+const FLIPPED: f64 = 3e-2;
+
+/// How many of the seven prompts are exact: model, form, count. Our bits are the same on every
+/// machine, so the counts are too.
+const EXACT_PROMPTS: [(&str, &str, usize); 4] = [
+    ("tied-h64", "bf16", 7),
+    ("tied-h64", "packed", 6),
+    ("untied-h192", "bf16", 7),
+    ("untied-h192", "packed", 6),
+];
+
+fn check_parity(dir: &Path, form: &str) -> usize {
+    let file = ModelFile::open(&dir.join(form)).unwrap();
+    let errors = errors(&file, dir, if form == "bf16" { "online" } else { form });
+    println!("{} {form}: {errors:?}", dir.display());
+    assert!(errors.iter().all(|e| *e <= FLIPPED), "{} {form}: {errors:?}", dir.display());
+    errors.iter().filter(|e| **e <= EXACT).count()
 }
 
 #[test]
 fn runtime_logits_match_transformers() {
+    for (name, form, exact) in EXACT_PROMPTS {
+        assert_eq!(check_parity(&fixtures::model(name), form), exact, "{name} {form}");
+    }
+}
+
+#[test]
+fn runtime_logits_match_transformers_on_further_models_too() {
     for dir in fixtures::models() {
-        for (form, kind) in [("bf16", "online"), ("packed", "packed")] {
-            let file = ModelFile::open(&dir.join(form)).unwrap();
-            require(&errors(&file, &dir, kind), &format!("{} {form}", dir.display()));
+        for form in ["bf16", "packed"] {
+            let exact = check_parity(&dir, form);
+            assert!(exact * 2 > 7, "{} {form}: {exact} of 7 are exact", dir.display());
         }
+    }
+}
+
+/// FNV-1a over the bits of the logits of prompt 0, at all positions.
+fn hash_of_logits(name: &str) -> u64 {
+    let dir = fixtures::model(name);
+    let reference = tensors(&dir.join("ref.safetensors"));
+    let model = Model::load(&ModelFile::open(&dir.join("bf16")).unwrap()).unwrap();
+    let logits = Session::new(&model).logits_of_all(&ids(&reference["p0.input_ids"])).unwrap();
+    let bytes = logits.iter().flat_map(|l| l.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Whatever the machine, its C library, the number of threads and `TRINE_ISA`: CI runs this with
+/// every instruction set that it has.
+#[test]
+fn logits_are_the_same_bits_on_every_machine() {
+    for (name, expected) in
+        [("tied-h64", 0x0b87_d4d8_3acc_ffad), ("untied-h192", 0x0df3_bf41_2dae_46de)]
+    {
+        let found = hash_of_logits(name);
+        assert_eq!(found, expected, "{name}: {found:#018x}");
     }
 }
 
