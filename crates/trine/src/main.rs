@@ -86,8 +86,11 @@ fn without_second_thread_pool() {
     if std::env::var_os(THREADS).is_none()
         && let Ok(program) = std::env::current_exe()
     {
-        let args = std::env::args_os().skip(1);
-        let _failed = std::process::Command::new(program).args(args).env(THREADS, "1").exec();
+        let mut args = std::env::args_os();
+        let mut again = std::process::Command::new(program);
+        // The name it was called by stays, for the messages that quote it.
+        args.next().map(|name| again.arg0(name));
+        let _failed = again.args(args).env(THREADS, "1").exec();
     }
 }
 

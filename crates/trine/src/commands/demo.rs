@@ -25,6 +25,9 @@ const CONFIG: &str = include_str!("../../../../configs/train/demo.toml");
 /// Documents that are generated to be scored.
 const SCORED: usize = 24;
 
+/// Sums that are asked.
+const SUMS: usize = 25;
+
 /// Options of `trine demo`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -70,19 +73,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     output::print_line("\nsamples (prompt | continuation):")?;
     for prompt in synth::prompts() {
-        let text = sample(&loaded, prompt, 7)?;
+        let text = sample(&loaded, prompt, 0.7, 7)?;
         output::print_line(&format!("\n  {prompt}|{}", text.trim_end().replace('\n', "\n  ")))?;
     }
     let mut text = String::new();
     for seed in 0..SCORED {
-        text.push_str(&sample(&loaded, "", seed as u64)?);
+        text.push_str(&sample(&loaded, "", 0.7, seed as u64)?);
         text.push_str("\n\n");
     }
+    let mut score = synth::score(&text);
+    score.arithmetic = sums(&loaded)?;
     output::print_line(&format!(
-        "\n{SCORED} documents from nothing: {}",
-        describe(&synth::score(&text))
+        "\n{SCORED} stories from nothing and {SUMS} sums: {}",
+        describe(&score)
     ))?;
     next_steps(dir, &gguf)
+}
+
+/// How many sums the model completes rightly, taking the likeliest tokens.
+fn sums(loaded: &model::Loaded) -> anyhow::Result<synth::Tally> {
+    let mut lines = String::new();
+    for i in 0..SUMS {
+        // Operands of the corpus' size, spread over all pairs.
+        let sum = format!("{} + {} =", (7 * i + 3) % 25, (11 * i + 5) % 25);
+        let rest = sample(loaded, &sum, 0.0, 0)?;
+        lines.push_str(&format!("{sum}{}\n", rest.lines().next().unwrap_or_default()));
+    }
+    Ok(synth::score(&lines).arithmetic)
 }
 
 /// A new run, or the one that is there already.
@@ -131,8 +148,13 @@ fn runtime_loss(trainer: &Trainer, model: &Model) -> anyhow::Result<f64> {
 }
 
 /// One document, or the rest of one that begins with `prompt`.
-fn sample(loaded: &model::Loaded, prompt: &str, seed: u64) -> anyhow::Result<String> {
-    let sampling = SamplingArgs { temperature: 0.7, seed, ..SamplingArgs::default() };
+fn sample(
+    loaded: &model::Loaded,
+    prompt: &str,
+    temperature: f32,
+    seed: u64,
+) -> anyhow::Result<String> {
+    let sampling = SamplingArgs { temperature, seed, ..SamplingArgs::default() };
     let mut text = String::new();
     generate(
         &mut Session::new(&loaded.model),
@@ -152,13 +174,15 @@ fn sample(loaded: &model::Loaded, prompt: &str, seed: u64) -> anyhow::Result<Str
 
 fn next_steps(dir: &Path, gguf: &Path) -> anyhow::Result<ExitCode> {
     let (dir, gguf) = (dir.display(), gguf.display());
+    // As this program was called, so that the lines can be pasted.
+    let trine = std::env::args().next().unwrap_or_else(|| "trine".to_owned());
     output::print_line(&format!(
         "\nnext:\n  \
-         trine run {gguf} -p \"Once upon a time\"     let it write\n  \
-         trine chat {gguf}                          type openings yourself\n  \
-         trine inspect {gguf}                       what is in the file\n  \
-         trine train {dir}/config.toml --out runs/mine --set train.steps=4000\n  \
-         trine train configs/train/shakespeare-char.toml --data your.txt"
+         {trine} run {gguf} -p \"Once upon a time\"    # let it write\n  \
+         {trine} chat {gguf}    # type openings yourself\n  \
+         {trine} inspect {gguf}    # what is in the file\n  \
+         {trine} train {dir}/config.toml --out runs/longer --set train.steps=5000\n  \
+         {trine} train configs/train/shakespeare-char.toml --data your.txt"
     ))?;
     Ok(ExitCode::SUCCESS)
 }
