@@ -104,6 +104,14 @@ fn converted_models_compute_the_same_bits() {
             let source = ModelFile::open(&dir.join(form)).unwrap();
             let path = temp.path().join("model.gguf");
             let options = WriteOptions { ternary: TernaryType::I2S, embedding: Dtype::BF16 };
+            let whole_blocks = Projection::ALL.iter().all(|&p| {
+                let (rows, cols) = source.config().projection_shape(p);
+                (rows * cols).is_multiple_of(128)
+            });
+            if !whole_blocks {
+                eprintln!("skipped: I2_S cannot hold the shapes of {}", dir.display());
+                continue;
+            }
             let report = convert(&source, &path, Target::Gguf(options)).unwrap();
             assert_eq!(report.largest_scale_change, 0.0);
             let converted = ModelFile::open(&path).unwrap();

@@ -42,7 +42,7 @@ pub(crate) struct PrepareArgs {
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// char, byte, bpe:<vocabulary size> or the path of a tokenizer.json
+    /// char, byte, bpe:SIZE or the path of a tokenizer.json
     #[arg(long, default_value = "bpe:4096", value_name = "SPEC")]
     tokenizer: String,
     /// Share that is held out for validation

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Text file, directory of `trine data prepare`, or `synth`; overrides data.path
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     data: Option<String>,
-    /// Run directory; runs/<name> by default
+    /// Run directory; runs/NAME by default
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on from the latest checkpoint of the run directory
