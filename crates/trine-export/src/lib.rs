@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compare;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use trine_format::{
     write_hf_packed,
 };
 
+pub use compare::{Comparison, compare};
 pub use verify::verify;
 
 /// What to write.
@@ -67,7 +69,7 @@ pub enum ExportError {
         value: f32,
     },
     /// What was written does not decode to what was to be written.
-    #[error("verification failed, nothing was kept: {name}: {what}")]
+    #[error("the models differ: {name}: {what}")]
     Verification {
         /// Canonical name of the tensor, or field of the configuration.
         name: String,

@@ -38,7 +38,7 @@ fn failed<T>(name: impl Into<String>, what: String) -> Result<T, ExportError> {
     Err(ExportError::Verification { name: name.into(), what })
 }
 
-fn compare_configs(a: &ModelConfig, b: &ModelConfig) -> Result<(), ExportError> {
+pub(crate) fn compare_configs(a: &ModelConfig, b: &ModelConfig) -> Result<(), ExportError> {
     let b = &ModelConfig { quantization: a.quantization, ..b.clone() };
     macro_rules! compare {
         ($($field:ident),*) => {$(
@@ -159,7 +159,7 @@ fn compare_dense(
 }
 
 /// Largest change of a number, relative to the largest magnitude of its row.
-fn largest_change(values: &[f32], written: &DenseTensor<'_>) -> f32 {
+pub(crate) fn largest_change(values: &[f32], written: &DenseTensor<'_>) -> f32 {
     let row = written.shape.last().map_or(1, |&n| n.max(1));
     let written = written.to_f32();
     let changes = values.chunks(row).zip(written.chunks(row)).map(|(a, b)| {
@@ -170,7 +170,11 @@ fn largest_change(values: &[f32], written: &DenseTensor<'_>) -> f32 {
     changes.fold(0.0, f32::max)
 }
 
-fn trits(file: &ModelFile, layer: usize, p: Projection) -> Result<TernaryMatrix, ExportError> {
+pub(crate) fn trits(
+    file: &ModelFile,
+    layer: usize,
+    p: Projection,
+) -> Result<TernaryMatrix, ExportError> {
     match file.projection(layer, p)? {
         Weight::Ternary(matrix) => Ok(matrix),
         Weight::Dense(_) => Err(ExportError::NotTernary { path: file.path().to_owned() }),

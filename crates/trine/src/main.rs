@@ -43,6 +43,8 @@ enum Command {
     Train(commands::train::Args),
     /// Convert a model to another format and prove that its trits survived
     Convert(commands::convert::Args),
+    /// Compare two models: same trits, same scales, same logits?
+    Verify(commands::verify::Args),
     /// Show what a model file holds
     Inspect(commands::inspect::Args),
     /// Generate text with a model
@@ -106,6 +108,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tokenizer(command) => commands::tokenizer::run(&command)?,
         Command::Train(args) => return commands::train::run(&args),
         Command::Convert(args) => commands::convert::run(&args)?,
+        Command::Verify(args) => return commands::verify::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args)?,
         Command::Run(args) => commands::run::run(&args)?,
         Command::Chat(args) => commands::chat::run(&args)?,

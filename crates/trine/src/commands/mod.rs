@@ -10,3 +10,4 @@ pub(crate) mod logits;
 pub(crate) mod run;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
+pub(crate) mod verify;

@@ -12,6 +12,7 @@ mod models;
 #[cfg(unix)]
 mod signals;
 mod streams;
+mod verify;
 
 use std::fs;
 use std::path::{Path, PathBuf};
