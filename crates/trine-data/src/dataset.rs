@@ -222,9 +222,7 @@ impl Writers {
         }
         self.train.finish()?;
         self.val.finish()?;
-        let mut file = AtomicFile::create(&json)?;
-        file.put(tokenizer.json().as_bytes())?;
-        file.commit()?;
+        AtomicFile::replace(&json, tokenizer.json().as_bytes())?;
         Dataset::open(dir)
     }
 }

@@ -35,6 +35,16 @@ impl AtomicFile {
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER, file) })
     }
 
+    /// Writes a whole file at once: its old contents or `bytes` are there, never a part.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`], [`AtomicFile::put`] and [`AtomicFile::commit`].
+    pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
+        let mut file = Self::create(path)?;
+        file.put(bytes)?;
+        file.commit()
+    }
+
     /// The final name.
     pub fn path(&self) -> &Path {
         &self.path

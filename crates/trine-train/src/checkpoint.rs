@@ -62,7 +62,7 @@ pub fn save(
         other => corrupt(dir, format!("{OPTIMIZER}: {other}")),
     })?;
     let state = serde_json::to_vec_pretty(state).expect("plain data serializes");
-    write(&path.join(STATE), &state)?;
+    AtomicFile::replace(&path.join(STATE), &state)?;
     staged.commit_replacing()?;
     Ok(())
 }
@@ -159,13 +159,6 @@ impl TensorSource for Masters<'_> {
         let data = Cow::Owned(borrowed.data.into_owned());
         Ok(DenseTensor { name: borrowed.name, dtype: Dtype::F32, shape: borrowed.shape, data })
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut file = AtomicFile::create(path)?;
-    file.put(bytes)?;
-    file.commit()?;
-    Ok(())
 }
 
 fn corrupt(dir: &Path, message: String) -> TrainError {

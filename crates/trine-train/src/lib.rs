@@ -3,7 +3,8 @@
 //! The trainer keeps full-precision master weights; every forward pass of a projection ternarizes
 //! them with `trine-ternary` and multiplies trits by int8 activations with `trine-kernels`, the
 //! same code the runtime runs. Gradients pass the rounding unchanged (straight-through estimator).
-//! So the loss that is logged is the loss of the model that is exported.
+//! So the loss that is logged is the loss of the model that is exported, but for the rounding of an
+//! embedding that is stored in 16 bits.
 //!
 //! | module | what it holds |
 //! | --- | --- |

@@ -11,7 +11,6 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
 use crate::ops::{contiguous, view};
-
 use crate::schedule::Rates;
 use crate::{Params, TrainError};
 

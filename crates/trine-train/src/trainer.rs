@@ -120,11 +120,11 @@ impl Trainer {
         // must not be in the way of the next attempt.
         let parts = Parts::new(&config, data)?;
         std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
-        write_file(&run_dir.join("run.json"), &about)?;
+        AtomicFile::replace(&run_dir.join("run.json"), &about)?;
         let config_toml = config.to_toml();
         let trainer = Self::assemble(config, parts, run_dir, model)?;
         // Last, because this file is what makes the directory a run.
-        write_file(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
         Ok(trainer)
     }
 
@@ -152,7 +152,7 @@ impl Trainer {
         trainer.state = checkpoint::restore(&path, &mut trainer.optimizer)?;
         trainer.forget_metrics_after(trainer.state.step)?;
         // A run that was given more steps has them also when it is resumed the next time.
-        write_file(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
         Ok(trainer)
     }
 
@@ -339,7 +339,7 @@ impl Trainer {
                 kept.push(b'\n');
             }
         }
-        write_file(&path, &kept)?;
+        AtomicFile::replace(&path, &kept)?;
         self.metrics = OpenOptions::new().append(true).open(&path).map_err(write_error(&path))?;
         Ok(())
     }
@@ -411,13 +411,6 @@ fn tokenizer_files(tokenizer: &Tokenizer, max_length: usize) -> TokenizerFiles {
         }
     }
     TokenizerFiles { tokenizer_json: tokenizer.json().to_owned(), tokenizer_config: Some(config) }
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut file = AtomicFile::create(path)?;
-    file.put(bytes)?;
-    file.commit()?;
-    Ok(())
 }
 
 fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {

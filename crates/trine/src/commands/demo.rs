@@ -154,7 +154,7 @@ fn sample(
     temperature: f32,
     seed: u64,
 ) -> anyhow::Result<String> {
-    let sampling = SamplingArgs { temperature, seed, ..SamplingArgs::default() };
+    let sampling = SamplingArgs { temperature, seed, ..SamplingArgs::DEFAULT };
     let mut text = String::new();
     generate(
         &mut Session::new(&loaded.model),

@@ -9,39 +9,36 @@ use trine_tokenizer::Tokenizer;
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct SamplingArgs {
     /// Divides the logits; 0 always takes the likeliest token
-    #[arg(short, long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
+    #[arg(short, long, default_value_t = Self::DEFAULT.temperature, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Only the K likeliest tokens; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "K")]
+    #[arg(long, default_value_t = Self::DEFAULT.top_k, value_name = "K")]
     pub(crate) top_k: usize,
     /// Only the likeliest tokens that together reach probability P
-    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    #[arg(long, default_value_t = Self::DEFAULT.top_p, value_name = "P")]
     pub(crate) top_p: f32,
     /// Only tokens of at least P times the probability of the likeliest
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    #[arg(long, default_value_t = Self::DEFAULT.min_p, value_name = "P")]
     pub(crate) min_p: f32,
     /// Pushes down tokens that occurred; 1 turns it off
-    #[arg(long, default_value_t = 1.0, value_name = "F")]
+    #[arg(long, default_value_t = Self::DEFAULT.repetition_penalty, value_name = "F")]
     pub(crate) repetition_penalty: f32,
     /// Same seed, same text
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = Self::DEFAULT.seed, value_name = "N")]
     pub(crate) seed: u64,
 }
 
-impl Default for SamplingArgs {
-    fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 0,
-            top_p: 0.95,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
-    }
-}
-
 impl SamplingArgs {
+    /// What a command line that says nothing means.
+    pub(crate) const DEFAULT: Self = Self {
+        temperature: 0.8,
+        top_k: 0,
+        top_p: 0.95,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+
     /// A sampler with these settings.
     pub(crate) fn sampler(&self) -> anyhow::Result<Sampler> {
         Ok(Sampler::new(SamplerConfig {

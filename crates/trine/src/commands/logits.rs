@@ -55,9 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F32, vec![ids.len(), vocab], &bytes)?;
         let bytes = safetensors::serialize([("logits", view)], None)?;
-        let mut file = AtomicFile::create(path)?;
-        file.put(&bytes)?;
-        file.commit()?;
+        AtomicFile::replace(path, &bytes)?;
         note!("wrote logits ({}, {vocab}) to {}", ids.len(), path.display());
         if !args.json {
             return Ok(());

@@ -90,9 +90,7 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
         bail!("no text to train on in {}", args.files[0].display());
     }
     let tokenizer = Tokenizer::train_bpe(texts.iter(), args.vocab_size)?;
-    let mut file = AtomicFile::create(&args.out)?;
-    file.put(tokenizer.json().as_bytes())?;
-    file.commit()?;
+    AtomicFile::replace(&args.out, tokenizer.json().as_bytes())?;
     note!("wrote {} with {} tokens", args.out.display(), tokenizer.vocab_size());
     Ok(())
 }
