@@ -163,7 +163,7 @@ fn the_type_of_the_embedding_is_the_sources_where_it_has_16_bits() {
     for (dtype, kept) in
         [(Dtype::F32, Dtype::F16), (Dtype::F16, Dtype::F16), (Dtype::BF16, Dtype::BF16)]
     {
-        let path = dir.path().join(dtype.torch_name());
+        let path = dir.path().join(dtype.name());
         write_hf(&path, &config, dtype, &source, None).unwrap();
         let file = ModelFile::open(&path).unwrap();
         assert_eq!(embedding_dtype(&file).unwrap(), kept);

@@ -2,7 +2,9 @@
 #![deny(unsafe_code)]
 
 mod atomic;
+pub mod blocks;
 mod config;
+mod dtype;
 mod error;
 pub mod gguf;
 mod hf;
@@ -14,10 +16,11 @@ mod tokenizer;
 
 pub use atomic::{AtomicDir, AtomicFile, flush_name, replaceable};
 pub use config::{HiddenAct, ModelConfig, Projection, Quantization};
+pub use dtype::Dtype;
 pub use error::{BoxError, FormatError};
 pub use hf::packed as hf_packed;
 pub use hf::write::{write_hf, write_hf_files, write_hf_packed};
 pub use mapped::{Mapped, map_file};
 pub use model::{Format, ModelFile};
-pub use tensor::{DenseTensor, Dtype, TensorSource, TensorSummary, Weight};
+pub use tensor::{DenseTensor, TensorSource, TensorSummary, Weight};
 pub use tokenizer::TokenizerFiles;

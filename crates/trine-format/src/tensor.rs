@@ -1,41 +1,17 @@
 //! Tensors as they pass between files and programs: plain numbers, trits, and where they come from.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
-use half::{bf16, f16};
+use rayon::prelude::*;
 use trine_ternary::TernaryMatrix;
 
 use crate::error::BoxError;
-use crate::{FormatError, ModelConfig, Projection, names};
+use crate::{Dtype, FormatError, ModelConfig, Projection, names};
 
-/// Plain number types; files hold them little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Dtype {
-    F32,
-    F16,
-    BF16,
-}
-
-impl Dtype {
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    /// The name in `config.json`: `float32`, `float16`, `bfloat16`.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-}
+/// Numbers that a thread converts at a time; whole blocks of every type.
+const CHUNK: usize = 1 << 14;
 
 /// A tensor of plain numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +22,7 @@ pub struct DenseTensor<'a> {
     pub dtype: Dtype,
     /// Row-major shape; a projection's is `[out, in]`.
     pub shape: Vec<usize>,
-    /// Little-endian numbers, as many as the shape says.
+    /// The numbers as the type stores them, as many as the shape says.
     pub data: Cow<'a, [u8]>,
 }
 
@@ -63,42 +39,70 @@ impl<'a> DenseTensor<'a> {
         Self { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), data }
     }
 
-    /// The numbers widened to f32, which is exact.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            Dtype::F32 => numbers(&self.data, f32::from_le_bytes),
-            Dtype::F16 => numbers(&self.data, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => numbers(&self.data, |b| bf16::from_le_bytes(b).to_f32()),
+    /// The rows in a range of the first dimension, or `None` where not all are there.
+    ///
+    /// Rows are whole blocks of every type, so what is done to them one by one is done to the tensor.
+    pub fn rows(&self, rows: Range<usize>) -> Option<DenseTensor<'_>> {
+        let (&count, row) = self.shape.split_first()?;
+        if rows.end > count {
+            return None;
         }
+        let bytes = self.dtype.bytes(row)?;
+        let data = self.data.get(rows.start.checked_mul(bytes)?..rows.end.checked_mul(bytes)?)?;
+        let shape = [&[rows.len()], row].concat();
+        Some(DenseTensor { name: self.name.clone(), dtype: self.dtype, shape, data: data.into() })
     }
 
-    /// The same numbers as another type, rounded half to even; no copy when the type is the same.
+    /// How many numbers there are.
+    fn count(&self) -> usize {
+        let (block, bytes) = self.dtype.ggml_type().block();
+        self.data.len() / bytes * block
+    }
+
+    /// The numbers widened to f32: exactly, and those in blocks with the bits of ggml.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.count()];
+        let (block, bytes) = self.dtype.ggml_type().block();
+        let chunks = self.data.par_chunks(CHUNK / block * bytes);
+        values.par_chunks_mut(CHUNK).zip(chunks).for_each(|(out, data)| {
+            self.dtype.decode(data, out);
+        });
+        values
+    }
+
+    /// The same numbers as another type; no copy when the type is the same.
+    ///
+    /// Numbers are rounded half to even, in blocks as [`blocks`](crate::blocks) says.
     ///
     /// # Errors
-    /// When a finite number overflows the type: no infinity must appear where there was none.
+    /// When a finite number overflows the type, as no infinity must appear where there was none; for
+    /// blocks also when a number is not finite, or rows are not whole blocks.
     pub fn convert(&self, dtype: Dtype) -> Result<Cow<'_, [u8]>, BoxError> {
         if dtype == self.dtype {
             return Ok(Cow::Borrowed(&self.data));
         }
-        let values = self.to_f32();
-        let overflows = |v: f32| match dtype {
-            Dtype::F32 => false,
-            Dtype::F16 => v.is_finite() && !f16::from_f32(v).is_finite(),
-            Dtype::BF16 => v.is_finite() && !bf16::from_f32(v).is_finite(),
-        };
-        if let Some(&v) = values.iter().find(|v| overflows(**v)) {
-            return Err(format!("{v} does not fit {}", dtype.torch_name()).into());
+        let (from, to) = (self.dtype.ggml_type().block(), dtype.ggml_type().block());
+        let columns = self.shape.last().copied().unwrap_or(1);
+        if !columns.is_multiple_of(to.0) {
+            let name = dtype.name();
+            return Err(
+                format!("{name} needs rows of a multiple of {}, found {columns}", to.0).into()
+            );
         }
-        Ok(Cow::Owned(match dtype {
-            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        }))
+        let mut out = vec![0; self.count() / to.0 * to.1];
+        let data = self.data.par_chunks(CHUNK / from.0 * from.1);
+        let chunks = out.par_chunks_mut(CHUNK / to.0 * to.1).zip(data).enumerate();
+        let unfit = chunks.filter_map(|(i, (out, data))| {
+            let mut values = vec![0.0; data.len() / from.1 * from.0];
+            self.dtype.decode(data, &mut values);
+            let at = dtype.encode(&values, out).err()?;
+            Some((i * CHUNK + at, values[at]))
+        });
+        match unfit.find_first(|_| true) {
+            None => Ok(Cow::Owned(out)),
+            Some((at, v)) => Err(format!("{v} at {at} does not fit {}", dtype.name()).into()),
+        }
     }
-}
-
-fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|&chunk| number(chunk)).collect()
 }
 
 /// The weight of a projection.
@@ -161,8 +165,7 @@ pub(crate) fn checked<'a>(
     shape: &[usize],
 ) -> Result<DenseTensor<'a>, FormatError> {
     let tensor = source.dense(name).map_err(FormatError::source(path, name))?;
-    let bytes = shape.iter().product::<usize>() * tensor.dtype.size();
-    if tensor.shape != shape || tensor.data.len() != bytes {
+    if tensor.shape != shape || Some(tensor.data.len()) != tensor.dtype.bytes(shape) {
         let found = format!("shape {:?} in {} bytes", tensor.shape, tensor.data.len());
         return Err(FormatError::tensor(path, name, format_args!("shape {shape:?}"), found));
     }

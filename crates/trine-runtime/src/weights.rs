@@ -31,7 +31,10 @@ impl DenseMatrix {
     fn new(tensor: &DenseTensor<'_>, rows: usize, cols: usize) -> Result<Self, RuntimeError> {
         let (name, bytes) = (&tensor.name, &tensor.data);
         let data = match tensor.dtype {
-            Dtype::F32 => Elements::F32(finite(name, tensor.to_f32())?),
+            // Blocks are widened, as no kernel multiplies them.
+            Dtype::F32 | Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => {
+                Elements::F32(finite(name, tensor.to_f32())?)
+            }
             Dtype::F16 => {
                 Elements::F16(finite(name, pairs(bytes).map(f16::from_le_bytes).collect())?)
             }

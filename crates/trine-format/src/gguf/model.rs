@@ -8,12 +8,15 @@ use std::collections::HashSet;
 
 use trine_ternary::TernaryMatrix;
 
-use super::{CodecError, GgmlType, Gguf, TensorInfo, TernaryType, Value};
+use super::{CodecError, Gguf, TensorInfo, TernaryType, Value};
 use crate::names::{Part, TensorId};
 use crate::{
     DenseTensor, Dtype, FormatError, HiddenAct, ModelConfig, Projection, Quantization,
     TensorSummary, Weight, names,
 };
+
+/// The types of plain numbers, for errors.
+const PLAIN: &str = "F32, F16, BF16, Q8_0, Q6_K or Q4_0";
 
 /// Metadata under an architecture's prefix.
 struct Keys<'a> {
@@ -152,9 +155,10 @@ fn check_tensors(gguf: &Gguf, config: &ModelConfig) -> Result<(), FormatError> {
     for &id in &ids {
         let info = find(gguf, config, id)?;
         let ternary = matches!(id, TensorId::Layer(_, Part::Projection(_)));
-        if plain(info.kind).is_none() && !(ternary && TernaryType::from_ggml(info.kind).is_some()) {
-            let expected =
-                if ternary { "a ternary type, F32, F16 or BF16" } else { "F32, F16 or BF16" };
+        if Dtype::from_ggml(info.kind).is_none()
+            && !(ternary && TernaryType::from_ggml(info.kind).is_some())
+        {
+            let expected = if ternary { format!("a ternary type, {PLAIN}") } else { PLAIN.into() };
             return Err(FormatError::tensor(gguf.path(), &info.name, expected, info.kind));
         }
     }
@@ -191,15 +195,6 @@ fn find<'a>(
     Ok(info)
 }
 
-fn plain(kind: GgmlType) -> Option<Dtype> {
-    match kind {
-        GgmlType::F32 => Some(Dtype::F32),
-        GgmlType::F16 => Some(Dtype::F16),
-        GgmlType::BF16 => Some(Dtype::BF16),
-        _ => None,
-    }
-}
-
 /// A plain tensor by its canonical name.
 pub(crate) fn dense<'a>(
     gguf: &'a Gguf,
@@ -210,9 +205,8 @@ pub(crate) fn dense<'a>(
         FormatError::tensor(gguf.path(), name, "a canonical tensor name", "another name")
     })?;
     let info = find(gguf, config, id)?;
-    let dtype = plain(info.kind).ok_or_else(|| {
-        FormatError::tensor(gguf.path(), &info.name, "F32, F16 or BF16", info.kind)
-    })?;
+    let dtype = Dtype::from_ggml(info.kind)
+        .ok_or_else(|| FormatError::tensor(gguf.path(), &info.name, PLAIN, info.kind))?;
     let data = Cow::Borrowed(gguf.bytes(info));
     Ok(DenseTensor { name: name.to_owned(), dtype, shape: info.shape.clone(), data })
 }

@@ -186,7 +186,8 @@ fn describe(path: &Path, cursor: &mut Cursor<'_>) -> Result<Raw, FormatError> {
         .ok_or_else(|| refuse("a known tensor type", format!("type id {id}")))?;
     let offset = cursor.u64(&name)?;
     let bytes = kind.tensor_bytes(&shape).ok_or_else(|| {
-        let expected = format!("whole blocks of {} values and a size in range", kind.block().0);
+        let (block, unit) = (kind.block().0, kind.unit());
+        let expected = format!("whole blocks of {block} values in {unit} and a size in range");
         refuse(&expected, format!("{kind} of shape {shape:?}"))
     })?;
     Ok(Raw { name, kind, shape, offset, bytes })

@@ -83,10 +83,13 @@ impl GgmlType {
         self as u32
     }
 
+    /// What has to fill whole blocks: blocks do not cross rows, except in I2_S.
+    pub(super) fn unit(self) -> &'static str {
+        if self == Self::I2_S { "the tensor" } else { "each row" }
+    }
+
     /// Bytes of a tensor with this row-major shape, or `None` where the values do not fill whole
     /// blocks or the size overflows.
-    ///
-    /// Blocks do not cross rows, except in I2_S, which runs over the whole tensor.
     pub fn tensor_bytes(self, shape: &[usize]) -> Option<usize> {
         let (block, bytes) = self.block();
         let values = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))?;

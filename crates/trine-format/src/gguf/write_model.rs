@@ -79,11 +79,7 @@ pub fn write_model(
 fn storage(id: TensorId, options: WriteOptions) -> Option<GgmlType> {
     match id {
         TensorId::Layer(_, Part::Projection(_)) => None,
-        TensorId::Embed | TensorId::Head => Some(match options.embedding {
-            Dtype::F32 => GgmlType::F32,
-            Dtype::F16 => GgmlType::F16,
-            Dtype::BF16 => GgmlType::BF16,
-        }),
+        TensorId::Embed | TensorId::Head => Some(options.embedding.ggml_type()),
         TensorId::FinalNorm | TensorId::Layer(..) => Some(GgmlType::F32),
     }
 }

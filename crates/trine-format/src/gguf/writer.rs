@@ -52,7 +52,8 @@ impl Writer {
         let mut offset = 0usize;
         for TensorSpec { name, kind, shape } in tensors {
             let bytes = kind.tensor_bytes(shape).ok_or_else(|| {
-                let expected = format_args!("whole blocks of {} values", kind.block().0);
+                let (block, unit) = (kind.block().0, kind.unit());
+                let expected = format_args!("whole blocks of {block} values in {unit}");
                 FormatError::tensor(path, name, expected, format_args!("{kind} {shape:?}"))
             })?;
             encode_string(name, &mut header);

@@ -35,7 +35,7 @@ pub fn write_hf(
 /// an [`AtomicDir`].
 ///
 /// # Errors
-/// As [`write_hf`], and a `config` whose projections are stored packed.
+/// As [`write_hf`], and a `config` whose projections are stored packed, or a type of blocks.
 pub fn write_hf_files(
     dir: &Path,
     config: &ModelConfig,
@@ -47,11 +47,14 @@ pub fn write_hf_files(
         let expected = "Online or None, for a file of plain numbers";
         return Err(FormatError::config("quantization", expected, "Offline"));
     }
+    if dtype.is_block() {
+        return Err(FormatError::config("dtype", "F32, F16 or BF16", dtype.name()));
+    }
     write_texts(dir, config, dtype, tokenizer)?;
     let entries: Vec<_> = config
         .tensor_ids()
         .into_iter()
-        .map(|id| Entry::new(id.canonical(), dtype_name(dtype), config.tensor_shape(id), dtype))
+        .map(|id| Entry::new(id.canonical(), config.tensor_shape(id), dtype))
         .collect();
     let path = dir.join("model.safetensors");
     let mut file = start(&path, entries.iter().cloned())?;
@@ -88,7 +91,7 @@ pub fn write_hf_packed(
         .tensor_ids()
         .into_iter()
         .partition(|id| matches!(id, TensorId::Layer(_, Part::Projection(_))));
-    let bf16 = |name, shape| Entry::new(name, "BF16", shape, Dtype::BF16);
+    let bf16 = |name, shape| Entry::new(name, shape, Dtype::BF16);
     let dense: Vec<_> =
         dense.into_iter().map(|id| bf16(id.canonical(), config.tensor_shape(id))).collect();
     let bytes = projections.iter().map(|&id| {
@@ -125,17 +128,10 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(name: String, dtype_name: &'static str, shape: Vec<usize>, dtype: Dtype) -> Self {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        Self { name, dtype: dtype_name, shape, bytes }
-    }
-}
-
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "F32",
-        Dtype::F16 => "F16",
-        Dtype::BF16 => "BF16",
+    /// Of a type that safetensors has, where it has the name that GGUF gives it.
+    fn new(name: String, shape: Vec<usize>, dtype: Dtype) -> Self {
+        let bytes = dtype.bytes(&shape).unwrap_or_default();
+        Self { name, dtype: dtype.ggml_type().name(), shape, bytes }
     }
 }
 
@@ -186,7 +182,7 @@ fn write_texts(
         fs::write(&path, text).map_err(FormatError::io(&path, "write"))
     };
     let json = |name: &str, value: &Value| put(name, &format!("{value:#}\n"));
-    json("config.json", &config.to_hf_json(dtype.torch_name()))?;
+    json("config.json", &config.to_hf_json(dtype.name()))?;
     json(
         "generation_config.json",
         &json!({

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "ternary_tensors": report.ternary_tensors,
             "trits": report.trits,
             "largest_scale_change": report.largest_scale_change,
-            "embedding": embedding.torch_name(),
+            "embedding": embedding.name(),
             "dense_tensors": report.dense_tensors,
             "largest_dense_change": report.largest_dense_change,
         });
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         note!(
             "the embedding is stored as {}: numbers outside the projections changed by up to \
              {:.1e} of the largest in their row",
-            embedding.torch_name(),
+            embedding.name(),
             report.largest_dense_change
         );
     }
