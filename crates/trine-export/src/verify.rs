@@ -61,6 +61,7 @@ pub(crate) fn compare_configs(a: &ModelConfig, b: &ModelConfig) -> Result<(), Ex
         rms_norm_eps,
         hidden_act,
         sub_norms,
+        projection_norm_eps,
         tie_word_embeddings,
         bos_token_id,
         eos_token_ids

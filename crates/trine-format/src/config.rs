@@ -82,12 +82,15 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// Added to the mean square in every RMSNorm.
+    /// Added to the mean square in every RMSNorm, but for those of [`Self::projection_norm_eps`].
     pub rms_norm_eps: f32,
     /// Gate activation.
     pub hidden_act: HiddenAct,
     /// Whether RMSNorms stand before `o_proj` and `down_proj`.
     pub sub_norms: bool,
+    /// Where every projection has an RMSNorm of its own before it (`use_rms_norm` of transformers'
+    /// BitLinear, the Falcon-E models), what that adds to the mean square.
+    pub projection_norm_eps: Option<f32>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Token that starts a text.
@@ -141,7 +144,16 @@ impl ModelConfig {
                 self.head_dim,
             ));
         }
-        for (key, value) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
+        if self.quantization == Quantization::None && self.projection_norm_eps.is_some() {
+            let expected = "nothing, as they belong to ternary projections";
+            return Err(FormatError::config("projection_norm_eps", expected, "a number"));
+        }
+        let floats = [
+            ("rope_theta", Some(self.rope_theta)),
+            ("rms_norm_eps", Some(self.rms_norm_eps)),
+            ("projection_norm_eps", self.projection_norm_eps),
+        ];
+        for (key, value) in floats.into_iter().filter_map(|(key, v)| Some((key, v?))) {
             if !(value.is_finite() && value > 0.0) {
                 return Err(FormatError::config(key, "a positive finite number", value));
             }
@@ -186,6 +198,7 @@ impl ModelConfig {
                 let (out, input) = self.projection_shape(p);
                 vec![out, input]
             }
+            TensorId::Layer(_, Part::ProjectionNorm(p)) => vec![self.projection_shape(p).1],
             TensorId::Layer(_, Part::AttnSubNorm) => vec![self.attention_width()],
             TensorId::Layer(_, Part::FfnSubNorm) => vec![self.intermediate_size],
             TensorId::FinalNorm | TensorId::Layer(..) => vec![self.hidden_size],
@@ -196,7 +209,7 @@ impl ModelConfig {
     pub fn tensor_ids(&self) -> Vec<TensorId> {
         let layers = 0..self.num_hidden_layers;
         let mut ids = vec![TensorId::Embed];
-        ids.extend(layers.flat_map(|layer| TensorId::of_layer(layer, self.sub_norms)));
+        ids.extend(layers.flat_map(|layer| TensorId::of_layer(layer, self)));
         ids.push(TensorId::FinalNorm);
         if !self.tie_word_embeddings {
             ids.push(TensorId::Head);
@@ -276,6 +289,7 @@ pub(crate) mod tests {
             rms_norm_eps: 1e-5,
             hidden_act: HiddenAct::Relu2,
             sub_norms: true,
+            projection_norm_eps: None,
             tie_word_embeddings: true,
             bos_token_id: Some(128_000),
             eos_token_ids: vec![128_001],
@@ -305,6 +319,7 @@ pub(crate) mod tests {
         check("head_dim", &|c| c.head_dim = 64);
         check("rope_theta", &|c| c.rope_theta = f32::NAN);
         check("rms_norm_eps", &|c| c.rms_norm_eps = -1e-5);
+        check("projection_norm_eps", &|c| c.projection_norm_eps = Some(0.0));
         check("bos_token_id", &|c| c.bos_token_id = Some(128_256));
         check("eos_token_id", &|c| c.eos_token_ids = vec![0, u32::MAX]);
     }

@@ -11,7 +11,7 @@
 //! | `model.layers.N.self_attn.q_proj.weight` | `blk.N.attn_q.weight` |
 //! | … and so on, see [`Part`] | |
 
-use crate::Projection;
+use crate::{ModelConfig, Projection};
 
 /// Token embedding, `(vocab_size, hidden_size)`.
 pub const EMBED: &str = "model.embed_tokens.weight";
@@ -33,20 +33,53 @@ pub enum Part {
     FfnSubNorm,
     /// One of the seven projections, `(out, in)`.
     Projection(Projection),
+    /// RMSNorm of a projection's own input, `(in,)`; only with projection norms.
+    ProjectionNorm(Projection),
 }
 
 /// Part, Hugging Face suffix, GGUF suffix; in the order in which a forward pass meets them.
-const PARTS: [(Part, &str, &str); 11] = [
+const PARTS: [(Part, &str, &str); 18] = [
     (Part::InputNorm, "input_layernorm.weight", "attn_norm.weight"),
+    (
+        Part::ProjectionNorm(Projection::Q),
+        "self_attn.q_proj.rms_norm.weight",
+        "attn_q.rms_norm.weight",
+    ),
     (Part::Projection(Projection::Q), "self_attn.q_proj.weight", "attn_q.weight"),
+    (
+        Part::ProjectionNorm(Projection::K),
+        "self_attn.k_proj.rms_norm.weight",
+        "attn_k.rms_norm.weight",
+    ),
     (Part::Projection(Projection::K), "self_attn.k_proj.weight", "attn_k.weight"),
+    (
+        Part::ProjectionNorm(Projection::V),
+        "self_attn.v_proj.rms_norm.weight",
+        "attn_v.rms_norm.weight",
+    ),
     (Part::Projection(Projection::V), "self_attn.v_proj.weight", "attn_v.weight"),
     (Part::AttnSubNorm, "self_attn.attn_sub_norm.weight", "attn_sub_norm.weight"),
+    (
+        Part::ProjectionNorm(Projection::O),
+        "self_attn.o_proj.rms_norm.weight",
+        "attn_output.rms_norm.weight",
+    ),
     (Part::Projection(Projection::O), "self_attn.o_proj.weight", "attn_output.weight"),
     (Part::PostAttentionNorm, "post_attention_layernorm.weight", "ffn_norm.weight"),
+    (
+        Part::ProjectionNorm(Projection::Gate),
+        "mlp.gate_proj.rms_norm.weight",
+        "ffn_gate.rms_norm.weight",
+    ),
     (Part::Projection(Projection::Gate), "mlp.gate_proj.weight", "ffn_gate.weight"),
+    (Part::ProjectionNorm(Projection::Up), "mlp.up_proj.rms_norm.weight", "ffn_up.rms_norm.weight"),
     (Part::Projection(Projection::Up), "mlp.up_proj.weight", "ffn_up.weight"),
     (Part::FfnSubNorm, "mlp.ffn_sub_norm.weight", "ffn_sub_norm.weight"),
+    (
+        Part::ProjectionNorm(Projection::Down),
+        "mlp.down_proj.rms_norm.weight",
+        "ffn_down.rms_norm.weight",
+    ),
     (Part::Projection(Projection::Down), "mlp.down_proj.weight", "ffn_down.weight"),
 ];
 
@@ -104,13 +137,16 @@ impl TensorId {
         }
     }
 
-    /// The tensors of one layer, in the order in which a forward pass meets them.
-    pub(crate) fn of_layer(layer: usize, sub_norms: bool) -> impl Iterator<Item = Self> {
+    /// The tensors of one layer of such a model, in the order in which a forward pass meets them.
+    pub(crate) fn of_layer(layer: usize, config: &ModelConfig) -> impl Iterator<Item = Self> {
+        let present = |part: &Part| match part {
+            Part::AttnSubNorm | Part::FfnSubNorm => config.sub_norms,
+            Part::ProjectionNorm(_) => config.projection_norm_eps.is_some(),
+            _ => true,
+        };
         PARTS
             .iter()
-            .filter(move |(part, ..)| {
-                sub_norms || !matches!(part, Part::AttnSubNorm | Part::FfnSubNorm)
-            })
+            .filter(move |(part, ..)| present(part))
             .map(move |&(part, ..)| Self::Layer(layer, part))
     }
 }
@@ -157,6 +193,11 @@ pub fn ffn_sub_norm(layer: usize) -> String {
     TensorId::Layer(layer, Part::FfnSubNorm).canonical()
 }
 
+/// Canonical name of the norm of a projection's own input.
+pub fn projection_norm(layer: usize, p: Projection) -> String {
+    TensorId::Layer(layer, Part::ProjectionNorm(p)).canonical()
+}
+
 /// The GGUF name of a canonical name.
 pub fn to_gguf(canonical: &str) -> Option<String> {
     TensorId::from_canonical(canonical).map(TensorId::gguf)
@@ -173,8 +214,8 @@ mod tests {
 
     #[test]
     fn names_survive_the_way_there_and_back() {
-        let ids = TensorId::of_layer(17, true).chain([TensorId::Embed, TensorId::Head]);
-        for id in ids.chain([TensorId::FinalNorm]) {
+        let ids = PARTS.iter().map(|&(part, ..)| TensorId::Layer(17, part));
+        for id in ids.chain([TensorId::Embed, TensorId::Head, TensorId::FinalNorm]) {
             assert_eq!(TensorId::from_canonical(&id.canonical()), Some(id));
             assert_eq!(TensorId::from_gguf(&id.gguf()), Some(id));
         }

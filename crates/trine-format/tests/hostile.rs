@@ -222,7 +222,7 @@ fn a_tensor_too_many_is_refused() {
     // A tied model with a scale beside its weight is another model than one without.
     let head = "\x0d\0\0\0\0\0\0\0output.weight";
     let other = |name| renamed(head, &head.replace("output.weight", name));
-    refused(&other("blk.0.q.scale"), "separate scale");
+    refused(&other("blk.0.q.scale"), "no place for it");
     refused(&other("blk.0.q.other"), "no place");
 }
 

@@ -7,10 +7,10 @@ mod common;
 use common::{Masters, data, tiny_config, tiny_tokenizer};
 use half::bf16;
 use tempfile::tempdir;
-use trine_format::gguf::{self, Gguf, TernaryType, Value, WriteOptions};
+use trine_format::gguf::{self, GgmlType, Gguf, TensorSpec, TernaryType, Value, WriteOptions};
 use trine_format::{
-    Dtype, Format, ModelConfig, ModelFile, Projection, Quantization, TensorSource, TokenizerFiles,
-    Weight, names, write_hf, write_hf_packed,
+    Dtype, Format, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, TensorSource,
+    TokenizerFiles, Weight, names, write_hf, write_hf_packed,
 };
 use trine_ternary::TernaryMatrix;
 
@@ -120,7 +120,7 @@ fn every_ternary_layout_keeps_the_trits() {
         ..tiny_config()
     };
     let masters = Masters::new(&config);
-    for ternary in [TernaryType::I2S, TernaryType::Tq1_0, TernaryType::Tq2_0] {
+    for ternary in [TernaryType::I2S, TernaryType::Tq1_0, TernaryType::Tq2_0, TernaryType::Trn2] {
         let path = dir.path().join("model.gguf");
         let options = WriteOptions { ternary, embedding: Dtype::F32 };
         gguf::write_model(&path, &config, &masters, None, options).unwrap();
@@ -129,7 +129,7 @@ fn every_ternary_layout_keeps_the_trits() {
         for_each_projection(&config, |layer, p| {
             let (stored, ours) = (trits(&file, layer, p), masters.projection(layer, p).unwrap());
             assert_eq!(stored.trits(), ours.trits(), "{ternary:?}");
-            if ternary == TernaryType::I2S {
+            if matches!(ternary, TernaryType::I2S | TernaryType::Trn2) {
                 assert_eq!(stored.scale(), ours.scale());
             }
         });
@@ -140,18 +140,131 @@ fn every_ternary_layout_keeps_the_trits() {
 fn a_silu_model_without_sub_norms_is_written_as_llama_cpp_computes_it() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    let config = ModelConfig {
-        hidden_act: trine_format::HiddenAct::Silu,
-        sub_norms: false,
-        ..tiny_config()
-    };
+    let config = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..tiny_config() };
     let masters = Masters::new(&config);
     gguf::write_model(&path, &config, &masters, None, WriteOptions::default()).unwrap();
     let file = ModelFile::open(&path).unwrap();
     let arch = file.as_gguf().unwrap().get("general.architecture").unwrap();
-    assert_eq!(arch.as_str(), Some("bitnet"));
-    let expected = ModelConfig { quantization: Quantization::Offline, ..config };
+    assert_eq!(arch.as_str(), Some("llama"));
+    let expected = ModelConfig { quantization: Quantization::Offline, ..config.clone() };
     assert_eq!(file.config(), &expected);
+    for_each_projection(&config, |layer, p| {
+        assert_eq!(trits(&file, layer, p), masters.projection(layer, p).unwrap(), "{p:?}");
+    });
+    // In the file, rows of both halves of a head alternate in Q and K, and only there.
+    let gguf = file.as_gguf().unwrap();
+    for (name, p) in
+        [("attn_q", Projection::Q), ("attn_k", Projection::K), ("attn_v", Projection::V)]
+    {
+        let info = gguf.tensor(&format!("blk.0.{name}.weight")).unwrap();
+        let stored = gguf::i2_s::decode(gguf.bytes(info), info.shape[0], info.shape[1]).unwrap();
+        let plain = masters.projection(0, p).unwrap();
+        let interleaved = plain.select_rows(|r| r / 8 * 8 + [0, 4, 1, 5, 2, 6, 3, 7][r % 8]);
+        assert_eq!(stored, if p == Projection::V { plain } else { interleaved }, "{name}");
+    }
+}
+
+#[test]
+fn norms_of_projections_survive_every_format() {
+    let dir = tempdir().unwrap();
+    for hidden_act in [HiddenAct::Silu, HiddenAct::Relu2] {
+        let config = ModelConfig {
+            hidden_act,
+            sub_norms: false,
+            projection_norm_eps: Some(1e-6),
+            ..tiny_config()
+        };
+        let masters = Masters::new(&config);
+        let (gguf, packed) = (dir.path().join("m.gguf"), dir.path().join(hidden_act.name()));
+        let options = WriteOptions { embedding: Dtype::F32, ..WriteOptions::default() };
+        gguf::write_model(&gguf, &config, &masters, None, options).unwrap();
+        write_hf_packed(&packed, &config, &ModelFile::open(&gguf).unwrap(), None).unwrap();
+        for path in [gguf, packed] {
+            let file = ModelFile::open(&path).unwrap();
+            let expected = ModelConfig { quantization: Quantization::Offline, ..config.clone() };
+            assert_eq!(file.config(), &expected);
+            for_each_projection(&config, |layer, p| {
+                let name = names::projection_norm(layer, p);
+                let (a, b) = (file.dense(&name).unwrap(), masters.dense(&name).unwrap());
+                let close = a.to_f32().iter().zip(b.to_f32()).all(|(a, b)| (a - b).abs() < 2e-3);
+                assert!(close && a.shape == b.shape, "{name}");
+            });
+        }
+    }
+}
+
+#[test]
+fn the_first_bitnet_models_are_read_under_their_own_names() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("m");
+    let config = ModelConfig { hidden_act: HiddenAct::Silu, ..tiny_config() };
+    let masters = Masters::new(&config);
+    write_hf(&path, &config, Dtype::F32, &masters, None).unwrap();
+    let weights = std::fs::read(path.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&weights[8..header]).unwrap();
+    let renamed = text
+        .replace("self_attn.attn_sub_norm.", "self_attn.inner_attn_ln.")
+        .replace("mlp.ffn_sub_norm.", "mlp.ffn_layernorm.");
+    assert_ne!(renamed, text);
+    let mut bytes = (renamed.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(renamed.as_bytes());
+    bytes.extend(&weights[header..]);
+    std::fs::write(path.join("model.safetensors"), bytes).unwrap();
+    let mut json = config.to_hf_json("float32");
+    json.as_object_mut().unwrap().remove("quantization_config");
+    json["architectures"] = serde_json::json!(["BitnetForCausalLM"]);
+    json["model_type"] = "llama".into();
+    json["weight_bits"] = 1.into();
+    json["input_bits"] = 8.into();
+    std::fs::write(path.join("config.json"), json.to_string()).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    assert_eq!(file.config(), &config);
+    let sub_norm = names::ffn_sub_norm(0);
+    let expected = masters.dense(&sub_norm).unwrap().to_f32();
+    assert_eq!(file.dense(&sub_norm).unwrap().to_f32(), expected);
+}
+
+#[test]
+fn a_scale_beside_a_tensor_multiplies_it() {
+    // llama.cpp's own `bitnet` files may have one: the same container, written by hand.
+    let dir = tempdir().unwrap();
+    let (plain, scaled) = (dir.path().join("plain.gguf"), dir.path().join("scaled.gguf"));
+    let config = tiny_config();
+    let masters = Masters::new(&config);
+    gguf::write_model(&plain, &config, &masters, None, WriteOptions::default()).unwrap();
+    let source = Gguf::open(&plain).unwrap();
+    let copy = |kind, shape: &[usize], scale: &[u8]| {
+        let mut specs: Vec<_> = source
+            .tensors()
+            .iter()
+            .map(|t| TensorSpec { name: t.name.clone(), kind: t.kind, shape: t.shape.clone() })
+            .collect();
+        let name = "blk.0.attn_q.scale".to_owned();
+        specs.push(TensorSpec { name, kind, shape: shape.to_vec() });
+        let metadata: Vec<_> =
+            source.metadata().iter().filter(|(k, _)| k != "general.alignment").cloned().collect();
+        let mut writer = gguf::Writer::create(&scaled, &metadata, &specs).unwrap();
+        for info in source.tensors() {
+            writer.tensor(source.bytes(info)).unwrap();
+        }
+        writer.tensor(scale).unwrap();
+        writer.finish().unwrap();
+        ModelFile::open(&scaled).unwrap()
+    };
+    let file = copy(GgmlType::F32, &[1], &0.3f32.to_le_bytes());
+    let before = masters.projection(0, Projection::Q).unwrap();
+    let scale = before.scale() * 0.3;
+    assert_eq!(trits(&file, 0, Projection::Q), before.with_scale(scale).unwrap());
+    assert_eq!(trits(&file, 0, Projection::K), masters.projection(0, Projection::K).unwrap());
+    for file in [
+        copy(GgmlType::F32, &[2], &[0; 8]),
+        copy(GgmlType::F16, &[1], &[0; 2]),
+        copy(GgmlType::F32, &[1], &f32::NAN.to_le_bytes()),
+    ] {
+        let error = file.projection(0, Projection::Q).unwrap_err().to_string();
+        assert!(error.contains("blk.0.attn_q.scale"), "{error}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use trine_kernels::nn;
 
 use crate::RuntimeError;
 use crate::kv_cache::KvCache;
-use crate::weights::{Input, Layer, Model};
+use crate::weights::{Input, Layer, Model, rms_norm};
 
 /// Tokens that go through the layers together during prefill; bounds the scratch memory.
 const CHUNK: usize = 256;
@@ -187,12 +187,7 @@ impl<'m> Session<'m> {
 
     /// RMSNorm of every row of `x` `(T, n)` with `weight` `(n,)`.
     fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
-        let eps = self.model.config.rms_norm_eps;
-        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
-            nn::rms_norm(x, weight, eps, out);
-        }
-        out
+        rms_norm(x, weight, self.model.config.rms_norm_eps)
     }
 }
 

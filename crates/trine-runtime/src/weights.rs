@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use trine_format::{
     DenseTensor, Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Weight, names,
 };
-use trine_kernels::{Activations, DenseData, PackedMatrix};
+use trine_kernels::{Activations, DenseData, PackedMatrix, nn};
 
 use crate::RuntimeError;
 
@@ -89,8 +89,15 @@ fn pairs(bytes: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
     bytes.chunks_exact(2).map(|b| [b[0], b[1]])
 }
 
-/// A projection: ternary, or dense in a full-precision baseline.
-pub(crate) enum Linear {
+/// A projection: its weights, and the norm of its input in a model that has projection norms.
+pub(crate) struct Projected {
+    linear: Linear,
+    /// `(cols,)`, and what is added to the mean square.
+    norm: Option<(Vec<f32>, f32)>,
+}
+
+/// The weights of a projection: ternary, or dense in a full-precision baseline.
+enum Linear {
     /// Trits with one scale.
     Ternary(PackedMatrix),
     /// Full precision.
@@ -112,6 +119,28 @@ impl<'a> Input<'a> {
     }
 }
 
+impl Projected {
+    /// `out` `(T, rows)` for an input `(T, cols)`.
+    pub(crate) fn forward(&self, input: &Input<'_>) -> Vec<f32> {
+        match &self.norm {
+            None => self.linear.forward(input),
+            Some((weight, eps)) => {
+                let x = rms_norm(input.x, weight, *eps);
+                self.linear.forward(&Input::new(&x, input.tokens))
+            }
+        }
+    }
+}
+
+/// RMSNorm of every row of `x` `(T, n)` with `weight` `(n,)`.
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        nn::rms_norm(x, weight, eps, out);
+    }
+    out
+}
+
 impl Linear {
     /// Number of output features.
     fn rows(&self) -> usize {
@@ -121,8 +150,8 @@ impl Linear {
         }
     }
 
-    /// `out` `(T, rows)` for an input `(T, cols)`.
-    pub(crate) fn forward(&self, input: &Input<'_>) -> Vec<f32> {
+    /// As [`Projected::forward`], without the norm.
+    fn forward(&self, input: &Input<'_>) -> Vec<f32> {
         let &Input { x, tokens, ref quantized } = input;
         let mut out = vec![0.0; tokens * self.rows()];
         match self {
@@ -141,25 +170,25 @@ pub(crate) struct Layer {
     /// `(D,)`, before attention.
     pub(crate) input_norm: Vec<f32>,
     /// `(H * d, D)`
-    pub(crate) q: Linear,
+    pub(crate) q: Projected,
     /// `(K * d, D)`
-    pub(crate) k: Linear,
+    pub(crate) k: Projected,
     /// `(K * d, D)`
-    pub(crate) v: Linear,
+    pub(crate) v: Projected,
     /// `(H * d,)`, before the output projection.
     pub(crate) attn_sub_norm: Option<Vec<f32>>,
     /// `(D, H * d)`
-    pub(crate) o: Linear,
+    pub(crate) o: Projected,
     /// `(D,)`, before the feed-forward part.
     pub(crate) post_attention_norm: Vec<f32>,
     /// `(F, D)`
-    pub(crate) gate: Linear,
+    pub(crate) gate: Projected,
     /// `(F, D)`
-    pub(crate) up: Linear,
+    pub(crate) up: Projected,
     /// `(F,)`, before the down projection.
     pub(crate) ffn_sub_norm: Option<Vec<f32>>,
     /// `(D, F)`
-    pub(crate) down: Linear,
+    pub(crate) down: Projected,
 }
 
 /// A model ready to run.
@@ -214,17 +243,23 @@ fn norm(file: &ModelFile, name: &str) -> Result<Vec<f32>, RuntimeError> {
 }
 
 fn load_layer(file: &ModelFile, layer: usize) -> Result<Layer, RuntimeError> {
-    let linear = |p| -> Result<Linear, RuntimeError> {
-        Ok(match file.projection(layer, p)? {
+    let config = file.config();
+    let linear = |p| -> Result<Projected, RuntimeError> {
+        let linear = match file.projection(layer, p)? {
             Weight::Ternary(matrix) => Linear::Ternary(PackedMatrix::from(&matrix)),
             Weight::Dense(tensor) => {
-                let (rows, cols) = file.config().projection_shape(p);
+                let (rows, cols) = config.projection_shape(p);
                 Linear::Dense(DenseMatrix::new(&tensor, rows, cols)?)
             }
-        })
+        };
+        let norm = match config.projection_norm_eps {
+            None => None,
+            Some(eps) => Some((norm(file, &names::projection_norm(layer, p))?, eps)),
+        };
+        Ok(Projected { linear, norm })
     };
     let norm = |name: String| norm(file, &name);
-    let sub_norm = |name: String| file.config().sub_norms.then(|| norm(name)).transpose();
+    let sub_norm = |name: String| config.sub_norms.then(|| norm(name)).transpose();
     Ok(Layer {
         input_norm: norm(names::input_norm(layer))?,
         q: linear(Projection::Q)?,

@@ -1,6 +1,6 @@
 //! A ternary matrix as it passes between the trainer, files and kernels.
 
-use crate::pack::{pack_2bit, row_bytes_2bit, unpack_2bit};
+use crate::pack::{TRITS_PER_BYTE_2BIT, find_code_three, pack_2bit, row_bytes_2bit, unpack_2bit};
 use crate::{TernaryError, absmean, error::check_len, ternarize};
 
 /// A `(rows, cols)` matrix of trits with one scale; a projection's `(out, in)`.
@@ -57,6 +57,60 @@ impl TernaryMatrix {
             }
         }
         Ok(Self { rows, cols, scale, packed })
+    }
+
+    /// Takes the canonical 2-bit packing and a scale as they are.
+    ///
+    /// # Errors
+    /// [`TernaryError::Code`] for a byte that encodes no trits, or whose padding at the end of a row
+    /// holds one that is not 0; not [`row_bytes_2bit`] bytes for each row; a scale that is negative
+    /// or not finite.
+    pub fn from_packed(
+        packed: Vec<u8>,
+        rows: usize,
+        cols: usize,
+        scale: f32,
+    ) -> Result<Self, TernaryError> {
+        area(rows, cols)?;
+        let row_bytes = row_bytes_2bit(cols);
+        check_len("packed bytes", area(rows, row_bytes)?, packed.len())?;
+        check_scale(scale)?;
+        if let Some(index) = find_code_three(&packed) {
+            return Err(TernaryError::Code { index, byte: packed[index] });
+        }
+        let used = cols % TRITS_PER_BYTE_2BIT;
+        if used != 0 {
+            let padding = 0b01_01_01_01 >> (2 * used);
+            let ends = packed.chunks_exact(row_bytes).map(|row| row[row_bytes - 1]);
+            if let Some(row) = ends.map(|end| end >> (2 * used)).position(|end| end != padding) {
+                let index = (row + 1) * row_bytes - 1;
+                return Err(TernaryError::Code { index, byte: packed[index] });
+            }
+        }
+        Ok(Self { rows, cols, scale, packed })
+    }
+
+    /// The same trits with another scale.
+    ///
+    /// # Errors
+    /// A scale that is negative or not finite.
+    pub fn with_scale(self, scale: f32) -> Result<Self, TernaryError> {
+        check_scale(scale)?;
+        Ok(Self { scale, ..self })
+    }
+
+    /// The matrix whose row `r` is row `source(r)` of this one.
+    ///
+    /// # Panics
+    /// When `source` names a row that there is not.
+    #[must_use]
+    pub fn select_rows(&self, source: impl Fn(usize) -> usize) -> Self {
+        let row_bytes = row_bytes_2bit(self.cols);
+        let mut packed = Vec::with_capacity(self.packed.len());
+        for r in 0..self.rows {
+            packed.extend_from_slice(&self.packed[source(r) * row_bytes..][..row_bytes]);
+        }
+        Self { packed, ..*self }
     }
 
     /// Number of rows: output features.
@@ -156,6 +210,44 @@ mod tests {
             TernaryMatrix::from_weights(&[], usize::MAX, 2),
             Err(TernaryError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn packed_bytes_are_taken_as_they_are_or_refused() {
+        for cols in 1..10 {
+            let trits: Vec<i8> = (0..3 * cols).map(|i| (i * 5 % 3) as i8 - 1).collect();
+            let m = TernaryMatrix::from_trits(&trits, 3, cols, 0.5).unwrap();
+            let from = |packed| TernaryMatrix::from_packed(packed, 3, cols, 0.5);
+            assert_eq!(from(m.packed().to_vec()).unwrap(), m);
+            // Every code of every byte, padding included, turned into a 3 and into another trit.
+            for (index, shift) in (0..m.packed().len()).flat_map(|i| [0, 2, 4, 6].map(|s| (i, s))) {
+                let column = index % cols.div_ceil(4) * 4 + shift / 2;
+                let mut packed = m.packed().to_vec();
+                packed[index] |= 3 << shift;
+                let byte = packed[index];
+                assert_eq!(from(packed.clone()), Err(TernaryError::Code { index, byte }));
+                packed[index] = m.packed()[index] & !(3 << shift);
+                packed[index] |= ((m.packed()[index] >> shift & 3) + 1) % 3 << shift;
+                assert_eq!(from(packed).is_ok(), column < cols, "column {column} of {cols}");
+            }
+        }
+        let short = TernaryMatrix::from_packed(vec![0; 2], 3, 4, 1.0);
+        assert!(matches!(short, Err(TernaryError::Length { .. })));
+        let scale = TernaryMatrix::from_packed(vec![0], 1, 4, f32::NAN);
+        assert!(matches!(scale, Err(TernaryError::Scale { .. })));
+        let large = TernaryMatrix::from_packed(vec![], usize::MAX, 9, 1.0);
+        assert!(matches!(large, Err(TernaryError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn rows_move_whole() {
+        let m = TernaryMatrix::from_trits(&[1, 0, 0, -1, 1, 1], 3, 2, 0.5).unwrap();
+        assert_eq!(m.select_rows(|r| (r + 1) % 3).trits(), [0, -1, 1, 1, 1, 0]);
+        assert_eq!(
+            m.clone().with_scale(2.0).unwrap().dequantize(),
+            [2.0, 0.0, 0.0, -2.0, 2.0, 2.0]
+        );
+        assert!(m.with_scale(-1.0).is_err());
     }
 
     #[test]

@@ -27,6 +27,18 @@ pub const fn row_bytes_base3(cols: usize) -> usize {
     cols.div_ceil(TRITS_PER_BYTE_BASE3)
 }
 
+/// Position of the first byte that holds a 2-bit code 3, which stands for no trit; of any packing
+/// with four codes `trit + 1` in a byte, whatever their order.
+pub fn find_code_three(bytes: &[u8]) -> Option<usize> {
+    const CHUNK: usize = 4096;
+    let three = |byte: u8| byte & byte >> 1 & 0b01_01_01_01;
+    // Whole chunks without a branch for each byte, as nearly all hold none.
+    let chunk =
+        bytes.chunks(CHUNK).position(|c| c.iter().fold(0, |any, &b| any | three(b)) != 0)?;
+    let start = chunk * CHUNK;
+    bytes[start..].iter().position(|&byte| three(byte) != 0).map(|at| start + at)
+}
+
 /// Packs one row of trits at 2 bits each; `out` has [`row_bytes_2bit`] bytes.
 ///
 /// # Errors

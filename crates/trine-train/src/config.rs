@@ -54,6 +54,8 @@ pub struct ModelSection {
     pub hidden_act: Activation,
     /// RMSNorm before the output and down projections.
     pub sub_norms: bool,
+    /// RMSNorm of its own before every projection; ternary models only.
+    pub projection_norms: bool,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: bool,
     /// `ternary`, or `none` for a full-precision baseline.
@@ -173,6 +175,7 @@ impl Default for ModelSection {
             rms_norm_eps: 1e-5,
             hidden_act: Activation::Relu2,
             sub_norms: true,
+            projection_norms: false,
             tie_word_embeddings: true,
             quantization: Quantizer::Ternary,
             init_std: 0.02,
@@ -294,6 +297,7 @@ impl RunConfig {
                 Activation::Silu => HiddenAct::Silu,
             },
             sub_norms: m.sub_norms,
+            projection_norm_eps: m.projection_norms.then_some(m.rms_norm_eps),
             tie_word_embeddings: m.tie_word_embeddings,
             bos_token_id,
             eos_token_ids: eos_token_id.into_iter().collect(),

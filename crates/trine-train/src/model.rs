@@ -137,6 +137,13 @@ impl Pass<'_> {
 
     fn projection(&self, layer: usize, p: Projection, x: &Tensor) -> Result<Tensor> {
         let name = names::projection(layer, p);
+        let normed = match self.model.config.projection_norm_eps {
+            Some(eps) => {
+                Some(ops::rms_norm(x, &self.param(&names::projection_norm(layer, p))?, eps)?)
+            }
+            None => None,
+        };
+        let x = normed.as_ref().unwrap_or(x);
         let weight = self.param(&name)?;
         match self.model.config.quantization {
             Quantization::None => linear(x, &weight),

@@ -3,7 +3,7 @@
 use half::f16;
 use trine_ternary::{TernaryError, TernaryMatrix};
 
-use super::{GgmlType, i2_s, tq1_0, tq2_0};
+use super::{GgmlType, i2_s, tq1_0, tq2_0, trn2};
 
 /// Why bytes are no trits, or trits do not fit a layout.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -58,6 +58,8 @@ pub enum TernaryType {
     Tq1_0,
     /// llama.cpp's: 2.0625 bits a weight, an f16 scale for every 256.
     Tq2_0,
+    /// Our own: 2 bits a weight, one exact f32 scale, any shape.
+    Trn2,
 }
 
 impl TernaryType {
@@ -67,6 +69,7 @@ impl TernaryType {
             Self::I2S => GgmlType::I2_S,
             Self::Tq1_0 => GgmlType::TQ1_0,
             Self::Tq2_0 => GgmlType::TQ2_0,
+            Self::Trn2 => GgmlType::TRN2,
         }
     }
 
@@ -76,12 +79,15 @@ impl TernaryType {
             Self::I2S => 40,
             Self::Tq1_0 => 36,
             Self::Tq2_0 => 37,
+            Self::Trn2 => GgmlType::TRN2.id(),
         }
     }
 
     /// The layout of a tensor type.
     pub fn from_ggml(kind: GgmlType) -> Option<Self> {
-        [Self::I2S, Self::Tq1_0, Self::Tq2_0].into_iter().find(|t| t.ggml_type() == kind)
+        [Self::I2S, Self::Tq1_0, Self::Tq2_0, Self::Trn2]
+            .into_iter()
+            .find(|t| t.ggml_type() == kind)
     }
 
     /// Stores a matrix.
@@ -93,6 +99,7 @@ impl TernaryType {
             Self::I2S => i2_s::encode(matrix),
             Self::Tq1_0 => tq1_0::encode(matrix),
             Self::Tq2_0 => tq2_0::encode(matrix),
+            Self::Trn2 => trn2::encode(matrix),
         }
     }
 
@@ -110,6 +117,7 @@ impl TernaryType {
             Self::I2S => i2_s::decode(bytes, rows, cols),
             Self::Tq1_0 => tq1_0::decode(bytes, rows, cols),
             Self::Tq2_0 => tq2_0::decode(bytes, rows, cols),
+            Self::Trn2 => trn2::decode(bytes, rows, cols),
         }
     }
 }
@@ -139,11 +147,6 @@ pub(super) fn bytes(kind: GgmlType, rows: usize, cols: usize) -> Result<usize, C
         };
         CodecError::Blocks { kind, what, multiple: kind.block().0, found }
     })
-}
-
-/// Position of the first byte that holds a 2-bit code 3, which stands for no trit.
-pub(crate) fn find_code_three(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|byte| byte & byte >> 1 & 0b01_01_01_01 != 0)
 }
 
 /// Stores a matrix in blocks of `trits`, each followed by an f16 scale.

@@ -9,9 +9,10 @@
 //! values in 16 bytes under the same type id, and nothing in a file tells the two apart; every byte
 //! of the one is valid in the other, so such a file cannot be refused either.
 
+use trine_ternary::pack::find_code_three;
 use trine_ternary::{TernaryError, TernaryMatrix};
 
-use super::codec::{bytes, check, find_code_three};
+use super::codec::{bytes, check};
 use super::{CodecError, GgmlType};
 
 /// Values in a block.

@@ -2,7 +2,7 @@
 //!
 //! [`Gguf`] reads the container and [`Writer`] writes it; neither knows what a model is.
 //! [`write_model`] puts a model into it, [`ModelFile`](crate::ModelFile) takes one out. The ternary
-//! layouts are in [`i2_s`], [`tq1_0`] and [`tq2_0`].
+//! layouts are in [`i2_s`], [`tq1_0`], [`tq2_0`] and [`trn2`].
 
 pub(crate) mod codec;
 mod cursor;
@@ -11,6 +11,7 @@ pub(crate) mod model;
 mod reader;
 pub mod tq1_0;
 pub mod tq2_0;
+pub mod trn2;
 mod types;
 mod value;
 mod vocab;

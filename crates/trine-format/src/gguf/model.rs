@@ -1,7 +1,8 @@
 //! A model in a GGUF file: which keys make its configuration, which tensors its weights.
 //!
-//! Read are the architectures `bitnet-b1.58` and `bitnet-25` (bitnet.cpp's converters) and `bitnet`
-//! (llama.cpp's). Rows of Q and K lie in Hugging Face's order in all of them.
+//! Read are the architectures `bitnet-b1.58` and `bitnet-25` (bitnet.cpp's converters), `bitnet`
+//! and `llama` (llama.cpp's). Rows of Q and K lie in Hugging Face's order in all but the last,
+//! which has the two halves of every head interleaved.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -17,6 +18,15 @@ use crate::{
 
 /// The types of plain numbers, for errors.
 const PLAIN: &str = "F32, F16, BF16, Q8_0, Q6_K or Q4_0";
+
+/// What the norms of projections add to the mean square, in a model that has them; our own key.
+pub(super) const PROJECTION_NORM_EPS: &str = "attention.projection_norm_rms_epsilon";
+
+/// The architecture whose rows of Q and K are interleaved.
+pub(super) const LLAMA: &str = "llama";
+
+/// The key that names the architecture.
+const ARCHITECTURE: &str = "general.architecture";
 
 /// Metadata under an architecture's prefix.
 struct Keys<'a> {
@@ -91,14 +101,13 @@ pub(crate) fn config(gguf: &Gguf) -> Result<ModelConfig, FormatError> {
     let path = gguf.path();
     let refuse =
         |key: &str, expected: &str, found: &str| FormatError::key(path, key, expected, found);
-    let arch_key = "general.architecture";
-    let arch = gguf.get(arch_key).and_then(Value::as_str);
+    let arch = gguf.get(ARCHITECTURE).and_then(Value::as_str);
     let default_act = match arch {
         Some("bitnet-b1.58" | "bitnet-25") => HiddenAct::Relu2,
-        Some("bitnet") => HiddenAct::Silu,
+        Some("bitnet" | LLAMA) => HiddenAct::Silu,
         other => {
-            let expected = "`bitnet-b1.58`, `bitnet-25` or `bitnet`";
-            return Err(refuse(arch_key, expected, other.unwrap_or("no string")));
+            let expected = "`bitnet-b1.58`, `bitnet-25`, `bitnet` or `llama`";
+            return Err(refuse(ARCHITECTURE, expected, other.unwrap_or("no string")));
         }
     };
     let keys = Keys { gguf, arch: arch.unwrap_or_default() };
@@ -139,6 +148,7 @@ pub(crate) fn config(gguf: &Gguf) -> Result<ModelConfig, FormatError> {
         rms_norm_eps: keys.float(eps)?.ok_or_else(|| keys.missing(eps, "a float"))?,
         hidden_act,
         sub_norms: gguf.tensor(&TensorId::Layer(0, Part::AttnSubNorm).gguf()).is_some(),
+        projection_norm_eps: keys.float(PROJECTION_NORM_EPS)?,
         tie_word_embeddings: gguf.tensor(&TensorId::Head.gguf()).is_none(),
         bos_token_id: super::vocab::bos_id(gguf)?,
         eos_token_ids: super::vocab::eos_ids(gguf)?,
@@ -165,14 +175,12 @@ fn check_tensors(gguf: &Gguf, config: &ModelConfig) -> Result<(), FormatError> {
     if gguf.tensors().len() == ids.len() {
         return Ok(());
     }
-    let known: HashSet<String> = ids.into_iter().map(TensorId::gguf).collect();
+    let scales = ids.iter().filter_map(|&id| scale_name(id));
+    let known: HashSet<String> = ids.iter().map(|id| id.gguf()).chain(scales).collect();
     let Some(info) = gguf.tensors().iter().find(|info| !known.contains(&info.name)) else {
         return Ok(());
     };
-    let expected = match info.name.ends_with(".scale") {
-        true => "no separate scale, which is not supported",
-        false => "no such tensor, for the configuration has no place for it",
-    };
+    let expected = "no such tensor, for the configuration has no place for it";
     let found = format!("{} {:?}", info.kind, info.shape);
     Err(FormatError::tensor(gguf.path(), &info.name, expected, found))
 }
@@ -226,7 +234,8 @@ pub(crate) fn projection<'a>(
     let (rows, cols) = config.projection_shape(p);
     let codec = FormatError::codec(gguf.path(), &info.name);
     if let Some(kind) = TernaryType::from_ggml(info.kind) {
-        return Ok(Weight::Ternary(kind.decode(gguf.bytes(info), rows, cols).map_err(codec)?));
+        let matrix = kind.decode(gguf.bytes(info), rows, cols).map_err(codec)?;
+        return Ok(Weight::Ternary(finish(gguf, config, layer, p, matrix)?));
     }
     let values = dense(gguf, config, &names::projection(layer, p))?.to_f32();
     let scale = values.iter().fold(0f32, |max, v| max.max(v.abs()));
@@ -236,7 +245,59 @@ pub(crate) fn projection<'a>(
     }
     let trits: Vec<i8> = values.iter().map(|&v| i8::from(v > 0.0) - i8::from(v < 0.0)).collect();
     let matrix = TernaryMatrix::from_trits(&trits, rows, cols, scale);
-    Ok(Weight::Ternary(matrix.map_err(|e| codec(CodecError::from(e)))?))
+    let matrix = matrix.map_err(|e| codec(CodecError::from(e)))?;
+    Ok(Weight::Ternary(finish(gguf, config, layer, p, matrix)?))
+}
+
+/// Name of the tensor of one number that multiplies a projection, where llama.cpp finds one.
+fn scale_name(id: TensorId) -> Option<String> {
+    match id {
+        TensorId::Layer(_, Part::Projection(_)) => {
+            Some(id.gguf().strip_suffix("weight")?.to_owned() + "scale")
+        }
+        _ => None,
+    }
+}
+
+/// What a stored matrix still lacks: a scale that is stored beside it, and the order of its rows.
+fn finish(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    layer: usize,
+    p: Projection,
+    mut matrix: TernaryMatrix,
+) -> Result<TernaryMatrix, FormatError> {
+    let name = scale_name(TensorId::Layer(layer, Part::Projection(p))).unwrap_or_default();
+    if let Some(info) = gguf.tensor(&name) {
+        let one = info.shape.iter().all(|&n| n == 1);
+        let Some((GgmlType::F32, &[a, b, c, d])) = one.then(|| (info.kind, gguf.bytes(info)))
+        else {
+            let found = format!("{} {:?}", info.kind, info.shape);
+            return Err(FormatError::tensor(gguf.path(), name, "one number of type F32", found));
+        };
+        let scale = matrix.scale() * f32::from_le_bytes([a, b, c, d]);
+        matrix = matrix
+            .with_scale(scale)
+            .map_err(|e| FormatError::codec(gguf.path(), &name)(CodecError::from(e)))?;
+    }
+    let llama = gguf.get(ARCHITECTURE).and_then(Value::as_str) == Some(LLAMA);
+    if llama && matches!(p, Projection::Q | Projection::K) {
+        matrix = matrix.select_rows(|r| from_halves(r, config.head_dim));
+    }
+    Ok(matrix)
+}
+
+/// Where, in the `llama` architecture, row `r` of Q or K lies: it has row `i` of the first half of a
+/// head next to row `i` of the second.
+fn from_halves(r: usize, head_dim: usize) -> usize {
+    let (head, i, half) = (r / head_dim * head_dim, r % head_dim, head_dim / 2);
+    head + if i < half { 2 * i } else { 2 * (i - half) + 1 }
+}
+
+/// The inverse of [`from_halves`]: which row lies at row `r` of a file.
+pub(super) fn to_halves(r: usize, head_dim: usize) -> usize {
+    let (head, i, half) = (r / head_dim * head_dim, r % head_dim, head_dim / 2);
+    head + if i.is_multiple_of(2) { i / 2 } else { half + i / 2 }
 }
 
 pub(crate) fn summaries(gguf: &Gguf) -> Vec<TensorSummary> {
@@ -247,4 +308,19 @@ pub(crate) fn summaries(gguf: &Gguf) -> Vec<TensorSummary> {
         bytes: info.range.len(),
     };
     gguf.tensors().iter().map(summary).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_rows_are_each_others_inverse() {
+        let order: Vec<usize> = (0..8).map(|r| to_halves(r, 4)).collect();
+        assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
+        for (head_dim, r) in [2, 6, 128].into_iter().flat_map(|d| (0..3 * d).map(move |r| (d, r))) {
+            assert_eq!(from_halves(to_halves(r, head_dim), head_dim), r);
+            assert_eq!(to_halves(from_halves(r, head_dim), head_dim), r);
+        }
+    }
 }

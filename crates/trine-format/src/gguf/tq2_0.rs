@@ -5,8 +5,9 @@
 //! do not cross rows, so rows must be multiples of 256.
 
 use trine_ternary::TernaryMatrix;
+use trine_ternary::pack::find_code_three;
 
-use super::codec::{decode_blocks, encode_blocks, find_code_three};
+use super::codec::{decode_blocks, encode_blocks};
 use super::{CodecError, GgmlType};
 
 /// Values in a block.

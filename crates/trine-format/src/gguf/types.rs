@@ -3,9 +3,11 @@
 //! All are known by name and size, so that any file can be inspected and an error can say what was
 //! found; few are decoded. Ids 36 to 38 are those of bitnet.cpp's fork: upstream ggml has retired
 //! the types that it once had there. The fork's TL2 is 39, which upstream uses for MXFP4; the file
-//! does not tell them apart, and neither is decoded.
+//! does not tell them apart, and neither is decoded. TRN2 is our own, see [`trn2`](super::trn2).
 
 use std::fmt;
+
+use super::trn2::SCALE_BYTES;
 
 macro_rules! ggml_types {
     ($($name:ident = $id:literal: $block:literal values in $bytes:literal,)*) => {
@@ -72,6 +74,7 @@ ggml_types! {
     MXFP4 = 39: 32 values in 17,
     NVFP4 = 40: 64 values in 36,
     Q1_0 = 41: 128 values in 18,
+    TRN2 = 0x324E_5254: 4 values in 1,
 }
 
 /// Bytes after the trits of a whole I2_S tensor: an f32 scale and 28 unused ones.
@@ -90,15 +93,23 @@ impl GgmlType {
 
     /// Bytes of a tensor with this row-major shape, or `None` where the values do not fill whole
     /// blocks or the size overflows.
+    /// TRN2 fills up the last block of a row.
     pub fn tensor_bytes(self, shape: &[usize]) -> Option<usize> {
         let (block, bytes) = self.block();
+        let cols = *shape.last().unwrap_or(&1);
         let values = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))?;
-        let unit = if self == Self::I2_S { values } else { *shape.last().unwrap_or(&1) };
-        if !unit.is_multiple_of(block) {
-            return None;
+        match self {
+            Self::TRN2 => {
+                let rows = values.checked_div(cols)?;
+                rows.checked_mul(cols.div_ceil(block))?.checked_add(SCALE_BYTES)
+            }
+            Self::I2_S if values.is_multiple_of(block) => {
+                (values / block).checked_mul(bytes)?.checked_add(I2_S_TAIL)
+            }
+            Self::I2_S => None,
+            _ if cols.is_multiple_of(block) => (values / block).checked_mul(bytes),
+            _ => None,
         }
-        let size = (values / block).checked_mul(bytes)?;
-        if self == Self::I2_S { size.checked_add(I2_S_TAIL) } else { Some(size) }
     }
 }
 

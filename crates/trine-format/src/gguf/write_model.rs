@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use super::model::{LLAMA, PROJECTION_NORM_EPS, to_halves};
 use super::{GgmlType, TensorSpec, TernaryType, Value, Writer, vocab};
 use crate::names::{Part, TensorId};
 use crate::tensor::{checked, checked_trits};
 use crate::{
-    Dtype, FormatError, HiddenAct, ModelConfig, Quantization, TensorSource, TokenizerFiles,
+    Dtype, FormatError, HiddenAct, ModelConfig, Projection, Quantization, TensorSource,
+    TokenizerFiles,
 };
 
 /// The choices in writing a model.
@@ -45,7 +47,8 @@ pub fn write_model(
         let expected = "Online or Offline, for a GGUF file of ternary weights";
         return Err(FormatError::config("quantization", expected, "None"));
     }
-    let mut metadata = model_metadata(config, options.ternary);
+    let arch = architecture(config);
+    let mut metadata = model_metadata(arch, config, options.ternary);
     metadata
         .extend(vocab::encode(config, tokenizer).map_err(|e| {
             FormatError::malformed(path, "tokenizer", "one that fits the model", e)
@@ -62,7 +65,10 @@ pub fn write_model(
     let mut writer = Writer::create(path, &metadata, &specs)?;
     for (id, spec) in ids.into_iter().zip(&specs) {
         if let TensorId::Layer(layer, Part::Projection(p)) = id {
-            let matrix = checked_trits(source, path, config, layer, p)?;
+            let mut matrix = checked_trits(source, path, config, layer, p)?;
+            if arch == LLAMA && matches!(p, Projection::Q | Projection::K) {
+                matrix = matrix.select_rows(|r| to_halves(r, config.head_dim));
+            }
             let codec = FormatError::codec(path, &spec.name);
             writer.tensor(&options.ternary.encode(&matrix).map_err(codec)?)?;
         } else {
@@ -84,13 +90,21 @@ fn storage(id: TensorId, options: WriteOptions) -> Option<GgmlType> {
     }
 }
 
+/// The name under which other programs compute such a model, as far as there is one.
+///
+/// llama.cpp's `bitnet` has SiLU and sub-norms, its `llama` SiLU and none; bitnet.cpp's
+/// `bitnet-b1.58` has squared ReLU. No other program knows norms of projections: it will miss the
+/// sub-norms of `bitnet` or find tensors that it cannot place.
+fn architecture(config: &ModelConfig) -> &'static str {
+    match (config.hidden_act, config.sub_norms, config.projection_norm_eps) {
+        (HiddenAct::Relu2, ..) => "bitnet-b1.58",
+        (HiddenAct::Silu, false, None) => LLAMA,
+        (HiddenAct::Silu, ..) => "bitnet",
+    }
+}
+
 /// The keys of the specification that describe the model, in its order.
-fn model_metadata(config: &ModelConfig, ternary: TernaryType) -> Vec<(String, Value)> {
-    // llama.cpp computes SiLU under the name `bitnet`; bitnet.cpp knows the other one.
-    let arch = match config.hidden_act {
-        HiddenAct::Relu2 => "bitnet-b1.58",
-        HiddenAct::Silu => "bitnet",
-    };
+fn model_metadata(arch: &str, config: &ModelConfig, ternary: TernaryType) -> Vec<(String, Value)> {
     let size = |n: usize| Value::U32(n as u32);
     let general = [
         ("general.architecture", arch.into()),
@@ -113,6 +127,8 @@ fn model_metadata(config: &ModelConfig, ternary: TernaryType) -> Vec<(String, Va
         ("attention.value_length", size(config.head_dim)),
         ("attention.layer_norm_rms_epsilon", config.rms_norm_eps.into()),
     ];
+    let eps = config.projection_norm_eps.map(|eps| (PROJECTION_NORM_EPS, eps.into()));
+    let model = model.into_iter().chain(eps);
     let general = general.map(|(key, value)| (key.to_owned(), value));
     general.into_iter().chain(model.map(|(key, value)| (format!("{arch}.{key}"), value))).collect()
 }

@@ -14,13 +14,16 @@ pub(crate) struct HfConfig {
     pub(crate) config: ModelConfig,
     /// Whether a stored `weight_scale` divides (`linear_class: bitlinear`) instead of multiplying.
     pub(crate) scale_divides: bool,
+    /// Whether sub-norms have the names of the first BitNet models.
+    pub(crate) first_names: bool,
 }
 
 impl ModelConfig {
     /// Reads the text of a `config.json`; `path` is for messages.
     ///
-    /// `model_type: bitnet` has sub-norms, `llama` has none. The rotary base is read from its own
-    /// key or, as newer files have it, from `rope_parameters`.
+    /// `model_type: bitnet` has sub-norms, `llama` has none. The architecture `BitnetForCausalLM`, of
+    /// the first reproductions of BitNet b1.58 (1bitLLM), is LLaMA with sub-norms and masters. The
+    /// rotary base is read from its own key or, as newer files have it, from `rope_parameters`.
     ///
     /// # Errors
     /// [`FormatError::Key`] for a key that is missing, of the wrong type, or asks for something
@@ -68,6 +71,10 @@ impl ModelConfig {
             "linear_class": "autobitlinear",
             "quantization_mode": mode,
         });
+        if let Some(eps) = self.projection_norm_eps {
+            json["quantization_config"]["use_rms_norm"] = true.into();
+            json["quantization_config"]["rms_norm_eps"] = decimal(eps).into();
+        }
         json
     }
 
@@ -86,6 +93,16 @@ fn decimal(v: f32) -> f64 {
     v.to_string().parse().unwrap_or(f64::from(v))
 }
 
+/// Architecture of the first reproductions of BitNet b1.58, spelled with a small n.
+const FIRST_ARCHITECTURE: &str = "BitnetForCausalLM";
+
+/// How a file says that projections are stored.
+struct Storage {
+    quantization: Quantization,
+    scale_divides: bool,
+    projection_norm_eps: Option<f32>,
+}
+
 pub(crate) fn parse(text: &str, path: &Path) -> Result<HfConfig, FormatError> {
     let json: Value = serde_json::from_str(text)
         .map_err(|e| FormatError::malformed(path, "content", "JSON", e))?;
@@ -95,22 +112,30 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<HfConfig, FormatError> {
     let keys = Keys { path, prefix: "", map: &map };
 
     let model_type = keys.text("model_type")?.unwrap_or("");
-    let sub_norms = match model_type {
-        "bitnet" => true,
-        "llama" => false,
+    let architecture = keys.architecture()?;
+    // The code of the first reproductions calls itself LLaMA in some files and bitnet in others.
+    let first = architecture == Some(FIRST_ARCHITECTURE);
+    let (sub_norms, expected) = match model_type {
+        "llama" | "bitnet" if first => (true, FIRST_ARCHITECTURE),
+        "bitnet" => (true, "BitNetForCausalLM"),
+        "llama" => (false, "LlamaForCausalLM"),
         other => return Err(keys.refuse("model_type", "`bitnet` or `llama`", other)),
     };
-    keys.check_architecture(if sub_norms { "BitNetForCausalLM" } else { "LlamaForCausalLM" })?;
+    if let Some(found) = architecture.filter(|found| *found != expected) {
+        return Err(keys.refuse("architectures", format_args!("[\"{expected}\"]"), found));
+    }
     for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
         if keys.flag(key)? == Some(true) {
             return Err(keys.refuse(key, "false", true));
         }
     }
     keys.refuse_unless_null("sliding_window")?;
-    let rope_theta = keys.rope_theta()?.unwrap_or(if sub_norms { 500_000.0 } else { 10_000.0 });
-    let (quantization, scale_divides) = keys.quantization()?;
+    let bitnet = sub_norms && !first;
+    let rope_theta = keys.rope_theta()?.unwrap_or(if bitnet { 500_000.0 } else { 10_000.0 });
+    let Storage { quantization, scale_divides, projection_norm_eps } =
+        if first { keys.first_storage()? } else { keys.storage()? };
 
-    let default_act = if sub_norms { "relu2" } else { "silu" };
+    let default_act = if bitnet { "relu2" } else { "silu" };
     let act = keys.text("hidden_act")?.unwrap_or(default_act);
     let hidden_act = HiddenAct::from_name(act)
         .ok_or_else(|| keys.refuse("hidden_act", "`relu2` or `silu`", act))?;
@@ -124,7 +149,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<HfConfig, FormatError> {
     };
     let kv_heads = match keys.opt_size("num_key_value_heads")? {
         Some(kv_heads) => kv_heads,
-        None if sub_norms => keys.size("num_key_value_heads")?,
+        None if bitnet => keys.size("num_key_value_heads")?,
         None => heads,
     };
     let config = ModelConfig {
@@ -137,16 +162,17 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<HfConfig, FormatError> {
         vocab_size: keys.size("vocab_size")?,
         max_position_embeddings: keys.size("max_position_embeddings")?,
         rope_theta,
-        rms_norm_eps: keys.float("rms_norm_eps")?.unwrap_or(if sub_norms { 1e-5 } else { 1e-6 }),
+        rms_norm_eps: keys.float("rms_norm_eps")?.unwrap_or(if bitnet { 1e-5 } else { 1e-6 }),
         hidden_act,
         sub_norms,
+        projection_norm_eps,
         tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
         bos_token_id: keys.ids("bos_token_id")?.first().copied(),
         eos_token_ids: keys.ids("eos_token_id")?,
         quantization,
     };
     config.validate().map_err(|e| e.in_file(path))?;
-    Ok(HfConfig { config, scale_divides })
+    Ok(HfConfig { config, scale_divides, first_names: first })
 }
 
 /// Token ids that `generation_config.json` ends a text with; chat models name their turn end here.
@@ -230,14 +256,13 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn check_architecture(&self, expected: &str) -> Result<(), FormatError> {
-        // Older research models share the model type and the names, but not the computation.
-        match self.get("architectures") {
-            Some(value) if *value != json!([expected]) => {
-                Err(self.refuse("architectures", format_args!("[\"{expected}\"]"), brief(value)))
-            }
-            _ => Ok(()),
-        }
+    /// The one architecture of the list, when there is a list: models share types and names of
+    /// tensors, but not the computation.
+    fn architecture(&self) -> Result<Option<&'a str>, FormatError> {
+        self.opt("architectures", "a list of one name", |v| match v.as_array()?.as_slice() {
+            [one] => one.as_str(),
+            _ => None,
+        })
     }
 
     /// The rotary base, when it is given; scaled or partial rotary embeddings are refused.
@@ -272,21 +297,37 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// How projections are stored, and whether their scale divides.
+    /// How the first BitNet models are stored: as masters, whose widths have keys of their own.
+    fn first_storage(&self) -> Result<Storage, FormatError> {
+        self.refuse_unless_null("quantization_config")?;
+        for (key, expected) in [("weight_bits", 1), ("input_bits", 8)] {
+            let found = self.opt_size(key)?;
+            if found != Some(expected) {
+                let found = found.map_or("nothing".to_owned(), |n| n.to_string());
+                return Err(self.refuse(key, expected, found));
+            }
+        }
+        let quantization = Quantization::Online;
+        Ok(Storage { quantization, scale_divides: false, projection_norm_eps: None })
+    }
+
+    /// How projections are stored, whether their scale divides, and whether they have norms.
     ///
     /// Defaults are those of transformers' `BitNetQuantConfig`: linear class `bitlinear`, whose
     /// weights are always packed, and mode `offline`.
-    fn quantization(&self) -> Result<(Quantization, bool), FormatError> {
+    fn storage(&self) -> Result<Storage, FormatError> {
         let Some(q) = self.object("quantization_config", "quantization_config.")? else {
-            return Ok((Quantization::None, false));
+            let quantization = Quantization::None;
+            return Ok(Storage { quantization, scale_divides: false, projection_norm_eps: None });
         };
         match q.text("quant_method")? {
             Some("bitnet") => {}
             other => return Err(q.refuse("quant_method", "`bitnet`", other.unwrap_or("nothing"))),
         }
-        if q.flag("use_rms_norm")? == Some(true) {
-            return Err(q.refuse("use_rms_norm", "false", true));
-        }
+        let projection_norm_eps = match q.flag("use_rms_norm")? {
+            Some(true) => Some(q.float("rms_norm_eps")?.unwrap_or(1e-6)),
+            _ => None,
+        };
         if let Some(kept) = q.get("modules_to_not_convert")
             && *kept != json!([])
             && *kept != json!(["lm_head"])
@@ -294,18 +335,23 @@ impl<'a> Keys<'a> {
             return Err(q.refuse("modules_to_not_convert", "null or [\"lm_head\"]", brief(kept)));
         }
         let class = q.text("linear_class")?.unwrap_or("bitlinear");
-        match (class, q.text("quantization_mode")?.unwrap_or("offline")) {
-            ("autobitlinear", "online") => Ok((Quantization::Online, false)),
-            ("autobitlinear", "offline") => Ok((Quantization::Offline, false)),
-            ("bitlinear", "offline") => Ok((Quantization::Offline, true)),
+        let mode = "quantization_mode";
+        let (quantization, scale_divides) = match (class, q.text(mode)?.unwrap_or("offline")) {
+            ("autobitlinear", "online") => (Quantization::Online, false),
+            ("autobitlinear", "offline") => (Quantization::Offline, false),
+            ("bitlinear", "offline") => (Quantization::Offline, true),
             ("autobitlinear", other) => {
-                Err(q.refuse("quantization_mode", "`online` or `offline`", other))
+                return Err(q.refuse(mode, "`online` or `offline`", other));
             }
             ("bitlinear", other) => {
-                Err(q.refuse("quantization_mode", "`offline`, as linear_class is bitlinear", other))
+                return Err(q.refuse(mode, "`offline`, as linear_class is bitlinear", other));
             }
-            (other, _) => Err(q.refuse("linear_class", "`autobitlinear` or `bitlinear`", other)),
-        }
+            (other, _) => {
+                let expected = "`autobitlinear` or `bitlinear`";
+                return Err(q.refuse("linear_class", expected, other));
+            }
+        };
+        Ok(Storage { quantization, scale_divides, projection_norm_eps })
     }
 }
 
@@ -333,8 +379,13 @@ mod tests {
     #[test]
     fn configuration_survives_the_way_there_and_back() {
         let mut config = config_2b4t();
-        for quantization in [Quantization::None, Quantization::Online, Quantization::Offline] {
+        for (quantization, eps) in [
+            (Quantization::None, None),
+            (Quantization::Online, Some(1e-6)),
+            (Quantization::Offline, None),
+        ] {
             config.quantization = quantization;
+            config.projection_norm_eps = eps;
             let text = config.to_hf_json("bfloat16").to_string();
             assert_eq!(ModelConfig::from_hf_json(&text, Path::new("c")).unwrap(), config);
         }
@@ -349,9 +400,28 @@ mod tests {
     }
 
     #[test]
+    fn the_first_bitnet_models_are_llama_with_sub_norms_and_masters() {
+        let mut json = json!({
+            "architectures": ["BitnetForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512,
+            "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "weight_bits": 1, "input_bits": 8,
+        });
+        let path = Path::new("config.json");
+        let read = parse(&json.to_string(), path).unwrap();
+        assert!(read.first_names && read.config.sub_norms);
+        assert_eq!(read.config.hidden_act, HiddenAct::Silu);
+        assert_eq!(read.config.quantization, Quantization::Online);
+        json["weight_bits"] = 2.into();
+        let error = parse(&json.to_string(), path).err().unwrap().to_string();
+        assert!(error.contains("`weight_bits`: expected 1, found 2"), "{error}");
+    }
+
+    #[test]
     fn keys_that_change_the_computation_are_refused_by_name() {
         type Change = (&'static str, Value);
-        let cases: [Change; 12] = [
+        let cases: [Change; 13] = [
             ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
             ("rope_parameters", json!({"rope_type": "yarn"})),
             ("rope_parameters", json!({"rope_theta": 1.0})),
@@ -361,9 +431,10 @@ mod tests {
             ("sliding_window", json!(4096)),
             ("hidden_act", json!("gelu")),
             ("model_type", json!("qwen2")),
-            ("architectures", json!(["BitnetForCausalLM"])),
+            ("architectures", json!(["LlamaForCausalLM"])),
+            ("architectures", json!(["BitNetForCausalLM", "LlamaForCausalLM"])),
             ("quantization_config", json!({"quant_method": "gptq"})),
-            ("quantization_config", json!({"quant_method": "bitnet", "use_rms_norm": true})),
+            ("quantization_config", json!({"quant_method": "bitnet", "use_rms_norm": 1})),
         ];
         for (key, value) in cases {
             let error = refused(|json| json[key] = value);

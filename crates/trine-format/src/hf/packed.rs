@@ -4,9 +4,8 @@
 //! the low bits up, the codes of the rows `r`, `r + R`, `r + 2R` and `r + 3R`; a code is trit + 1.
 //! Where `out` is no multiple of 4, the codes of rows past the end are 0 and are not read.
 
+use trine_ternary::pack::find_code_three;
 use trine_ternary::{TernaryError, TernaryMatrix};
-
-use crate::gguf::codec::find_code_three;
 
 /// Rows in a byte.
 const ROWS: usize = 4;

@@ -48,7 +48,7 @@ pub(crate) fn open(
     dir: &Path,
 ) -> Result<(ModelConfig, Option<TokenizerFiles>, HfDir), FormatError> {
     let config_path = dir.join("config.json");
-    let HfConfig { mut config, scale_divides } =
+    let HfConfig { mut config, scale_divides, first_names } =
         config::parse(&read_text(&config_path)?, &config_path)?;
     // Chat models end a text with the token of config.json and a turn with the one given here.
     let generation_path = dir.join("generation_config.json");
@@ -67,7 +67,7 @@ pub(crate) fn open(
         scale_divides,
     };
     for shard in shard_paths(dir)? {
-        files.add_shard(shard)?;
+        files.add_shard(shard, first_names)?;
     }
     files.check(&config)?;
     Ok((config, read_tokenizer(dir)?, files))
@@ -131,7 +131,7 @@ fn read_optional(path: &Path) -> Result<Option<String>, FormatError> {
 
 impl HfDir {
     /// Maps a safetensors file and takes its tensors in.
-    fn add_shard(&mut self, path: PathBuf) -> Result<(), FormatError> {
+    fn add_shard(&mut self, path: PathBuf, first_names: bool) -> Result<(), FormatError> {
         let map = map_file(&path)?;
         let (data_start, metadata) = header(&path, &map)?;
         let shard = self.shards.len();
@@ -143,6 +143,7 @@ impl HfDir {
                 shape: info.shape.clone(),
                 range: data_start + start..data_start + end,
             };
+            let name = if first_names { later_name(&name) } else { name };
             if self.tensors.insert(name.clone(), stored).is_some() {
                 return Err(FormatError::tensor(&path, name, "one tensor of a name", "another"));
             }
@@ -267,6 +268,12 @@ impl HfDir {
         };
         stored.into_iter().map(summary).collect()
     }
+}
+
+/// The name that a sub-norm of the first BitNet models (1bitLLM) has had since.
+fn later_name(name: &str) -> String {
+    name.replace("self_attn.inner_attn_ln.", "self_attn.attn_sub_norm.")
+        .replace("mlp.ffn_layernorm.", "mlp.ffn_sub_norm.")
 }
 
 fn scale_name(weight: &str) -> String {

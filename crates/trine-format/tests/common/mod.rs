@@ -30,6 +30,7 @@ pub(crate) fn tiny_config() -> ModelConfig {
         rms_norm_eps: 1e-5,
         hidden_act: HiddenAct::Relu2,
         sub_norms: true,
+        projection_norm_eps: None,
         tie_word_embeddings: false,
         bos_token_id: Some(6),
         eos_token_ids: vec![7, 5],
