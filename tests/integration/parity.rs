@@ -71,6 +71,32 @@ fn runtime_logits_match_transformers_on_further_models_too() {
     }
 }
 
+/// LLaMA-style ternary models: SiLU, no sub-norms; dividing scales; a norm before every projection.
+/// Each from its own directory and from the GGUF that is made of it.
+#[test]
+fn logits_of_llama_style_models_match_transformers() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, form) in
+        [("llama-h64", "online"), ("llama-h64", "bitlinear"), ("llama-norms-h64", "online")]
+    {
+        let dir = fixtures::model(name);
+        let reference = tensors(&dir.join("ref.safetensors"));
+        let input = ids(&reference["input_ids"]);
+        let expected = &reference[&format!("{form}.logits")];
+        let path = temp.path().join(format!("{name}-{form}.gguf"));
+        let source = ModelFile::open(&dir.join(form)).unwrap();
+        let options = WriteOptions { ternary: TernaryType::Trn2, embedding: Dtype::BF16 };
+        convert(&source, &path, Target::Gguf(options)).unwrap();
+        for file in [source, ModelFile::open(&path).unwrap()] {
+            let model = Model::load(&file).unwrap();
+            let logits = Session::new(&model).logits_of_all(&input).unwrap();
+            let error = relative_error(&logits, expected);
+            println!("{}: {error:.1e}", file.path().display());
+            assert!(error <= EXACT, "{}: {error:.1e}", file.path().display());
+        }
+    }
+}
+
 /// FNV-1a over the bits of the logits of prompt 0, at all positions.
 fn hash_of_logits(name: &str) -> u64 {
     let dir = fixtures::model(name);

@@ -36,6 +36,11 @@ pub enum TernaryError {
         /// The offending scale.
         scale: f32,
     },
+    /// No master weights of the wanted precision have this scale and these trits.
+    Masters {
+        /// The scale.
+        scale: f32,
+    },
     /// A value given as a trit is not -1, 0 or 1.
     Trit {
         /// Position in the row-major trits.
@@ -63,6 +68,10 @@ impl fmt::Display for TernaryError {
             }
             Self::TooLarge { rows, cols } => write!(f, "shape ({rows}, {cols}) is too large"),
             Self::Scale { expected, scale } => write!(f, "scale {scale}: expected {expected}"),
+            Self::Masters { scale } => write!(
+                f,
+                "no master weights of this precision have the scale {scale}; f32 has finer ones"
+            ),
             Self::Trit { index, value } => {
                 write!(f, "trit {index} is {value}: expected -1, 0 or 1")
             }

@@ -56,6 +56,7 @@
 
 mod activation;
 mod error;
+mod masters;
 mod matrix;
 pub mod pack;
 pub mod reference;
@@ -64,6 +65,7 @@ mod weight;
 
 pub use activation::{quantize_activations, rescale};
 pub use error::TernaryError;
+pub use masters::Precision;
 pub use matrix::TernaryMatrix;
 pub use weight::{absmean, ternarize};
 

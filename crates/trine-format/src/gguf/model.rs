@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use trine_ternary::TernaryMatrix;
 
-use super::{CodecError, Gguf, TensorInfo, TernaryType, Value};
+use super::{CodecError, GgmlType, Gguf, TensorInfo, TernaryType, Value};
 use crate::names::{Part, TensorId};
 use crate::{
     DenseTensor, Dtype, FormatError, HiddenAct, ModelConfig, Projection, Quantization,
