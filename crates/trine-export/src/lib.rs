@@ -12,15 +12,18 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod masters;
 mod verify;
 
 use std::path::{Path, PathBuf};
 
 use trine_format::gguf::{WriteOptions, write_model};
 use trine_format::{
-    AtomicDir, Dtype, FormatError, ModelFile, Quantization, flush_name, names, replaceable,
-    write_hf_packed,
+    AtomicDir, Dtype, FormatError, ModelConfig, ModelFile, Projection, Quantization, flush_name,
+    names, replaceable, write_hf, write_hf_packed,
 };
+
+use masters::Masters;
 
 pub use compare::{Comparison, compare};
 pub use verify::verify;
@@ -32,6 +35,9 @@ pub enum Target {
     Gguf(WriteOptions),
     /// A Hugging Face directory with packed trits; scales are rounded to bf16.
     HfPacked,
+    /// A Hugging Face directory of master weights in this type, which quantize to exactly the trits
+    /// and scales of the source; see [`master_dtype`].
+    Hf(Dtype),
 }
 
 impl Default for Target {
@@ -137,6 +143,17 @@ pub fn embedding_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
     Ok(if dtype == Dtype::BF16 { dtype } else { Dtype::F16 })
 }
 
+/// The type of master weights that loses nothing: that of stored masters, BF16 for stored trits.
+///
+/// # Errors
+/// A model without projections.
+pub fn master_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
+    Ok(match source.config().quantization {
+        Quantization::Offline => Dtype::BF16,
+        _ => source.dense(&names::projection(0, Projection::Q))?.dtype,
+    })
+}
+
 /// Writes `source` as `to` in another format.
 ///
 /// # Errors
@@ -152,11 +169,13 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
     // A name that cannot be taken is refused before the work rather than after it.
     match target {
         Target::Gguf(_) => replaceable(to)?,
-        Target::HfPacked => match std::fs::read_dir(to).map(|mut entries| entries.next()) {
-            Ok(Some(_)) => return Err(ExportError::Occupied { path: to.to_owned() }),
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
-            _ => {}
-        },
+        Target::HfPacked | Target::Hf(_) => {
+            match std::fs::read_dir(to).map(|mut entries| entries.next()) {
+                Ok(Some(_)) => return Err(ExportError::Occupied { path: to.to_owned() }),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+                _ => {}
+            }
+        }
     }
     // A neighbour, so that the last step is a rename and not a copy. It is dropped with all that
     // is in it unless that step is reached.
@@ -167,6 +186,11 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
             write_model(&staged, source.config(), source, source.tokenizer(), options)
         }
         Target::HfPacked => write_hf_packed(&staged, source.config(), source, source.tokenizer()),
+        Target::Hf(dtype) => {
+            let config =
+                ModelConfig { quantization: Quantization::Online, ..source.config().clone() };
+            write_hf(&staged, &config, dtype, &Masters { source, dtype }, source.tokenizer())
+        }
     };
     let about_target = |e: FormatError| e.moved(&staged, to);
     written.map_err(about_target)?;

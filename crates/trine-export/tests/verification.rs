@@ -7,7 +7,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use tempfile::tempdir;
-use trine_export::{Target, convert, embedding_dtype, verify};
+use trine_export::{Target, convert, embedding_dtype, master_dtype, verify};
 use trine_format::gguf::{TernaryType, WriteOptions, write_model};
 use trine_format::{
     BoxError, DenseTensor, Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization,
@@ -93,13 +93,16 @@ impl TensorSource for Source {
 
 const EXACT: WriteOptions = WriteOptions { ternary: TernaryType::I2S, embedding: Dtype::F32 };
 
-fn targets() -> [Target; 4] {
+fn targets() -> [Target; 7] {
     let gguf = |ternary, embedding| Target::Gguf(WriteOptions { ternary, embedding });
     [
         Target::Gguf(EXACT),
         gguf(TernaryType::Tq1_0, Dtype::F16),
         gguf(TernaryType::Tq2_0, Dtype::BF16),
         Target::HfPacked,
+        Target::Hf(Dtype::BF16),
+        Target::Hf(Dtype::F32),
+        gguf(TernaryType::Trn2, Dtype::F16),
     ]
 }
 
@@ -110,12 +113,13 @@ fn refused(source: &ModelFile, written: &ModelFile) -> String {
 /// Every configuration is held by every format, eos ids and all.
 #[test]
 fn every_format_holds_every_configuration() {
-    let configs: [fn(&mut ModelConfig); 6] = [
+    let configs: [fn(&mut ModelConfig); 7] = [
         |_| {},
         |c| (c.bos_token_id, c.eos_token_ids) = (None, vec![]),
         |c| (c.eos_token_ids, c.tie_word_embeddings) = (vec![3], true),
         |c| c.eos_token_ids = vec![1, 2, 3, 4, 1],
         |c| (c.sub_norms, c.hidden_act, c.head_dim) = (false, HiddenAct::Silu, 256),
+        |c| (c.sub_norms, c.projection_norm_eps) = (false, Some(1e-6)),
         |c| (c.rope_theta, c.rms_norm_eps) = (123_456.79, f32::MIN_POSITIVE),
     ];
     for change in configs {
@@ -214,7 +218,7 @@ fn tiny_scales_are_rounded_to_the_steps_there_are() {
     for (i, scale) in [1e-4f32, 1e-5, 3e-6, 1e-7, 7e-8].into_iter().enumerate() {
         source.scale = Some(scale);
         let from = source.gguf(&config, &dir.path().join(format!("{i}.gguf")), EXACT);
-        for (j, target) in targets().into_iter().enumerate() {
+        for (j, target) in targets().into_iter().take(4).enumerate() {
             let report = convert(&from, &dir.path().join(format!("{i}-{j}")), target).unwrap();
             let stored = [scale, f16::from_f32(scale).to_f32(), bf16::from_f32(scale).to_f32()];
             let stored = stored[[0, 1, 1, 2][j]];
@@ -224,7 +228,7 @@ fn tiny_scales_are_rounded_to_the_steps_there_are() {
     }
     source.scale = Some(1e-42);
     let from = source.gguf(&config, &dir.path().join("vanishing.gguf"), EXACT);
-    for target in &targets()[1..] {
+    for target in &targets()[1..6] {
         let to = dir.path().join("vanished");
         let error = convert(&from, &to, *target).unwrap_err().to_string();
         assert!(error.contains("q"), "{error}");
@@ -315,4 +319,68 @@ fn errors_of_verification_name_the_target_and_no_temporary() {
     assert!(!error.contains(".trine-"), "{error}");
     assert!(!to.exists());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// Trits and scales come back from masters made of them, whatever the number type of the masters.
+#[test]
+fn masters_quantize_to_what_was_stored() {
+    let dir = tempdir().unwrap();
+    let config = config();
+    let checkpoint = Source::new(&config).checkpoint(&config, &dir.path().join("checkpoint"));
+    assert_eq!(master_dtype(&checkpoint).unwrap(), Dtype::F32);
+    // A scale that no bf16 number is, and masters that rounding to bf16 would turn into other trits.
+    let stored = Source { scale: Some(0.123_456_79), ..Source::new(&config) };
+    let stored = stored.gguf(&config, &dir.path().join("stored.gguf"), EXACT);
+    assert_eq!(master_dtype(&stored).unwrap(), Dtype::BF16);
+    let trits = |file: &ModelFile, p| TensorSource::projection(file, 0, p).unwrap();
+    for (name, source) in [("checkpoint", &checkpoint), ("stored", &stored)] {
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let path = dir.path().join(format!("{name}-{dtype:?}"));
+            let report = convert(source, &path, Target::Hf(dtype)).unwrap();
+            assert_eq!(report.largest_scale_change, 0.0);
+            let masters = ModelFile::open(&path).unwrap();
+            assert_eq!(masters.config().quantization, Quantization::Online);
+            for p in Projection::ALL {
+                assert_eq!(trits(&masters, p), trits(source, p), "{name} {dtype:?} {p:?}");
+                assert_eq!(masters.dense(&names::projection(0, p)).unwrap().dtype, dtype);
+            }
+        }
+    }
+    // f32 masters as f32 are the masters themselves.
+    let same = ModelFile::open(&dir.path().join("checkpoint-F32")).unwrap();
+    let q = names::projection(0, Projection::Q);
+    assert_eq!(same.dense(&q).unwrap().data, checkpoint.dense(&q).unwrap().data);
+}
+
+/// Where I2_S cannot hold a shape, our own layout is chosen, and somebody else's refused by name.
+#[test]
+fn shapes_of_any_size_have_a_layout() {
+    let dir = tempdir().unwrap();
+    let odd = ModelConfig {
+        hidden_size: 30,
+        intermediate_size: 50,
+        head_dim: 10,
+        num_attention_heads: 3,
+        ..config()
+    };
+    assert_eq!(TernaryType::exact_for(&config()), TernaryType::I2S);
+    assert_eq!(TernaryType::exact_for(&odd), TernaryType::Trn2);
+    let source = Source::new(&odd).checkpoint(&odd, &dir.path().join("source"));
+    let to = dir.path().join("to.gguf");
+    for ternary in [TernaryType::I2S, TernaryType::Tq1_0, TernaryType::Tq2_0] {
+        let error = convert(&source, &to, Target::Gguf(WriteOptions { ternary, ..EXACT }));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("blk.0.attn_q.weight") && error.contains("whole blocks"), "{error}");
+        assert!(!to.exists());
+    }
+    let own = WriteOptions { ternary: TernaryType::Trn2, ..EXACT };
+    let report = convert(&source, &to, Target::Gguf(own)).unwrap();
+    assert_eq!(report.largest_scale_change, 0.0);
+    // And back, losslessly.
+    let back = dir.path().join("back");
+    convert(&ModelFile::open(&to).unwrap(), &back, Target::Hf(Dtype::F32)).unwrap();
+    assert_eq!(
+        verify(&source, &ModelFile::open(&back).unwrap()).unwrap().largest_scale_change,
+        0.0
+    );
 }

@@ -227,7 +227,7 @@ mod tests {
                 let byte = packed[index];
                 assert_eq!(from(packed.clone()), Err(TernaryError::Code { index, byte }));
                 packed[index] = m.packed()[index] & !(3 << shift);
-                packed[index] |= ((m.packed()[index] >> shift & 3) + 1) % 3 << shift;
+                packed[index] |= (((m.packed()[index] >> shift & 3) + 1) % 3) << shift;
                 assert_eq!(from(packed).is_ok(), column < cols, "column {column} of {cols}");
             }
         }

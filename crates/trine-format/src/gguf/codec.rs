@@ -3,6 +3,8 @@
 use half::f16;
 use trine_ternary::{TernaryError, TernaryMatrix};
 
+use crate::{ModelConfig, Projection};
+
 use super::{GgmlType, i2_s, tq1_0, tq2_0, trn2};
 
 /// Why bytes are no trits, or trits do not fit a layout.
@@ -88,6 +90,20 @@ impl TernaryType {
         [Self::I2S, Self::Tq1_0, Self::Tq2_0, Self::Trn2]
             .into_iter()
             .find(|t| t.ggml_type() == kind)
+    }
+
+    /// Whether the layout holds every projection of such a model.
+    pub fn holds(self, config: &ModelConfig) -> bool {
+        Projection::ALL.into_iter().all(|p| {
+            let (rows, cols) = config.projection_shape(p);
+            self.ggml_type().tensor_bytes(&[rows, cols]).is_some()
+        })
+    }
+
+    /// The layout to choose where nothing else is asked for: I2_S, with exact scales and other
+    /// programs that read it, and [`TernaryType::Trn2`] for shapes that it cannot hold.
+    pub fn exact_for(config: &ModelConfig) -> Self {
+        if Self::I2S.holds(config) { Self::I2S } else { Self::Trn2 }
     }
 
     /// Stores a matrix.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use serde_json::json;
-use trine_export::{Target, convert, embedding_dtype};
+use trine_export::{Target, convert, embedding_dtype, master_dtype};
 use trine_format::gguf::{TernaryType, WriteOptions};
 use trine_format::{Dtype, ModelFile};
 
@@ -18,9 +18,12 @@ pub(crate) struct Args {
     from: PathBuf,
     /// What to write: a file ending in .gguf, or a directory for Hugging Face formats
     to: PathBuf,
-    /// Format; i2_s by default for a name ending in .gguf
+    /// Format; for a name ending in .gguf i2_s by default, or trn2 where it cannot hold the shapes
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<Kind>,
+    /// Type of the numbers of --type hf; by default that of the model's masters, bf16 for trits
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<MasterType>,
     /// Type of embedding and head in a GGUF; by default that of the model, but f16 for one of f32
     #[arg(long, value_name = "TYPE")]
     embed: Option<Embed>,
@@ -40,8 +43,18 @@ enum Kind {
     /// GGUF, 2.0625 bits a weight (llama.cpp)
     #[value(name = "tq2_0")]
     Tq2_0,
+    /// GGUF, 2 bits a weight, exact scale, any shape (Trine only)
+    Trn2,
+    /// Hugging Face directory with master weights, for training and transformers
+    Hf,
     /// Hugging Face directory with packed trits
     HfPacked,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MasterType {
+    F32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -58,6 +71,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let embedding = match target {
         Target::Gguf(options) => options.embedding,
         Target::HfPacked => Dtype::BF16,
+        Target::Hf(dtype) => dtype,
     };
     if args.json {
         let summary = json!({
@@ -101,11 +115,36 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// The target that the options and the name of the output ask for.
 fn target(args: &Args, file: &ModelFile) -> anyhow::Result<Target> {
     let is_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let is_hf = matches!(args.kind, Some(Kind::Hf | Kind::HfPacked));
+    if is_hf && is_gguf {
+        bail!("--type hf and hf-packed write a directory, not {}", args.to.display());
+    }
+    if is_hf && args.embed.is_some() {
+        bail!("--embed is for GGUF files; --dtype chooses the numbers of --type hf");
+    }
+    if args.dtype.is_some() && !matches!(args.kind, Some(Kind::Hf)) {
+        bail!("--dtype is for --type hf; --embed chooses the numbers of a GGUF file");
+    }
     let ternary = match args.kind {
-        Some(Kind::HfPacked) if is_gguf => bail!("--type hf-packed writes a directory, not .gguf"),
         Some(Kind::HfPacked) => return Ok(Target::HfPacked),
-        Some(kind) => kind.ternary(),
-        None if is_gguf => TernaryType::I2S,
+        Some(Kind::Hf) => {
+            return Ok(Target::Hf(match args.dtype {
+                None => master_dtype(file)?,
+                Some(MasterType::F32) => Dtype::F32,
+                Some(MasterType::Bf16) => Dtype::BF16,
+            }));
+        }
+        Some(Kind::I2S) => TernaryType::I2S,
+        Some(Kind::Tq1_0) => TernaryType::Tq1_0,
+        Some(Kind::Tq2_0) => TernaryType::Tq2_0,
+        Some(Kind::Trn2) => TernaryType::Trn2,
+        None if is_gguf => {
+            let chosen = TernaryType::exact_for(file.config());
+            if chosen == TernaryType::Trn2 {
+                note!("i2_s cannot hold the shapes of this model: writing trn2, for Trine only");
+            }
+            chosen
+        }
         None => bail!(
             "cannot tell the format of {}: expected a name ending in .gguf, or --type",
             args.to.display()
@@ -118,14 +157,4 @@ fn target(args: &Args, file: &ModelFile) -> anyhow::Result<Target> {
         Some(Embed::Bf16) => Dtype::BF16,
     };
     Ok(Target::Gguf(WriteOptions { ternary, embedding }))
-}
-
-impl Kind {
-    fn ternary(self) -> TernaryType {
-        match self {
-            Self::Tq1_0 => TernaryType::Tq1_0,
-            Self::Tq2_0 => TernaryType::Tq2_0,
-            Self::I2S | Self::HfPacked => TernaryType::I2S,
-        }
-    }
 }
