@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use trine_ternary::TernaryMatrix;
 
 use crate::error::BoxError;
+use crate::gguf::i2_s::Order;
 use crate::gguf::{self, Gguf};
 use crate::hf::read::{self, HfDir};
 use crate::{
@@ -44,7 +45,7 @@ pub struct ModelFile {
 
 enum Storage {
     HuggingFace(HfDir),
-    Gguf(Gguf),
+    Gguf(Gguf, Order),
 }
 
 impl ModelFile {
@@ -60,7 +61,8 @@ impl ModelFile {
         } else {
             let file = Gguf::open(path)?;
             let config = gguf::model::config(&file)?;
-            (config, gguf::decode_tokenizer(&file)?, Storage::Gguf(file))
+            let order = gguf::model::i2_s_order(&file, &config);
+            (config, gguf::decode_tokenizer(&file)?, Storage::Gguf(file, order))
         };
         Ok(Self { path: path.to_owned(), config, tokenizer, storage })
     }
@@ -84,15 +86,31 @@ impl ModelFile {
     pub fn format(&self) -> Format {
         match self.storage {
             Storage::HuggingFace(_) => Format::HuggingFace,
-            Storage::Gguf(_) => Format::Gguf,
+            Storage::Gguf(..) => Format::Gguf,
         }
     }
 
     /// The GGUF container, for its metadata, when it is one.
     pub fn as_gguf(&self) -> Option<&Gguf> {
         match &self.storage {
-            Storage::Gguf(gguf) => Some(gguf),
+            Storage::Gguf(gguf, _) => Some(gguf),
             Storage::HuggingFace(_) => None,
+        }
+    }
+
+    /// The order of the I2_S tensors of a GGUF file. It is not in the file: on opening, that of x86
+    /// is taken, unless the shapes or the weights show that it is another.
+    pub fn i2_s_order(&self) -> Option<Order> {
+        match self.storage {
+            Storage::Gguf(_, order) => Some(order),
+            Storage::HuggingFace(_) => None,
+        }
+    }
+
+    /// Reads I2_S tensors in the order that the caller knows them to have.
+    pub fn set_i2_s_order(&mut self, to: Order) {
+        if let Storage::Gguf(_, order) = &mut self.storage {
+            *order = to;
         }
     }
 
@@ -103,7 +121,7 @@ impl ModelFile {
     pub fn dense(&self, name: &str) -> Result<DenseTensor<'_>, FormatError> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.dense(&self.config, name),
-            Storage::Gguf(file) => gguf::model::dense(file, &self.config, name),
+            Storage::Gguf(file, _) => gguf::model::dense(file, &self.config, name),
         }
     }
 
@@ -116,7 +134,9 @@ impl ModelFile {
     pub fn projection(&self, layer: usize, p: Projection) -> Result<Weight<'_>, FormatError> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.projection(&self.config, layer, p),
-            Storage::Gguf(file) => gguf::model::projection(file, &self.config, layer, p),
+            Storage::Gguf(file, order) => {
+                gguf::model::projection(file, *order, &self.config, layer, p)
+            }
         }
     }
 
@@ -124,7 +144,7 @@ impl ModelFile {
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.tensors(),
-            Storage::Gguf(file) => gguf::model::summaries(file),
+            Storage::Gguf(file, _) => gguf::model::summaries(file),
         }
     }
 }

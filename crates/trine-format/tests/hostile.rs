@@ -201,7 +201,7 @@ fn shapes_that_overflow_or_make_no_sense() {
     evil(&[1 << 62], 0);
     evil(&[u64::MAX - 127], 36);
     evil(&[1, 1, 1, 1, 1], 0);
-    evil(&[100], 36);
+    evil(&[101], 36);
     evil(&[128], 35);
     evil(&[8], 31);
     evil(&[8], u32::MAX);

@@ -7,10 +7,12 @@ mod common;
 use common::{Masters, data, tiny_config, tiny_tokenizer};
 use half::bf16;
 use tempfile::tempdir;
+use trine_format::gguf::i2_s::{self, Order};
 use trine_format::gguf::{self, GgmlType, Gguf, TensorSpec, TernaryType, Value, WriteOptions};
+use trine_format::names::TensorId;
 use trine_format::{
-    Dtype, Format, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, TensorSource,
-    TokenizerFiles, Weight, names, write_hf, write_hf_packed,
+    BoxError, DenseTensor, Dtype, Format, HiddenAct, ModelConfig, ModelFile, Projection,
+    Quantization, TensorSource, TokenizerFiles, Weight, names, write_hf, write_hf_packed,
 };
 use trine_ternary::TernaryMatrix;
 
@@ -157,7 +159,7 @@ fn a_silu_model_without_sub_norms_is_written_as_llama_cpp_computes_it() {
         [("attn_q", Projection::Q), ("attn_k", Projection::K), ("attn_v", Projection::V)]
     {
         let info = gguf.tensor(&format!("blk.0.{name}.weight")).unwrap();
-        let stored = gguf::i2_s::decode(gguf.bytes(info), info.shape[0], info.shape[1]).unwrap();
+        let stored = i2_s::decode(gguf.bytes(info), info.shape[0], info.shape[1]).unwrap();
         let plain = masters.projection(0, p).unwrap();
         let interleaved = plain.select_rows(|r| r / 8 * 8 + [0, 4, 1, 5, 2, 6, 3, 7][r % 8]);
         assert_eq!(stored, if p == Projection::V { plain } else { interleaved }, "{name}");
@@ -223,6 +225,113 @@ fn the_first_bitnet_models_are_read_under_their_own_names() {
     let sub_norm = names::ffn_sub_norm(0);
     let expected = masters.dense(&sub_norm).unwrap().to_f32();
     assert_eq!(file.dense(&sub_norm).unwrap().to_f32(), expected);
+}
+
+/// Masters whose intermediate and value channels differ in how many zeros they hold, in the rows
+/// that write a channel as in the columns that read it: what training does to a model.
+struct Trained(ModelConfig);
+
+impl TensorSource for Trained {
+    fn dense(&self, name: &str) -> Result<DenseTensor<'_>, BoxError> {
+        let id = TensorId::from_canonical(name).ok_or("no such tensor")?;
+        let shape = self.0.tensor_shape(id);
+        let values: Vec<f32> = vec![1.0; shape.iter().product()];
+        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into();
+        Ok(DenseTensor { name: name.to_owned(), dtype: Dtype::F32, shape, data })
+    }
+
+    fn projection(&self, layer: usize, p: Projection) -> Result<TernaryMatrix, BoxError> {
+        let (rows, cols) = self.0.projection_shape(p);
+        let mut state = (layer * 7 + p as usize) as u32 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 16
+        };
+        let share = |channel: usize| 20_000 + ((channel * 2_654_435_761) >> 7) as u32 % 20_000;
+        let trits: Vec<i8> = (0..rows * cols)
+            .map(|i| {
+                let zeros = match p {
+                    Projection::Gate | Projection::Up | Projection::V => share(i / cols),
+                    Projection::Down | Projection::O => share(i % cols),
+                    _ => 30_000,
+                };
+                let sign = if next() & 1 == 0 { 1 } else { -1 };
+                if next() < zeros { 0 } else { sign }
+            })
+            .collect();
+        Ok(TernaryMatrix::from_trits(&trits, rows, cols, 0.02)?)
+    }
+}
+
+#[test]
+fn the_order_of_i2_s_is_recognized_by_trained_weights() {
+    let dir = tempdir().unwrap();
+    let config = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 512,
+        head_dim: 32,
+        num_attention_heads: 8,
+        num_key_value_heads: 8,
+        num_hidden_layers: 2,
+        tie_word_embeddings: true,
+        ..tiny_config()
+    };
+    let source = Trained(config.clone());
+    let path = dir.path().join("model.gguf");
+    gguf::write_model(&path, &config, &source, None, WriteOptions::default()).unwrap();
+    let original = std::fs::read(&path).unwrap();
+    let file = Gguf::open(&path).unwrap();
+    let places: Vec<_> = file.tensors().to_vec();
+    drop(file);
+    for order in Order::ALL {
+        let mut bytes = original.clone();
+        // Our own keys say that the file is ours; another program does not write them.
+        while let Some(at) = bytes.windows(6).position(|w| w == b"trine.") {
+            bytes[at] = b'x';
+        }
+        for info in places.iter().filter(|info| info.kind == GgmlType::I2_S) {
+            let (rows, cols) = (info.shape[0], info.shape[1]);
+            let matrix = i2_s::decode(&original[info.range.clone()], rows, cols).unwrap();
+            let trits = matrix.trits();
+            let data = &mut bytes[info.range.clone()];
+            data[..rows * cols / 4].fill(0);
+            let shifts = [6, 4, 2, 0];
+            for (i, trit) in trits.iter().enumerate() {
+                let code = (trit + 1) as u8;
+                let (byte, shift) = match order {
+                    Order::Blocks128 => (i / 128 * 32 + i % 32, shifts[i % 128 / 32]),
+                    Order::Blocks64 => (i / 64 * 16 + i % 16, shifts[i % 64 / 16]),
+                    Order::Rows4 => (i / cols / 4 * cols + i % cols, shifts[i / cols % 4]),
+                };
+                data[byte] |= code << shift;
+            }
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let mut file = ModelFile::open(&path).unwrap();
+        assert_eq!(file.i2_s_order(), Some(order));
+        for_each_projection(&config, |layer, p| {
+            assert_eq!(trits(&file, layer, p), source.projection(layer, p).unwrap(), "{order:?}");
+        });
+        file.set_i2_s_order(Order::Blocks128);
+        let same = trits(&file, 0, Projection::Q) == source.projection(0, Projection::Q).unwrap();
+        assert_eq!(same, order == Order::Blocks128);
+    }
+}
+
+#[test]
+fn random_weights_are_taken_for_the_order_of_x86() {
+    let dir = tempdir().unwrap();
+    let config =
+        ModelConfig { hidden_size: 256, intermediate_size: 512, head_dim: 128, ..tiny_config() };
+    let path = dir.path().join("model.gguf");
+    let masters = Masters::new(&config);
+    gguf::write_model(&path, &config, &masters, None, WriteOptions::default()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    while let Some(at) = bytes.windows(6).position(|w| w == b"trine.") {
+        bytes[at] = b'x';
+    }
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(ModelFile::open(&path).unwrap().i2_s_order(), Some(Order::Blocks128));
 }
 
 #[test]
@@ -364,11 +473,8 @@ fn sharded_directories_are_read() {
 fn values_that_overflow_a_type_are_refused() {
     struct Huge;
     impl TensorSource for Huge {
-        fn dense(
-            &self,
-            name: &str,
-        ) -> Result<trine_format::DenseTensor<'_>, trine_format::BoxError> {
-            Ok(trine_format::DenseTensor::from_f32(name, &[8, 16], &[1e5; 128]))
+        fn dense(&self, name: &str) -> Result<DenseTensor<'_>, BoxError> {
+            Ok(DenseTensor::from_f32(name, &[8, 16], &[1e5; 128]))
         }
     }
     let dir = tempdir().unwrap();

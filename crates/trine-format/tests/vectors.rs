@@ -5,7 +5,8 @@
 mod common;
 
 use safetensors::SafeTensors;
-use trine_format::gguf::{TernaryType, i2_s};
+use trine_format::gguf::TernaryType;
+use trine_format::gguf::i2_s::{self, Order};
 use trine_format::hf_packed;
 use trine_ternary::TernaryMatrix;
 
@@ -28,6 +29,23 @@ fn i2_s_matches_bitnet_cpp() {
         let expected = get("I2_S_x86");
         assert_eq!(i2_s::encode(matrix).unwrap(), expected);
         assert_eq!(&i2_s::decode(&expected, matrix.rows(), matrix.cols()).unwrap(), matrix);
+    });
+}
+
+#[test]
+fn every_order_of_i2_s_is_read() {
+    for_each_matrix(|matrix, get| {
+        for (name, order) in [
+            ("I2_S_x86", Order::Blocks128),
+            ("I2_S_arm", Order::Blocks64),
+            ("I2_S_x86_noactparallel", Order::Rows4),
+        ] {
+            let (rows, cols) = (matrix.rows(), matrix.cols());
+            let read = |order| i2_s::decode_ordered(&get(name), rows, cols, order).unwrap();
+            assert_eq!(&read(order), matrix, "{name}");
+            let others = Order::ALL.into_iter().filter(|&other| other != order);
+            assert!(others.map(read).all(|other| other != *matrix), "{name}");
+        }
     });
 }
 

@@ -55,6 +55,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod ambiguity;
 mod error;
 mod masters;
 mod matrix;
@@ -64,6 +65,7 @@ mod round;
 mod weight;
 
 pub use activation::{quantize_activations, rescale};
+pub use ambiguity::Ambiguity;
 pub use error::TernaryError;
 pub use masters::Precision;
 pub use matrix::TernaryMatrix;

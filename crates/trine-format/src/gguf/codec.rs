@@ -92,12 +92,21 @@ impl TernaryType {
             .find(|t| t.ggml_type() == kind)
     }
 
+    /// Checks that the layout holds a matrix `(rows, cols)`.
+    ///
+    /// # Errors
+    /// [`CodecError::Blocks`] with the rule.
+    pub fn check_shape(self, rows: usize, cols: usize) -> Result<(), CodecError> {
+        match self {
+            Self::I2S => i2_s::check_order(i2_s::Order::Blocks128, rows, cols),
+            _ => bytes(self.ggml_type(), rows, cols).map(drop),
+        }
+    }
+
     /// Whether the layout holds every projection of such a model.
     pub fn holds(self, config: &ModelConfig) -> bool {
-        Projection::ALL.into_iter().all(|p| {
-            let (rows, cols) = config.projection_shape(p);
-            self.ggml_type().tensor_bytes(&[rows, cols]).is_some()
-        })
+        let shapes = Projection::ALL.map(|p| config.projection_shape(p));
+        shapes.into_iter().all(|(rows, cols)| self.check_shape(rows, cols).is_ok())
     }
 
     /// The layout to choose where nothing else is asked for: I2_S, with exact scales and other
@@ -157,11 +166,11 @@ pub(super) fn check(
 /// Bytes that a layout stores a matrix in.
 pub(super) fn bytes(kind: GgmlType, rows: usize, cols: usize) -> Result<usize, CodecError> {
     kind.tensor_bytes(&[rows, cols]).ok_or_else(|| {
-        let (what, found) = match kind {
-            GgmlType::I2_S => ("values", rows.saturating_mul(cols)),
-            _ => ("columns", cols),
+        let (what, multiple, found) = match kind {
+            GgmlType::I2_S => ("values", 4, rows.saturating_mul(cols)),
+            _ => ("columns", kind.block().0, cols),
         };
-        CodecError::Blocks { kind, what, multiple: kind.block().0, found }
+        CodecError::Blocks { kind, what, multiple, found }
     })
 }
 

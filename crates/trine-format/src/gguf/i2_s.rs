@@ -1,13 +1,9 @@
 //! I2_S, bitnet.cpp's layout: 2 bits a weight and one f32 scale.
 //!
-//! A code is trit + 1. Blocks of 128 values lie in 32 bytes; byte `j` of a block is
-//! `v[j] << 6 | v[j + 32] << 4 | v[j + 64] << 2 | v[j + 96]`. Blocks run row-major over the whole
-//! tensor and may cross rows. After `n / 4` bytes comes the scale, then 28 bytes that are written
-//! as 0 and not read (bitnet.cpp leaves them as they were).
-//!
-//! This is what bitnet.cpp's converter and its x86 builds write. Its ARM builds write blocks of 64
-//! values in 16 bytes under the same type id, and nothing in a file tells the two apart; every byte
-//! of the one is valid in the other, so such a file cannot be refused either.
+//! A code is trit + 1, four in a byte; after `n / 4` bytes comes the scale, then 28 bytes that are
+//! written as 0 and not read (bitnet.cpp leaves them as they were). Which four weights share a byte
+//! depends on the build of bitnet.cpp that wrote the file, and no key says which it was; see
+//! [`Order`]. Written here is [`Order::Blocks128`], that of its converter and of its x86 builds.
 
 use trine_ternary::pack::find_code_three;
 use trine_ternary::{TernaryError, TernaryMatrix};
@@ -22,11 +18,62 @@ const BLOCK_BYTES: usize = 32;
 /// Where in a byte each quarter of a block lies.
 const SHIFTS: [u32; 4] = [6, 4, 2, 0];
 
+/// Which weights share a byte of an I2_S tensor; the first of them in the highest bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Byte `j` of every 32 has the values `j`, `j + 32`, `j + 64`, `j + 96` of a block of 128. Blocks
+    /// run row-major over the whole tensor. Of bitnet.cpp's converter and its x86 builds.
+    #[default]
+    Blocks128,
+    /// Byte `j` of every 16 has the values `j`, `j + 16`, `j + 32`, `j + 48` of a block of 64. Of its
+    /// ARM builds.
+    Blocks64,
+    /// A byte has one column of four consecutive rows. Of its x86 builds without `ACT_PARALLEL`.
+    Rows4,
+}
+
+impl Order {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Blocks128, Self::Blocks64, Self::Rows4];
+
+    /// A name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blocks128 => "blocks of 128",
+            Self::Blocks64 => "blocks of 64, as bitnet.cpp's ARM builds have it",
+            Self::Rows4 => "four rows a byte, as some x86 builds of bitnet.cpp have it",
+        }
+    }
+
+    /// Whether a matrix `(rows, cols)` fills whole blocks.
+    pub(super) fn holds(self, rows: usize, cols: usize) -> bool {
+        match self {
+            Self::Blocks128 => (rows * cols).is_multiple_of(128),
+            Self::Blocks64 => (rows * cols).is_multiple_of(64),
+            Self::Rows4 => rows.is_multiple_of(4),
+        }
+    }
+
+    /// Where the weight `(row, col)` of a matrix with `cols` columns lies: byte and shift.
+    pub(super) fn place(self, row: usize, col: usize, cols: usize) -> (usize, u32) {
+        let in_blocks = |width: usize| {
+            let (block, i) = ((row * cols + col) / width, (row * cols + col) % width);
+            (block * width / 4 + i % (width / 4), SHIFTS[i / (width / 4)])
+        };
+        match self {
+            Self::Blocks128 => in_blocks(128),
+            Self::Blocks64 => in_blocks(64),
+            Self::Rows4 => (row / 4 * cols + col, SHIFTS[row % 4]),
+        }
+    }
+}
+
 /// Stores a matrix in `rows * cols / 4 + 32` bytes.
 ///
 /// # Errors
 /// [`CodecError::Blocks`] when `rows * cols` is no multiple of 128.
 pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
+    check_order(Order::Blocks128, matrix.rows(), matrix.cols())?;
     let mut out = vec![0; bytes(GgmlType::I2_S, matrix.rows(), matrix.cols())?];
     let trits = matrix.trits();
     for (block, out) in trits.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut().0) {
@@ -41,18 +88,14 @@ pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
     Ok(out)
 }
 
-/// Takes a matrix `(rows, cols)` as it is stored.
+/// Takes a matrix `(rows, cols)` as it is stored, in [`Order::Blocks128`].
 ///
 /// # Errors
 /// [`CodecError::Blocks`] when `rows * cols` is no multiple of 128; a wrong number of bytes, a code
 /// 3, or a scale that is negative or not finite.
 pub fn decode(data: &[u8], rows: usize, cols: usize) -> Result<TernaryMatrix, CodecError> {
-    let values = check(GgmlType::I2_S, data.len(), rows, cols)?;
-    let (codes, tail) = data.split_at(values / 4);
-    if let Some(index) = find_code_three(codes) {
-        return Err(TernaryError::Code { index, byte: codes[index] }.into());
-    }
-    let mut trits = vec![0i8; values];
+    let (codes, scale) = split(data, rows, cols, Order::Blocks128)?;
+    let mut trits = vec![0i8; rows * cols];
     for (block, codes) in trits.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes.as_chunks().0) {
         let codes: &[u8; BLOCK_BYTES] = codes;
         for (quarter, shift) in block.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().zip(SHIFTS) {
@@ -61,6 +104,52 @@ pub fn decode(data: &[u8], rows: usize, cols: usize) -> Result<TernaryMatrix, Co
             }
         }
     }
-    let scale = f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
     Ok(TernaryMatrix::from_trits(&trits, rows, cols, scale)?)
+}
+
+/// As [`decode`], from any of the orders.
+///
+/// # Errors
+/// As [`decode`]; [`CodecError::Blocks`] for a shape that does not fill the blocks of the order.
+pub fn decode_ordered(
+    data: &[u8],
+    rows: usize,
+    cols: usize,
+    order: Order,
+) -> Result<TernaryMatrix, CodecError> {
+    if order == Order::Blocks128 {
+        return decode(data, rows, cols);
+    }
+    let (codes, scale) = split(data, rows, cols, order)?;
+    let mut trits = Vec::with_capacity(rows * cols);
+    for row in 0..rows {
+        trits.extend((0..cols).map(|col| {
+            let (byte, shift) = order.place(row, col, cols);
+            (codes[byte] >> shift & 3) as i8 - 1
+        }));
+    }
+    Ok(TernaryMatrix::from_trits(&trits, rows, cols, scale)?)
+}
+
+/// The checked codes, and the scale.
+fn split(data: &[u8], rows: usize, cols: usize, order: Order) -> Result<(&[u8], f32), CodecError> {
+    let values = check(GgmlType::I2_S, data.len(), rows, cols)?;
+    check_order(order, rows, cols)?;
+    let (codes, tail) = data.split_at(values / 4);
+    if let Some(index) = find_code_three(codes) {
+        return Err(TernaryError::Code { index, byte: codes[index] }.into());
+    }
+    Ok((codes, f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]])))
+}
+
+pub(super) fn check_order(order: Order, rows: usize, cols: usize) -> Result<(), CodecError> {
+    if order.holds(rows, cols) {
+        return Ok(());
+    }
+    let (what, multiple, found) = match order {
+        Order::Blocks128 => ("values", 128, rows.saturating_mul(cols)),
+        Order::Blocks64 => ("values", 64, rows.saturating_mul(cols)),
+        Order::Rows4 => ("rows", 4, rows),
+    };
+    Err(CodecError::Blocks { kind: GgmlType::I2_S, what, multiple, found })
 }

@@ -7,6 +7,7 @@
 pub(crate) mod codec;
 mod cursor;
 pub mod i2_s;
+mod i2_s_order;
 pub(crate) mod model;
 mod reader;
 pub mod tq1_0;

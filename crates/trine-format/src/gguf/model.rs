@@ -9,6 +9,7 @@ use std::collections::HashSet;
 
 use trine_ternary::TernaryMatrix;
 
+use super::i2_s::{self, Order};
 use super::{CodecError, GgmlType, Gguf, TensorInfo, TernaryType, Value};
 use crate::names::{Part, TensorId};
 use crate::{
@@ -94,6 +95,11 @@ impl Keys<'_> {
         }
         Ok(())
     }
+}
+
+/// The order of a file's I2_S tensors; see [`super::i2_s_order`].
+pub(crate) fn i2_s_order(gguf: &Gguf, config: &ModelConfig) -> Order {
+    super::i2_s_order::recognize(gguf, config)
 }
 
 /// The configuration of a model, from metadata and from which tensors there are.
@@ -226,6 +232,7 @@ pub(crate) fn dense<'a>(
 /// file says whether it is a master to be quantized.
 pub(crate) fn projection<'a>(
     gguf: &'a Gguf,
+    order: Order,
     config: &ModelConfig,
     layer: usize,
     p: Projection,
@@ -234,7 +241,12 @@ pub(crate) fn projection<'a>(
     let (rows, cols) = config.projection_shape(p);
     let codec = FormatError::codec(gguf.path(), &info.name);
     if let Some(kind) = TernaryType::from_ggml(info.kind) {
-        let matrix = kind.decode(gguf.bytes(info), rows, cols).map_err(codec)?;
+        let data = gguf.bytes(info);
+        let matrix = match kind {
+            TernaryType::I2S => i2_s::decode_ordered(data, rows, cols, order),
+            kind => kind.decode(data, rows, cols),
+        };
+        let matrix = matrix.map_err(codec)?;
         return Ok(Weight::Ternary(finish(gguf, config, layer, p, matrix)?));
     }
     let values = dense(gguf, config, &names::projection(layer, p))?.to_f32();

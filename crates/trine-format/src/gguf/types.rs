@@ -103,9 +103,8 @@ impl GgmlType {
                 let rows = values.checked_div(cols)?;
                 rows.checked_mul(cols.div_ceil(block))?.checked_add(SCALE_BYTES)
             }
-            Self::I2_S if values.is_multiple_of(block) => {
-                (values / block).checked_mul(bytes)?.checked_add(I2_S_TAIL)
-            }
+            // Blocks of which order they are, the tensor itself does not say.
+            Self::I2_S if values.is_multiple_of(4) => (values / 4).checked_add(I2_S_TAIL),
             Self::I2_S => None,
             _ if cols.is_multiple_of(block) => (values / block).checked_mul(bytes),
             _ => None,

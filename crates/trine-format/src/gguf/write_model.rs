@@ -47,6 +47,11 @@ pub fn write_model(
         let expected = "Online or Offline, for a GGUF file of ternary weights";
         return Err(FormatError::config("quantization", expected, "None"));
     }
+    for p in Projection::ALL {
+        let (rows, cols) = config.projection_shape(p);
+        let name = TensorId::Layer(0, Part::Projection(p)).gguf();
+        options.ternary.check_shape(rows, cols).map_err(FormatError::codec(path, &name))?;
+    }
     let arch = architecture(config);
     let mut metadata = model_metadata(arch, config, options.ternary);
     metadata

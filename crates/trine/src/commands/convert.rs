@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use serde_json::json;
 use trine_export::{Target, convert, embedding_dtype, master_dtype};
+use trine_format::gguf::i2_s::Order;
 use trine_format::gguf::{TernaryType, WriteOptions};
 use trine_format::{Dtype, ModelFile};
 
@@ -27,6 +28,10 @@ pub(crate) struct Args {
     /// Type of embedding and head in a GGUF; by default that of the model, but f16 for one of f32
     #[arg(long, value_name = "TYPE")]
     embed: Option<Embed>,
+    /// Order of the I2_S tensors of a GGUF, which the file does not say: that of bitnet.cpp's x86
+    /// builds, unless the weights show another
+    #[arg(long, value_name = "ORDER")]
+    i2s_order: Option<I2sOrder>,
     /// Print one JSON object about what was written
     #[arg(long)]
     json: bool,
@@ -58,6 +63,16 @@ enum MasterType {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum I2sOrder {
+    /// Blocks of 128: bitnet.cpp's converter and x86 builds
+    X86,
+    /// Blocks of 64: bitnet.cpp's ARM builds
+    Arm,
+    /// Four rows a byte: x86 builds without ACT_PARALLEL
+    Rows4,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Embed {
     F32,
     F16,
@@ -65,7 +80,17 @@ enum Embed {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let file = model::open(&args.from)?;
+    let mut file = model::open(&args.from)?;
+    if let Some(order) = args.i2s_order {
+        file.set_i2_s_order(match order {
+            I2sOrder::X86 => Order::Blocks128,
+            I2sOrder::Arm => Order::Blocks64,
+            I2sOrder::Rows4 => Order::Rows4,
+        });
+    }
+    if let Some(order) = file.i2_s_order().filter(|order| *order != Order::Blocks128) {
+        note!("the trits of {} lie in {}", file.path().display(), order.name());
+    }
     let target = target(args, &file)?;
     let report = convert(&file, &args.to, target)?;
     let embedding = match target {
