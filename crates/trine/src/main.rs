@@ -53,6 +53,8 @@ enum Command {
     Chat(commands::chat::Args),
     /// Write a model's logits at every position, in f32
     Logits(commands::logits::Args),
+    /// Download a model from the Hugging Face hub and print where it is
+    Download(commands::download::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -113,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => commands::run::run(&args)?,
         Command::Chat(args) => commands::chat::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
+        Command::Download(args) => commands::download::run(&args)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "trine", &mut script);

@@ -4,17 +4,46 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use trine_format::ModelFile;
+use trine_hub::{Fetched, Hub, Reference, SCHEME, Settings};
 use trine_runtime::Model;
 use trine_tokenizer::{ChatTemplate, Message, Tokenizer};
 
-/// The model that a path means: a file, a Hugging Face directory, or a run directory, which means
-/// its latest checkpoint.
+use crate::progress::DownloadProgress;
+
+/// The model that a path means: a file, a Hugging Face directory, a run directory, which means its
+/// latest checkpoint, or a model of the hub, which is downloaded where it is not in the cache.
 pub(crate) fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    if let Some(reference) = hub_reference(path)? {
+        return Ok(fetch(&reference)?.path);
+    }
     if !path.join("checkpoints").is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
     }
     trine_train::checkpoint::latest(path)
         .with_context(|| format!("{}: a run that has no checkpoint yet", path.display()))
+}
+
+/// The file or model that the path of a tokenizer means: of a repository on the hub, only its
+/// tokenizer.json is downloaded.
+pub(crate) fn tokenizer_path(path: &Path) -> anyhow::Result<PathBuf> {
+    match hub_reference(path)? {
+        Some(reference) => Ok(fetch(&reference.or_file("tokenizer.json"))?.path),
+        None => Ok(path.to_owned()),
+    }
+}
+
+/// What a path that begins with `hf://` refers to.
+fn hub_reference(path: &Path) -> anyhow::Result<Option<Reference>> {
+    match path.to_str() {
+        Some(text) if text.starts_with(SCHEME) => Ok(Some(text.parse()?)),
+        _ => Ok(None),
+    }
+}
+
+/// Downloads what the cache does not have, as the environment says, with progress on stderr.
+pub(crate) fn fetch(reference: &Reference) -> anyhow::Result<Fetched> {
+    let hub = Hub::new(Settings::from_env()?)?;
+    Ok(hub.fetch(reference, &mut DownloadProgress::new())?)
 }
 
 /// Opens the model that a path means.
@@ -33,7 +62,7 @@ pub(crate) struct Loaded {
 pub(crate) fn load(path: &Path, tokenizer: Option<&Path>) -> anyhow::Result<Loaded> {
     let file = open(path)?;
     let tokenizer = match (tokenizer, file.tokenizer()) {
-        (Some(path), _) => Tokenizer::from_file(path)?,
+        (Some(path), _) => Tokenizer::from_file(&tokenizer_path(path)?)?,
         (None, Some(files)) => Tokenizer::from_json(&files.tokenizer_json)
             .with_context(|| format!("the tokenizer of {}", file.path().display()))?,
         (None, None) => bail!(

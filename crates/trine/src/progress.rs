@@ -1,4 +1,4 @@
-//! Watching long work: bars where a person looks, plain lines where not.
+//! Watching long work, training and downloads: bars where a person looks, plain lines where not.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -7,12 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use trine_hub::Observer as DownloadObserver;
 use trine_train::trainer::{Observer, StepReport};
 
-use crate::output::note;
+use crate::output::{self, note};
 
 /// Time between two log lines where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// A download of fewer bytes is over before a line about it is read.
+const WORTH_A_LINE: u64 = 1 << 20;
 
 /// Set by ctrl-C; long work looks at it. A second ctrl-C ends the process at once.
 pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -89,6 +93,74 @@ impl Observer for TrainingProgress {
 }
 
 impl Drop for TrainingProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows a download on stderr.
+pub(crate) struct DownloadProgress {
+    /// Of the file that is downloaded now; hidden where nobody watches.
+    bar: ProgressBar,
+    watched: bool,
+    file: String,
+    size: Option<u64>,
+    last_line: Option<Instant>,
+}
+
+impl DownloadProgress {
+    /// A display that shows nothing until a file begins.
+    pub(crate) fn new() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            watched: std::io::stderr().is_terminal(),
+            file: String::new(),
+            size: None,
+            last_line: None,
+        }
+    }
+}
+
+impl DownloadObserver for DownloadProgress {
+    fn begin(&mut self, file: &str, size: Option<u64>, present: u64) {
+        (self.file, self.size, self.last_line) = (file.to_owned(), size, None);
+        if self.watched {
+            self.bar = ProgressBar::new(size.unwrap_or_default());
+            let style = "{msg} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+            self.bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+            self.bar.set_message(self.file.clone());
+            self.bar.set_position(present);
+            self.bar.reset_eta();
+        } else if size.is_none_or(|size| size >= WORTH_A_LINE) {
+            let size = size.map_or(String::new(), |size| format!(", {}", output::bytes(size)));
+            let present = match present {
+                0 => String::new(),
+                n => format!(", of which {} are here", output::bytes(n)),
+            };
+            note!("downloading {file}{size}{present}");
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    fn position(&mut self, bytes: u64) {
+        self.bar.set_position(bytes);
+        if self.last_line.is_some_and(|at| at.elapsed() >= LOG_EVERY) {
+            self.last_line = Some(Instant::now());
+            let of = self.size.map_or(String::new(), |size| format!(" of {}", output::bytes(size)));
+            note!("{}: {}{of}", self.file, output::bytes(bytes));
+        }
+    }
+
+    fn end(&mut self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| note!("{text}"));
+    }
+}
+
+impl Drop for DownloadProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -15,7 +15,7 @@ use crate::output::{self, note};
 /// Options of `trine chat`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     model: PathBuf,
     /// First message, from the system
     #[arg(short, long, value_name = "TEXT")]
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Jinja file to use instead of the model's chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// tokenizer.json to use instead of the model's
+    /// tokenizer.json, or hf://owner/name with one, to use instead of the model's
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }

@@ -15,7 +15,7 @@ use crate::output::{self, note};
 /// Options of `trine convert`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     from: PathBuf,
     /// What to write: a file ending in .gguf, or a directory for Hugging Face formats
     to: PathBuf,

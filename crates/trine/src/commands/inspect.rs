@@ -10,7 +10,7 @@ use crate::{model, output};
 /// Options of `trine inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     model: PathBuf,
     /// Print one JSON object
     #[arg(long)]

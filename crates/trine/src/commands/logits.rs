@@ -16,7 +16,7 @@ use crate::output::{self, note};
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("input").args(["ids", "text"]).required(true))]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     model: PathBuf,
     /// Token ids, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "ID,ID")]

@@ -15,7 +15,7 @@ use crate::output::{self, note};
 /// Options of `trine run`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     model: PathBuf,
     /// Text to continue; `-` reads it from standard input
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Go on after end tokens
     #[arg(long)]
     ignore_eos: bool,
-    /// tokenizer.json to use instead of the model's
+    /// tokenizer.json, or hf://owner/name with one, to use instead of the model's
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Print one JSON object with text, ids and speed instead of streaming text

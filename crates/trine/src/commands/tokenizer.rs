@@ -38,7 +38,7 @@ pub(crate) struct TrainArgs {
 /// Options of `trine tokenizer encode`.
 #[derive(clap::Args)]
 pub(crate) struct EncodeArgs {
-    /// tokenizer.json, or a model with a tokenizer
+    /// tokenizer.json, a model with a tokenizer, or hf://owner/name
     tokenizer: PathBuf,
     /// The text
     text: String,
@@ -53,7 +53,7 @@ pub(crate) struct EncodeArgs {
 /// Options of `trine tokenizer decode`.
 #[derive(clap::Args)]
 pub(crate) struct DecodeArgs {
-    /// tokenizer.json, or a model with a tokenizer
+    /// tokenizer.json, a model with a tokenizer, or hf://owner/name
     tokenizer: PathBuf,
     /// Token ids, separated by commas
     #[arg(value_delimiter = ',', required = true)]
@@ -97,6 +97,7 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
 
 /// The tokenizer of a path: a tokenizer.json, or what travels with a model.
 fn open(path: &Path) -> anyhow::Result<Tokenizer> {
+    let path = &model::tokenizer_path(path)?;
     if path.extension().is_some_and(|e| e == "json") {
         return Ok(Tokenizer::from_file(path)?);
     }

@@ -15,7 +15,7 @@ const PROMPTS: (usize, usize) = (4, 32);
 /// Options of `trine verify`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory or run directory
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     a: PathBuf,
     /// The model to compare it with
     b: PathBuf,
