@@ -130,17 +130,16 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// The 16-bit type in which embedding and head of a model lose least: BF16 where they are BF16, else
-/// F16. F32 is rounded, as it would be most of a small model's file; [`Report`] says by how much.
+/// The type in which embedding and head of a model are kept as they are: their own, in 16 bits or in
+/// blocks. Where they are F32, as most of a small model's file would be, or of two types, it is F16;
+/// [`Report`] says what that rounds.
 ///
 /// # Errors
 /// A model without an embedding.
 pub fn embedding_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
-    let mut dtype = source.dense(names::EMBED)?.dtype;
-    if !source.config().tie_word_embeddings && source.dense(names::HEAD)?.dtype != dtype {
-        dtype = Dtype::F16;
-    }
-    Ok(if dtype == Dtype::BF16 { dtype } else { Dtype::F16 })
+    let dtype = source.dense(names::EMBED)?.dtype;
+    let same = source.config().tie_word_embeddings || source.dense(names::HEAD)?.dtype == dtype;
+    Ok(if same && dtype != Dtype::F32 { dtype } else { Dtype::F16 })
 }
 
 /// The type of master weights that loses nothing: that of stored masters, BF16 for stored trits.

@@ -469,6 +469,20 @@ fn sharded_directories_are_read() {
     assert!(error.contains("weight_map"), "{error}");
 }
 
+/// Nothing in safetensors holds blocks.
+#[test]
+fn directories_are_of_plain_types() {
+    let dir = tempdir().unwrap();
+    let config = tiny_config();
+    for dtype in [Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0] {
+        let path = dir.path().join("model");
+        let error = write_hf(&path, &config, dtype, &Masters::new(&config), None).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("dtype") && error.contains(dtype.name()), "{error}");
+        assert!(!path.exists());
+    }
+}
+
 #[test]
 fn values_that_overflow_a_type_are_refused() {
     struct Huge;

@@ -77,6 +77,15 @@ enum Embed {
     F32,
     F16,
     Bf16,
+    /// 8.5 bits a number
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 6.5625 bits a number
+    #[value(name = "q6_k")]
+    Q6K,
+    /// 4.5 bits a number
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -180,6 +189,9 @@ fn target(args: &Args, file: &ModelFile) -> anyhow::Result<Target> {
         Some(Embed::F32) => Dtype::F32,
         Some(Embed::F16) => Dtype::F16,
         Some(Embed::Bf16) => Dtype::BF16,
+        Some(Embed::Q8_0) => Dtype::Q8_0,
+        Some(Embed::Q6K) => Dtype::Q6_K,
+        Some(Embed::Q4_0) => Dtype::Q4_0,
     };
     Ok(Target::Gguf(WriteOptions { ternary, embedding }))
 }

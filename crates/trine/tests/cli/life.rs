@@ -128,6 +128,32 @@ fn rounding_the_embedding_is_said() {
     assert!(said.contains("embedding is stored as float16") && said.lines().count() == 2, "{said}");
 }
 
+/// Blocks for embedding and head, said and kept; the fixture is wide enough for two of the three.
+#[test]
+fn embeddings_are_stored_in_blocks() {
+    let place = Place::new();
+    for (kind, largest) in [("q8_0", 0.0045), ("q4_0", 0.126)] {
+        let report = json(&place.ok(&["convert", FIXTURE, "m.gguf", "--embed", kind, "--json"]));
+        assert_eq!(report["embedding"], kind);
+        let change = report["largest_dense_change"].as_f64().unwrap();
+        assert!(change > largest / 4.0 && change <= largest, "{report}");
+        let shown = json(&place.ok(&["inspect", "m.gguf", "--json"]));
+        let stored = shown["tensors"].as_array().unwrap().iter();
+        let embedding = stored.clone().find(|t| t["name"] == "token_embd.weight").unwrap();
+        assert_eq!(embedding["type"], kind.to_uppercase());
+        place.ok(&["run", "m.gguf", "-p", "Hello", "-n", "3"]);
+        // From there on they are kept.
+        let again = json(&place.ok(&["convert", "m.gguf", "again.gguf", "--json"]));
+        assert_eq!(
+            (&again["embedding"], &again["largest_dense_change"]),
+            (&kind.into(), &0.0.into())
+        );
+    }
+    let names = ["q6.gguf", "token_embd.weight", "256"];
+    place.refused(&["convert", FIXTURE, "q6.gguf", "--embed", "q6_k"], &names);
+    assert!(!place.exists("q6.gguf"));
+}
+
 #[test]
 fn prompt_and_generation_are_timed_apart() {
     let place = Place::new();
