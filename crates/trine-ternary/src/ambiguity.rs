@@ -44,6 +44,15 @@ impl Ambiguity {
     }
 }
 
+impl std::iter::Sum for Ambiguity {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), |a, b| Self {
+            ties: a.ties + b.ties,
+            bf16_scale: a.bf16_scale + b.bf16_scale,
+        })
+    }
+}
+
 /// The smallest magnitude for which `nonzero` holds, which is one near half the scale.
 fn boundary(scale: f32, nonzero: impl Fn(f32) -> bool) -> f32 {
     // bf16 moves it by up to 2^-8, which is 2^15 steps of an f32 up and twice that down.

@@ -66,7 +66,14 @@ fn a_model_is_trained_resumed_converted_and_run() {
     assert_eq!(shown["config"]["num_hidden_layers"], 2);
     assert_eq!(shown["config"]["vocab_size"], 300);
     assert_eq!(shown["ternary"].as_array().unwrap().len(), 14);
-    assert_eq!(shown["tokenizer"], true);
+    assert_eq!(shown["tokenizer"]["ids"], 300);
+    let trits: u64 =
+        shown["trits"]["counts"].as_array().unwrap().iter().flat_map(|n| n.as_u64()).sum();
+    assert_eq!(shown["bytes_of"]["projections"], trits / 4 + 14 * 32);
+    let masters = json(&place.ok(&["inspect", "run", "--json"]));
+    assert_eq!(masters["trits"], shown["trits"]);
+    assert_eq!(masters["bits_per_weight"], 32.0);
+    assert!(masters["ternary"][0]["ambiguous_ties"].is_u64());
 
     let say = |seed: &str| {
         place.ok(&["run", "m.gguf", "--prompt", "Once", "-n", "16", "--seed", seed, "-t", "1"])
@@ -94,11 +101,15 @@ fn a_model_is_trained_resumed_converted_and_run() {
 #[test]
 fn every_format_is_written_and_read_back() {
     let place = Place::new();
-    for kind in ["i2_s", "hf-packed"] {
+    for kind in ["i2_s", "trn2", "hf", "hf-packed"] {
         place.ok(&["convert", FIXTURE, kind, "--type", kind]);
         place.ok(&["inspect", kind]);
         place.ok(&["run", kind, "-n", "3"]);
     }
+    // Masters made of packed trits are masters of just these trits.
+    place.ok(&["convert", "i2_s", "again", "--type", "hf", "--dtype", "bf16"]);
+    place.ok(&["verify", "i2_s", "again"]);
+    place.refused(&["convert", "i2_s", "x.gguf", "--dtype", "f32"], &["--dtype", "--type hf"]);
     // Blocks of 256 do not fit a model that is 64 wide; the error is about the name asked for.
     for kind in ["tq1_0", "tq2_0"] {
         place.refused(&["convert", FIXTURE, kind, "--type", kind], &[kind, "256", "attn_q"]);
