@@ -1,4 +1,5 @@
-//! The cache of one repository, as Python's `huggingface_hub` lays it out and locks it.
+//! The cache of one repository, as `hf-hub` and Python's `huggingface_hub` lay it out; locked as
+//! the latter does.
 //!
 //! ```text
 //! models--owner--name/refs/main                  a commit
@@ -12,6 +13,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use trine_format::AtomicFile;
 
 use crate::reference::is_plain_path;
@@ -21,19 +23,23 @@ use crate::{HubError, Observer, Reference};
 const COMMIT_DIGITS: usize = 40;
 
 pub(crate) struct RepoCache {
+    /// Knows where snapshots are.
+    repo: CacheRepo,
     root: PathBuf,
     locks: PathBuf,
 }
 
 impl RepoCache {
     pub(crate) fn new(cache: &Path, reference: &Reference) -> Self {
-        let folder = format!("models--{}", reference.repo().replace('/', "--"));
-        Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
+        let repo = Repo::new(reference.repo().to_owned(), RepoType::Model);
+        let folder = repo.folder_name();
+        let (root, locks) = (cache.join(&folder), cache.join(".locks").join(folder));
+        Self { repo: Cache::new(cache.to_owned()).repo(repo), root, locks }
     }
 
     /// The directory of a commit.
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.root.join("snapshots").join(commit)
+        self.repo.pointer_path(commit)
     }
 
     /// Where the file of this hash is or will be.
