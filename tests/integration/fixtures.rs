@@ -21,6 +21,20 @@ pub(crate) fn models() -> Vec<PathBuf> {
     found
 }
 
+/// A directory of other people's data, which this repository does not hold: below `TRINE_DATA`, by
+/// default `../shared/data` beside the repository.
+pub(crate) fn third_party(name: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = std::env::var_os("TRINE_DATA")
+        .map_or_else(|| root.join("../../shared/data"), PathBuf::from);
+    let dir = data.join(name);
+    if !dir.is_dir() {
+        eprintln!("skipped: no {}", dir.display());
+        return None;
+    }
+    Some(dir)
+}
+
 fn below(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut models: Vec<PathBuf> = entries.filter(|path| path.join("bf16").is_dir()).collect();

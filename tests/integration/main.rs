@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bitllama2c;
 mod blocks;
 mod fixtures;
 mod life;
 mod parity;
+mod tokenizers;
 mod trace;

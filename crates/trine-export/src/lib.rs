@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+pub mod import;
 mod masters;
 mod verify;
 

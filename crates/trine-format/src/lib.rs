@@ -11,6 +11,7 @@ mod hf;
 mod mapped;
 mod model;
 pub mod names;
+mod sentencepiece;
 mod tensor;
 mod tokenizer;
 
@@ -22,5 +23,6 @@ pub use hf::packed as hf_packed;
 pub use hf::write::{write_hf, write_hf_files, write_hf_packed};
 pub use mapped::{Mapped, map_file};
 pub use model::{Format, ModelFile};
+pub use sentencepiece::{Piece, PieceError, PieceKind, SentencePieceBpe};
 pub use tensor::{DenseTensor, TensorSource, TensorSummary, Weight};
 pub use tokenizer::TokenizerFiles;

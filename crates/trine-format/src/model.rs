@@ -10,7 +10,7 @@ use crate::gguf::{self, Gguf};
 use crate::hf::read::{self, HfDir};
 use crate::{
     DenseTensor, FormatError, ModelConfig, Projection, TensorSource, TensorSummary, TokenizerFiles,
-    Weight,
+    Weight, names,
 };
 
 /// The formats a model can be opened in.
@@ -20,6 +20,8 @@ pub enum Format {
     HuggingFace,
     /// A GGUF v3 file.
     Gguf,
+    /// A file of another program, which another crate reads.
+    Imported,
 }
 
 impl Format {
@@ -28,6 +30,7 @@ impl Format {
         match self {
             Self::HuggingFace => "Hugging Face directory",
             Self::Gguf => "GGUF v3",
+            Self::Imported => "imported",
         }
     }
 }
@@ -46,9 +49,20 @@ pub struct ModelFile {
 enum Storage {
     HuggingFace(HfDir),
     Gguf(Gguf, Order),
+    Imported(Box<dyn TensorSource + Send + Sync>),
 }
 
 impl ModelFile {
+    /// A model that somebody else reads, as if it were a file of a format known here. It has no
+    /// tokenizer.
+    pub fn imported(
+        path: &Path,
+        config: ModelConfig,
+        source: Box<dyn TensorSource + Send + Sync>,
+    ) -> Self {
+        Self { path: path.to_owned(), config, tokenizer: None, storage: Storage::Imported(source) }
+    }
+
     /// Opens a directory as Hugging Face's, anything else as a GGUF file.
     ///
     /// # Errors
@@ -82,11 +96,18 @@ impl ModelFile {
         self.tokenizer.as_ref()
     }
 
+    /// The same model with another tokenizer.
+    #[must_use]
+    pub fn with_tokenizer(self, tokenizer: TokenizerFiles) -> Self {
+        Self { tokenizer: Some(tokenizer), ..self }
+    }
+
     /// The format it is in.
     pub fn format(&self) -> Format {
         match self.storage {
             Storage::HuggingFace(_) => Format::HuggingFace,
             Storage::Gguf(..) => Format::Gguf,
+            Storage::Imported(_) => Format::Imported,
         }
     }
 
@@ -94,7 +115,7 @@ impl ModelFile {
     pub fn as_gguf(&self) -> Option<&Gguf> {
         match &self.storage {
             Storage::Gguf(gguf, _) => Some(gguf),
-            Storage::HuggingFace(_) => None,
+            Storage::HuggingFace(_) | Storage::Imported(_) => None,
         }
     }
 
@@ -103,7 +124,7 @@ impl ModelFile {
     pub fn i2_s_order(&self) -> Option<Order> {
         match self.storage {
             Storage::Gguf(_, order) => Some(order),
-            Storage::HuggingFace(_) => None,
+            Storage::HuggingFace(_) | Storage::Imported(_) => None,
         }
     }
 
@@ -122,6 +143,9 @@ impl ModelFile {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.dense(&self.config, name),
             Storage::Gguf(file, _) => gguf::model::dense(file, &self.config, name),
+            Storage::Imported(source) => {
+                source.dense(name).map_err(FormatError::source(&self.path, name))
+            }
         }
     }
 
@@ -137,14 +161,20 @@ impl ModelFile {
             Storage::Gguf(file, order) => {
                 gguf::model::projection(file, *order, &self.config, layer, p)
             }
+            Storage::Imported(source) => {
+                let name = names::projection(layer, p);
+                let matrix = source.projection(layer, p);
+                matrix.map(Weight::Ternary).map_err(FormatError::source(&self.path, &name))
+            }
         }
     }
 
-    /// Every tensor as the file holds it, in the file's order.
+    /// Every tensor as the file holds it, in the file's order; of an imported model nothing.
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.tensors(),
             Storage::Gguf(file, _) => gguf::model::summaries(file),
+            Storage::Imported(_) => Vec::new(),
         }
     }
 }

@@ -1,6 +1,12 @@
 //! The tokenizer's files as they travel with a model; their meaning is another crate's business.
 
-use serde_json::{Map, Value};
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::FormatError;
+use crate::hf::read::read_tokenizer;
 
 /// `tokenizer.json` and `tokenizer_config.json` of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +18,21 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// Reads a `tokenizer.json`, or a directory that has one and possibly a `tokenizer_config.json`
+    /// and a `chat_template.jinja`. The `tokenizer.json` is not looked into.
+    ///
+    /// # Errors
+    /// A file that is missing or no text; a `tokenizer_config.json` that is no JSON.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        if !path.is_dir() {
+            let tokenizer_json = fs::read_to_string(path).map_err(FormatError::io(path, "read"))?;
+            return Ok(Self { tokenizer_json, tokenizer_config: None });
+        }
+        let file = path.join("tokenizer.json");
+        let none = || FormatError::io(&file, "read")(std::io::ErrorKind::NotFound.into());
+        read_tokenizer(path)?.ok_or_else(none)
+    }
+
     /// The chat template (Jinja); of several named ones, the one named `default`.
     pub fn chat_template(&self) -> Option<&str> {
         match self.tokenizer_config.as_ref()?.get("chat_template")? {
@@ -21,6 +42,15 @@ impl TokenizerFiles {
                 .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
                 .and_then(|entry| entry.get("template")?.as_str()),
             _ => None,
+        }
+    }
+
+    /// Puts a chat template in the place of any that there are.
+    pub fn set_chat_template(&mut self, template: &str) {
+        let key = "chat_template".to_owned();
+        match &mut self.tokenizer_config {
+            Some(Value::Object(config)) => drop(config.insert(key, template.into())),
+            other => *other = Some(json!({ key: template })),
         }
     }
 
@@ -46,4 +76,52 @@ impl TokenizerFiles {
         let entry = |key: &str| Some((key.to_owned(), self.special(key)?.into()));
         Value::Object(keys.into_iter().filter_map(entry).collect::<Map<_, _>>())
     }
+}
+
+/// Every step of a part of `tokenizer.json` that is one step or a sequence of them under `inner`.
+pub(crate) fn steps<'a>(step: &'a Value, inner: &str) -> Vec<&'a Value> {
+    match step.get(inner).and_then(Value::as_array) {
+        Some(list) => list.iter().collect(),
+        None => vec![step],
+    }
+}
+
+/// The special tokens that a post-processor puts before and behind a text.
+pub(crate) fn around(post_processor: &Value) -> (Option<&str>, Option<&str>) {
+    let template = steps(post_processor, "processors")
+        .into_iter()
+        .find(|step| step["type"] == "TemplateProcessing");
+    let parts = template.and_then(|step| step["single"].as_array());
+    let Some([first, rest @ ..]) = parts.map(Vec::as_slice) else { return (None, None) };
+    (special(first), rest.last().and_then(special))
+}
+
+/// The name of a special token that is a part of a template.
+fn special(part: &Value) -> Option<&str> {
+    part["SpecialToken"]["id"].as_str()
+}
+
+/// A post-processor that puts these tokens `(text, id)` before and behind a text.
+pub(crate) fn template(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
+    if bos.is_none() && eos.is_none() {
+        return Value::Null;
+    }
+    let special =
+        |(text, _): (&str, u32), part: u8| json!({"SpecialToken": {"id": text, "type_id": part}});
+    let part = |name: &str, type_id: u8| {
+        let text = json!({"Sequence": {"id": name, "type_id": type_id}});
+        let parts =
+            [bos.map(|t| special(t, type_id)), Some(text), eos.map(|t| special(t, type_id))];
+        parts.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let tokens: Map<String, Value> = [bos, eos]
+        .into_iter()
+        .flatten()
+        .map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .collect();
+    let (single, second) = (part("A", 0), part("B", 1));
+    let pair = [single.clone(), second].concat();
+    json!({
+        "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens,
+    })
 }

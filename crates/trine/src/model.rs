@@ -71,16 +71,19 @@ pub(crate) fn load(path: &Path, tokenizer: Option<&Path>) -> anyhow::Result<Load
             file.path().display()
         ),
     };
-    let vocab_size = file.config().vocab_size;
-    if tokenizer.vocab_size() > vocab_size {
-        bail!(
-            "{}: the tokenizer has {} ids, the model embeddings for {vocab_size}",
-            file.path().display(),
-            tokenizer.vocab_size()
-        );
-    }
+    check_vocabulary(&tokenizer, &file)?;
     let model = Model::load(&file)?;
     Ok(Loaded { file, model, tokenizer })
+}
+
+/// Refuses a tokenizer with ids for which a model has no embedding.
+pub(crate) fn check_vocabulary(tokenizer: &Tokenizer, file: &ModelFile) -> anyhow::Result<()> {
+    let (ids, vocab_size) = (tokenizer.vocab_size(), file.config().vocab_size);
+    if ids > vocab_size {
+        let path = file.path().display();
+        bail!("{path}: the tokenizer has {ids} ids, the model embeddings for {vocab_size}");
+    }
+    Ok(())
 }
 
 impl Loaded {

@@ -24,6 +24,7 @@ pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
 pub use value::{Array, Value};
 pub(crate) use vocab::decode as decode_tokenizer;
+pub use vocab::is_placeholder_template;
 pub use write_model::{WriteOptions, write_model};
 pub use writer::{TensorSpec, Writer};
 

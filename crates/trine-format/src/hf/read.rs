@@ -98,7 +98,8 @@ fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-fn read_tokenizer(dir: &Path) -> Result<Option<TokenizerFiles>, FormatError> {
+/// The tokenizer's files of a directory.
+pub(crate) fn read_tokenizer(dir: &Path) -> Result<Option<TokenizerFiles>, FormatError> {
     let Some(tokenizer_json) = read_optional(&dir.join("tokenizer.json"))? else {
         return Ok(None);
     };

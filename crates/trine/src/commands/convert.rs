@@ -2,20 +2,27 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde_json::json;
+use trine_export::import::bitllama2c::{self, BitOrder};
+use trine_export::import::llama2c;
 use trine_export::{Target, convert, embedding_dtype, master_dtype};
 use trine_format::gguf::i2_s::Order;
-use trine_format::gguf::{TernaryType, WriteOptions};
-use trine_format::{Dtype, ModelFile};
+use trine_format::gguf::{TernaryType, WriteOptions, is_placeholder_template};
+use trine_format::{Dtype, ModelFile, TokenizerFiles};
+use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::model;
 use crate::output::{self, note};
 
+/// Where a GGUF file has its chat template.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// Options of `trine convert`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name; with --from a file of
+    /// another program
     from: PathBuf,
     /// What to write: a file ending in .gguf, or a directory for Hugging Face formats
     to: PathBuf,
@@ -32,6 +39,19 @@ pub(crate) struct Args {
     /// builds, unless the weights show another
     #[arg(long, value_name = "ORDER")]
     i2s_order: Option<I2sOrder>,
+    /// Read the model as the file of another program
+    #[arg(long = "from", value_name = "PROGRAM")]
+    program: Option<Program>,
+    /// Where in a byte of a bitllama2c file the first weight lies; the file does not say
+    #[arg(long, value_name = "ORDER", required_if_eq("program", "bitllama2c"))]
+    bit_order: Option<BitOrderName>,
+    /// tokenizer.json, a directory with one, or llama2.c's tokenizer.bin, to use instead of the
+    /// model's
+    #[arg(long, value_name = "FILE_OR_DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Jinja file to use instead of the model's chat template
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Print one JSON object about what was written
     #[arg(long)]
     json: bool,
@@ -73,6 +93,21 @@ enum I2sOrder {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Program {
+    /// Ternary models of bitllama2.c (header `24ka`)
+    #[value(name = "bitllama2c")]
+    BitLlama2c,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum BitOrderName {
+    /// In the highest bits
+    Msb,
+    /// In the lowest bits
+    Lsb,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Embed {
     F32,
     F16,
@@ -89,7 +124,7 @@ enum Embed {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut file = model::open(&args.from)?;
+    let mut file = with_tokenizer(args, open(args)?)?;
     if let Some(order) = args.i2s_order {
         file.set_i2_s_order(match order {
             I2sOrder::X86 => Order::Blocks128,
@@ -144,6 +179,64 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn open(args: &Args) -> anyhow::Result<ModelFile> {
+    let order = match (args.program, args.bit_order) {
+        (Some(Program::BitLlama2c), Some(BitOrderName::Msb)) => BitOrder::Msb,
+        (Some(Program::BitLlama2c), Some(BitOrderName::Lsb)) => BitOrder::Lsb,
+        (Some(Program::BitLlama2c), None) | (None, Some(_)) => {
+            bail!("--from bitllama2c and --bit-order go together")
+        }
+        (None, None) => return model::open(&args.from),
+    };
+    Ok(bitllama2c::open(&args.from, order)?)
+}
+
+/// The model with the tokenizer and the chat template that the options name.
+fn with_tokenizer(args: &Args, file: ModelFile) -> anyhow::Result<ModelFile> {
+    let mut files = file.tokenizer().cloned();
+    if let Some(path) = &args.tokenizer {
+        let mut given = match path.extension() {
+            Some(extension) if extension == "bin" => llama2c::tokenizer(path)?,
+            _ => TokenizerFiles::open(path)?,
+        };
+        let tokenizer = Tokenizer::from_json(&given.tokenizer_json)
+            .with_context(|| path.display().to_string())?;
+        model::check_vocabulary(&tokenizer, &file)?;
+        // A tokenizer.json alone has no template to offer in the place of the model's.
+        if let (None, Some(template)) =
+            (given.chat_template(), files.as_ref().and_then(TokenizerFiles::chat_template))
+        {
+            given.set_chat_template(template);
+        }
+        files = Some(given);
+    }
+    if let Some(path) = &args.chat_template {
+        let template = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the chat template", path.display()))?;
+        ChatTemplate::new(&template).with_context(|| path.display().to_string())?;
+        match &mut files {
+            Some(files) => files.set_chat_template(&template),
+            None => bail!(
+                "{} has no tokenizer that a chat template could go with; name one with --tokenizer",
+                file.path().display()
+            ),
+        }
+    } else if args.tokenizer.is_none()
+        && let Some(stored) = file.as_gguf().and_then(|gguf| gguf.get(CHAT_TEMPLATE)?.as_str())
+        && is_placeholder_template(stored)
+    {
+        note!(
+            "{}: the chat template is a placeholder of the converter that wrote the file; \
+             replaced by that of BitNet b1.58 2B4T",
+            file.path().display()
+        );
+    }
+    Ok(match files {
+        Some(files) => file.with_tokenizer(files),
+        None => file,
+    })
 }
 
 /// The target that the options and the name of the output ask for.

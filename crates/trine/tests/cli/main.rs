@@ -13,6 +13,7 @@ mod models;
 #[cfg(unix)]
 mod signals;
 mod streams;
+mod tokenizers;
 mod verify;
 
 use std::fs;
