@@ -2,7 +2,7 @@
 
     pip install gguf numpy
     cargo build --release
-    python scripts/interop/gguf_py.py MODEL [--trine target/release/trine]
+    python scripts/interop/gguf_weights.py MODEL [--trine target/release/trine]
 
 MODEL is anything that `trine convert` reads whose rows are multiples of 256. It is converted to
 TQ1_0, TQ2_0 and packed Hugging Face tensors. gguf dequantizes the former; the latter are unpacked
