@@ -14,6 +14,7 @@
 mod compare;
 pub mod import;
 mod masters;
+mod random;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use trine_format::{
 use masters::Masters;
 
 pub use compare::{Comparison, compare};
+pub use random::RandomModel;
 pub use verify::verify;
 
 /// What to write.

@@ -84,6 +84,19 @@ impl fmt::Display for TernaryError {
 
 impl std::error::Error for TernaryError {}
 
+impl TernaryError {
+    /// An error about a row as one about its matrix, whose rows have `cols` elements.
+    pub(crate) fn in_row(self, row: usize, cols: usize) -> Self {
+        match self {
+            Self::NonFinite { index, value } => {
+                Self::NonFinite { index: row * cols + index, value }
+            }
+            Self::Trit { index, value } => Self::Trit { index: row * cols + index, value },
+            other => other,
+        }
+    }
+}
+
 /// Checks that `found` elements were given where `expected` were asked for.
 pub(crate) fn check_len(
     what: &'static str,

@@ -1,6 +1,7 @@
 //! A ternary matrix as it passes between the trainer, files and kernels.
 
 use crate::pack::{TRITS_PER_BYTE_2BIT, find_code_three, pack_2bit, row_bytes_2bit, unpack_2bit};
+use crate::weight::AbsSum;
 use crate::{TernaryError, absmean, error::check_len, ternarize};
 
 /// A `(rows, cols)` matrix of trits with one scale; a projection's `(out, in)`.
@@ -24,9 +25,41 @@ impl TernaryMatrix {
     pub fn from_weights(weights: &[f32], rows: usize, cols: usize) -> Result<Self, TernaryError> {
         check_len("weights", area(rows, cols)?, weights.len())?;
         let scale = absmean(weights)?;
-        let mut trits = vec![0; weights.len()];
-        ternarize(weights, scale, &mut trits)?;
-        Self::from_trits(&trits, rows, cols, scale)
+        Self::pack_rows(rows, cols, scale, |r, out| {
+            ternarize(&weights[r * cols..][..cols], scale, out)
+        })
+    }
+
+    /// As [`Self::from_weights`], of weights that are stored as another type: `widen` writes the
+    /// weights of a row, `(cols,)`. It is asked twice for every row, so that no more than one row
+    /// is ever held as f32.
+    ///
+    /// # Errors
+    /// Weights that are not finite.
+    pub fn from_weight_rows(
+        rows: usize,
+        cols: usize,
+        mut widen: impl FnMut(usize, &mut [f32]),
+    ) -> Result<Self, TernaryError> {
+        area(rows, cols)?;
+        let mut weights = vec![0.0; if rows > 0 { cols } else { 0 }];
+        let mut sum = AbsSum::default();
+        for r in 0..rows {
+            widen(r, &mut weights);
+            sum.add(&weights);
+        }
+        let Some(scale) = sum.absmean() else {
+            for r in 0..rows {
+                widen(r, &mut weights);
+                absmean(&weights).map_err(|e| e.in_row(r, cols))?;
+            }
+            // Only a `widen` that changes its mind comes here.
+            return Err(TernaryError::NonFinite { index: 0, value: f32::NAN });
+        };
+        Self::pack_rows(rows, cols, scale, |r, out| {
+            widen(r, &mut weights);
+            ternarize(&weights, scale, out)
+        })
     }
 
     /// Takes trits and scale as they are, `(rows, cols)` row-major.
@@ -41,19 +74,44 @@ impl TernaryMatrix {
         scale: f32,
     ) -> Result<Self, TernaryError> {
         check_len("trits", area(rows, cols)?, trits.len())?;
+        Self::from_trit_rows(rows, cols, scale, |r, out| {
+            out.copy_from_slice(&trits[r * cols..][..cols]);
+        })
+    }
+
+    /// As [`Self::from_trits`], of trits that are stored in another way: `unpack` writes the trits
+    /// of a row, `(cols,)`.
+    ///
+    /// # Errors
+    /// Values that are no trits, or a scale that is negative or not finite.
+    pub fn from_trit_rows(
+        rows: usize,
+        cols: usize,
+        scale: f32,
+        mut unpack: impl FnMut(usize, &mut [i8]),
+    ) -> Result<Self, TernaryError> {
+        Self::pack_rows(rows, cols, scale, |r, out| {
+            unpack(r, out);
+            Ok(())
+        })
+    }
+
+    /// Packs rows of trits as they are made, one at a time.
+    fn pack_rows(
+        rows: usize,
+        cols: usize,
+        scale: f32,
+        mut trits_of: impl FnMut(usize, &mut [i8]) -> Result<(), TernaryError>,
+    ) -> Result<Self, TernaryError> {
+        area(rows, cols)?;
         check_scale(scale)?;
         let row_bytes = row_bytes_2bit(cols);
         let mut packed = vec![0; rows * row_bytes];
-        if cols > 0 {
-            for (r, (row, out)) in
-                trits.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)).enumerate()
-            {
-                pack_2bit(row, out).map_err(|e| match e {
-                    TernaryError::Trit { index, value } => {
-                        TernaryError::Trit { index: r * cols + index, value }
-                    }
-                    other => other,
-                })?;
+        if !packed.is_empty() {
+            let mut trits = vec![0; cols];
+            for (r, out) in packed.chunks_exact_mut(row_bytes).enumerate() {
+                let row = trits_of(r, &mut trits).and_then(|()| pack_2bit(&trits, out));
+                row.map_err(|e| e.in_row(r, cols))?;
             }
         }
         Ok(Self { rows, cols, scale, packed })
@@ -161,11 +219,18 @@ impl TernaryMatrix {
 
     /// How many trits are -1, 0 and +1.
     pub fn counts(&self) -> [usize; 3] {
-        let mut counts = [0; 3];
-        for trit in self.trits() {
-            counts[(trit + 1) as usize] += 1;
-        }
-        counts
+        // The low bit of a code is set for 0, the high bit for +1.
+        let ones = |mask: u64| {
+            let (words, rest) = self.packed.as_chunks();
+            let words = words.iter().map(|word| (u64::from_le_bytes(*word) & mask).count_ones());
+            let rest = rest.iter().map(|byte| (u64::from(*byte) & mask).count_ones());
+            words.chain(rest).map(|n| n as usize).sum::<usize>()
+        };
+        // Rows are filled up with zeros.
+        let all = self.packed.len() * TRITS_PER_BYTE_2BIT;
+        let padding = all - self.rows * self.cols;
+        let (zero, plus) = (ones(0x5555_5555_5555_5555), ones(0xaaaa_aaaa_aaaa_aaaa));
+        [all - zero - plus, zero - padding, plus]
     }
 }
 
@@ -248,6 +313,18 @@ mod tests {
             [2.0, 0.0, 0.0, -2.0, 2.0, 2.0]
         );
         assert!(m.with_scale(-1.0).is_err());
+    }
+
+    #[test]
+    fn positions_in_rows_are_positions_in_the_matrix() {
+        let widen = |r: usize, out: &mut [f32]| {
+            out.copy_from_slice(&[[1.0, 2.0, 3.0], [4.0, f32::INFINITY, 6.0]][r]);
+        };
+        let error = TernaryMatrix::from_weight_rows(2, 3, widen).unwrap_err();
+        assert_eq!(error, TernaryError::NonFinite { index: 4, value: f32::INFINITY });
+        let unpack = |r: usize, out: &mut [i8]| out.fill(r as i8);
+        let error = TernaryMatrix::from_trit_rows(3, 3, 1.0, unpack).unwrap_err();
+        assert_eq!(error, TernaryError::Trit { index: 6, value: 2 });
     }
 
     #[test]

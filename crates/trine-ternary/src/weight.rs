@@ -13,24 +13,46 @@ const LANES: usize = 16;
 /// # Errors
 /// [`TernaryError::NonFinite`] when a weight is NaN or infinite.
 pub fn absmean(weights: &[f32]) -> Result<f32, TernaryError> {
-    let mut sums = [0f64; LANES];
-    let chunks = weights.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, w) in sums.iter_mut().zip(chunk) {
+    let mut sum = AbsSum::default();
+    sum.add(weights);
+    sum.absmean().ok_or_else(|| first_non_finite(weights))
+}
+
+/// The sum behind [`absmean`], of weights that come in parts.
+#[derive(Default)]
+pub(crate) struct AbsSum {
+    lanes: [f64; LANES],
+    count: usize,
+}
+
+impl AbsSum {
+    /// Adds the weights that follow those added before.
+    pub(crate) fn add(&mut self, weights: &[f32]) {
+        let lane = self.count % LANES;
+        self.count += weights.len();
+        // Up to a whole number of rounds, then rounds, then what is left.
+        let (first, weights) = weights.split_at(((LANES - lane) % LANES).min(weights.len()));
+        let (rounds, rest) = weights.as_chunks::<LANES>();
+        for (sum, w) in self.lanes[lane..].iter_mut().zip(first) {
+            *sum += f64::from(w.abs());
+        }
+        for round in rounds {
+            for (sum, w) in self.lanes.iter_mut().zip(round) {
+                *sum += f64::from(w.abs());
+            }
+        }
+        for (sum, w) in self.lanes.iter_mut().zip(rest) {
             *sum += f64::from(w.abs());
         }
     }
-    for (sum, w) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(w.abs());
+
+    /// The scale, or `None` where a weight was not finite.
+    pub(crate) fn absmean(&self) -> Option<f32> {
+        let total: f64 = self.lanes.iter().sum();
+        // A finite f32 is below 2^128, so only NaN or infinity can make the f64 sum non-finite.
+        let mean = total / self.count.max(1) as f64;
+        total.is_finite().then(|| (mean as f32).max(EPSILON))
     }
-    let total: f64 = sums.iter().sum();
-    // A finite f32 is below 2^128, so only NaN or infinity can make the f64 sum non-finite.
-    if !total.is_finite() {
-        return Err(first_non_finite(weights));
-    }
-    let mean = total / weights.len().max(1) as f64;
-    Ok((mean as f32).max(EPSILON))
 }
 
 /// The trits of a matrix for a given scale: `clamp(round_half_even(w * (1 / scale)), -1, 1)`.
@@ -55,7 +77,7 @@ pub fn ternarize(weights: &[f32], scale: f32, out: &mut [i8]) -> Result<(), Tern
     if all_finite { Ok(()) } else { Err(first_non_finite(weights)) }
 }
 
-fn first_non_finite(weights: &[f32]) -> TernaryError {
+pub(crate) fn first_non_finite(weights: &[f32]) -> TernaryError {
     let index = weights.iter().position(|w| !w.is_finite()).unwrap_or(0);
     TernaryError::NonFinite { index, value: weights[index] }
 }

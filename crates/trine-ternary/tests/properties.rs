@@ -5,9 +5,12 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trine_ternary::pack::{
-    pack_2bit, pack_base3, row_bytes_2bit, row_bytes_base3, unpack_2bit, unpack_base3,
+    find_code_three, pack_2bit, pack_base3, row_bytes_2bit, row_bytes_base3, unpack_2bit,
+    unpack_base3,
 };
-use trine_ternary::{TernaryMatrix, absmean, quantize_activations, reference, ternarize};
+use trine_ternary::{
+    TernaryError, TernaryMatrix, absmean, quantize_activations, reference, ternarize,
+};
 
 fn trits(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Vec<i8>> {
     vec(-1i8..=1, len)
@@ -53,6 +56,29 @@ proptest! {
         let m = TernaryMatrix::from_trits(&t, rows, cols, scale).unwrap();
         prop_assert_eq!(m.trits(), t);
         prop_assert_eq!(m.scale(), scale);
+    }
+
+    #[test]
+    fn rows_one_by_one_make_the_same_matrix((rows, cols, w) in (0usize..9, 0usize..40)
+        .prop_flat_map(|(r, c)| (Just(r), Just(c), vec(finite(), r * c)))) {
+        let whole = TernaryMatrix::from_weights(&w, rows, cols).unwrap();
+        let widen = |r: usize, out: &mut [f32]| out.copy_from_slice(&w[r * cols..][..cols]);
+        let by_rows = TernaryMatrix::from_weight_rows(rows, cols, widen).unwrap();
+        prop_assert_eq!(&by_rows, &whole);
+        prop_assert_eq!(whole.scale(), absmean(&w).unwrap());
+        let count = |of| whole.trits().into_iter().filter(|t| *t == of).count();
+        prop_assert_eq!(whole.counts(), [-1, 0, 1].map(count));
+    }
+
+    #[test]
+    fn a_byte_without_trits_is_found_wherever_it_is(len in 1usize..10_000, at in 0usize..10_000) {
+        let mut bytes = vec![0b10_01_00_10; len];
+        prop_assert_eq!(find_code_three(&bytes), None);
+        let at = at % len;
+        bytes[at] = 0b00_11_00_00;
+        prop_assert_eq!(find_code_three(&bytes), Some(at));
+        let refused = unpack_2bit(&bytes, &mut vec![0; len * 4]);
+        prop_assert_eq!(refused, Err(TernaryError::Code { index: at, byte: bytes[at] }));
     }
 
     #[test]

@@ -55,6 +55,8 @@ enum Command {
     Logits(commands::logits::Args),
     /// Download a model from the Hugging Face hub and print where it is
     Download(commands::download::Args),
+    /// Write a model of random weights in a given shape, to measure with
+    SynthModel(commands::synth_model::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -116,6 +118,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
         Command::Download(args) => commands::download::run(&args)?,
+        Command::SynthModel(args) => commands::synth_model::run(&args)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "trine", &mut script);

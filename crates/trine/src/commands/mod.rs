@@ -9,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod run;
+pub(crate) mod synth_model;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -186,3 +186,47 @@ fn settings_out_of_range_are_refused() {
         place.refused(&["run", FIXTURE, option, value], &[&name, "expected", "found"]);
     }
 }
+
+#[test]
+fn random_models_of_every_form_are_the_same_model() {
+    let place = Place::new();
+    place.ok(&["synth-model", "masters", "--seed", "3"]);
+    place.ok(&["synth-model", "model.gguf", "--seed", "3"]);
+    place.ok(&["verify", "masters", "model.gguf", "--ids", "1,2"]);
+    place.ok(&["synth-model", "other.gguf", "--seed", "4"]);
+    assert_eq!(place.run(&["verify", "model.gguf", "other.gguf", "--ids", "1"]).code, Some(1));
+    let logits = place.ok(&["logits", "model.gguf", "--ids", "1,2,3", "--json"]);
+    let logits: serde_json::Value = serde_json::from_str(&logits).unwrap();
+    for position in logits["positions"].as_array().unwrap() {
+        let largest = position["top"][0][1].as_f64().unwrap();
+        assert!((1.0..20.0).contains(&largest), "{largest}");
+    }
+    let small = ["--layers", "1", "--hidden", "128", "--ffn", "256", "--heads", "2", "--vocab"];
+    place.ok(&[&["synth-model", "packed", "--form", "packed"][..], &small, &["512"]].concat());
+    let found = place.ok(&["inspect", "packed", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["parameters"], 512 * 128 + 128 * (128 * 4 + 3 * 256) + 128 * 4 + 256);
+    assert_eq!(found["ternary"].as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn random_models_that_cannot_be_are_refused() {
+    let place = Place::new();
+    fs::create_dir(place.path("full")).unwrap();
+    place.write("full/file", "");
+    for (args, names) in [
+        (&["out", "--form", "i2_s"][..], &["i2_s", ".gguf"][..]),
+        (&["out.gguf", "--form", "masters"], &["masters", ".gguf"]),
+        (&["full"], &["full", "empty directory"]),
+        (&["out", "--heads", "3"], &["--heads 3", "256"]),
+        (&["out", "--heads", "0"], &["--heads 0"]),
+        (&["out", "--layers", "0"], &["num_hidden_layers"]),
+        (&["out", "--tokenizer", "none.json"], &["none.json"]),
+        (&["out", "--vocab", "3", "--tokenizer", FIXTURE], &["tokenizer.json", "--vocab"]),
+    ] {
+        place.refused(&[&["synth-model"], args].concat(), names);
+    }
+    assert!(!place.exists("out") && !place.exists("out.gguf"));
+    place.ok(&["synth-model", "with", "--vocab", "512", "--tokenizer", FIXTURE]);
+    place.ok(&["run", "with", "-p", "a", "-n", "2"]);
+}
