@@ -113,6 +113,7 @@ mod tests {
                 rms_norm_eps: 1e-5,
                 hidden_act: HiddenAct::Relu2,
                 sub_norms: true,
+                projection_norm_eps: None,
                 tie_word_embeddings: true,
                 bos_token_id: None,
                 eos_token_ids: vec![],

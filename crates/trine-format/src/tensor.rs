@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
-use trine_ternary::TernaryMatrix;
+use trine_ternary::{TernaryError, TernaryMatrix};
 
 use crate::error::BoxError;
 use crate::{Dtype, FormatError, ModelConfig, Projection, names};
@@ -148,13 +148,18 @@ pub trait TensorSource {
     }
 }
 
-/// Applies the definition to master weights `(out, in)`.
-pub(crate) fn ternarize(
-    masters: &DenseTensor<'_>,
-) -> Result<TernaryMatrix, trine_ternary::TernaryError> {
+/// Applies the definition to master weights `(out, in)`, without a copy of them as f32.
+pub(crate) fn ternarize(masters: &DenseTensor<'_>) -> Result<TernaryMatrix, TernaryError> {
     let rows = masters.shape.first().copied().unwrap_or(1);
     let cols = masters.shape.iter().skip(1).product();
-    TernaryMatrix::from_weights(&masters.to_f32(), rows, cols)
+    let (expected, found) = (masters.dtype.bytes(&[rows, cols]).unwrap_or(0), masters.data.len());
+    if expected != found {
+        return Err(TernaryError::Length { what: "bytes of weights", expected, found });
+    }
+    let row_bytes = found / rows.max(1);
+    TernaryMatrix::from_weight_rows(rows, cols, |r, out| {
+        masters.dtype.decode(&masters.data[r * row_bytes..][..row_bytes], out);
+    })
 }
 
 /// A dense tensor from `source`, checked to be what the model of a file needs.

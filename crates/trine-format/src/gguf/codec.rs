@@ -7,6 +7,9 @@ use crate::{ModelConfig, Projection};
 
 use super::{GgmlType, i2_s, tq1_0, tq2_0, trn2};
 
+/// Bytes of the f16 scale of a block.
+const SCALE_BYTES: usize = 2;
+
 /// Why bytes are no trits, or trits do not fit a layout.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CodecError {
@@ -174,33 +177,36 @@ pub(super) fn bytes(kind: GgmlType, rows: usize, cols: usize) -> Result<usize, C
     })
 }
 
-/// Stores a matrix in blocks of `trits`, each followed by an f16 scale.
+/// Stores a matrix in blocks of `TRITS`, each in `BYTES` with the f16 scale at its end.
 ///
 /// A block without a non-zero trit gets the scale 0, as ggml's block scale is the block's largest
 /// magnitude.
-pub(super) fn encode_blocks<const TRITS: usize>(
+pub(super) fn encode_blocks<const TRITS: usize, const BYTES: usize>(
     kind: GgmlType,
     matrix: &TernaryMatrix,
-    pack: impl Fn(&[i8; TRITS], &mut Vec<u8>),
+    pack: impl Fn(&[i8; TRITS], &mut [u8]),
 ) -> Result<Vec<u8>, CodecError> {
-    let mut out = Vec::with_capacity(bytes(kind, matrix.rows(), matrix.cols())?);
+    let mut out = vec![0; bytes(kind, matrix.rows(), matrix.cols())?];
     let scale = f16::from_f32(matrix.scale());
     if !scale.is_finite() || (scale == f16::ZERO && matrix.scale() != 0.0) {
         return Err(CodecError::ScaleRange { kind, scale: matrix.scale() });
     }
     let mut row = vec![0; matrix.cols()];
+    let mut blocks = out.as_chunks_mut::<BYTES>().0.iter_mut();
     for r in 0..matrix.rows() {
         matrix.unpack_row(r, &mut row);
-        for block in row.as_chunks::<TRITS>().0 {
-            pack(block, &mut out);
-            let zero = block.iter().all(|&trit| trit == 0);
-            out.extend(if zero { f16::ZERO } else { scale }.to_le_bytes());
+        for (trits, block) in row.as_chunks::<TRITS>().0.iter().zip(&mut blocks) {
+            let (codes, end) = block.split_at_mut(BYTES - SCALE_BYTES);
+            pack(trits, codes);
+            let zero = trits.iter().fold(0, |any, trit| any | trit) == 0;
+            end.copy_from_slice(&if zero { f16::ZERO } else { scale }.to_le_bytes());
         }
     }
     Ok(out)
 }
 
-/// Takes a matrix stored by [`encode_blocks`] in blocks of `BYTES`, the scale included.
+/// Takes a matrix stored by [`encode_blocks`]. `find_bad` gives the position of the first byte of
+/// a block that encodes no trits; `unpack` is called only where there is none.
 ///
 /// Block scales must agree, but for blocks with scale 0, whose values are all 0.
 pub(super) fn decode_blocks<const TRITS: usize, const BYTES: usize>(
@@ -208,21 +214,23 @@ pub(super) fn decode_blocks<const TRITS: usize, const BYTES: usize>(
     data: &[u8],
     rows: usize,
     cols: usize,
-    unpack: impl Fn(&[u8], &mut [i8; TRITS]) -> Result<(), usize>,
+    find_bad: impl Fn(&[u8]) -> Option<usize>,
+    unpack: impl Fn(&[u8], &mut [i8; TRITS]),
 ) -> Result<TernaryMatrix, CodecError> {
-    let mut trits = vec![0; check(kind, data.len(), rows, cols)?];
+    check(kind, data.len(), rows, cols)?;
+    let blocks = data.as_chunks::<BYTES>().0;
+    let parts = |block: &'_ [u8; BYTES]| {
+        let scale = f16::from_le_bytes([block[BYTES - 2], block[BYTES - 1]]);
+        (BYTES - SCALE_BYTES, scale.to_f32())
+    };
     let mut common: Option<f32> = None;
-    let blocks = trits.as_chunks_mut::<TRITS>().0.iter_mut().zip(data.as_chunks::<BYTES>().0);
-    for (index, (out, block)) in blocks.enumerate() {
-        let (codes, scale) = block.split_at(BYTES - 2);
-        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-        unpack(codes, out)
-            .map_err(|at| TernaryError::Code { index: index * BYTES + at, byte: codes[at] })?;
-        if scale == 0.0 {
-            out.fill(0);
-            continue;
+    for (index, block) in blocks.iter().enumerate() {
+        let (end, scale) = parts(block);
+        if let Some(at) = find_bad(&block[..end]) {
+            return Err(TernaryError::Code { index: index * BYTES + at, byte: block[at] }.into());
         }
         match common {
+            _ if scale == 0.0 => {}
             // The comparison is of bits, so that NaN ends in the check of the scale below.
             Some(expected) if expected.to_bits() != scale.to_bits() => {
                 return Err(CodecError::BlockScales { block: index, expected, found: scale });
@@ -230,5 +238,14 @@ pub(super) fn decode_blocks<const TRITS: usize, const BYTES: usize>(
             _ => common = Some(scale),
         }
     }
-    Ok(TernaryMatrix::from_trits(&trits, rows, cols, common.unwrap_or(0.0))?)
+    let row_blocks = cols / TRITS;
+    Ok(TernaryMatrix::from_trit_rows(rows, cols, common.unwrap_or(0.0), |r, row| {
+        let blocks = &blocks[r * row_blocks..][..row_blocks];
+        for (trits, block) in row.as_chunks_mut().0.iter_mut().zip(blocks) {
+            match parts(block) {
+                (_, 0.0) => trits.fill(0),
+                (end, _) => unpack(&block[..end], trits),
+            }
+        }
+    })?)
 }

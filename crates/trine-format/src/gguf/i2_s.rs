@@ -73,38 +73,44 @@ impl Order {
 /// # Errors
 /// [`CodecError::Blocks`] when `rows * cols` is no multiple of 128.
 pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
-    check_order(Order::Blocks128, matrix.rows(), matrix.cols())?;
-    let mut out = vec![0; bytes(GgmlType::I2_S, matrix.rows(), matrix.cols())?];
-    let trits = matrix.trits();
-    for (block, out) in trits.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut().0) {
-        let out: &mut [u8; BLOCK_BYTES] = out;
-        for (quarter, shift) in block.as_chunks::<BLOCK_BYTES>().0.iter().zip(SHIFTS) {
-            for (byte, trit) in out.iter_mut().zip(quarter) {
-                *byte |= ((trit + 1) as u8) << shift;
-            }
-        }
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    check_order(Order::Blocks128, rows, cols)?;
+    let mut out = vec![0; bytes(GgmlType::I2_S, rows, cols)?];
+    let mut trits = vec![0; if rows > 0 { cols } else { 0 }];
+    for row in 0..rows {
+        matrix.unpack_row(row, &mut trits);
+        pack(row, &trits, &mut out);
     }
-    out[trits.len() / 4..][..4].copy_from_slice(&matrix.scale().to_le_bytes());
+    out[rows * cols / 4..][..4].copy_from_slice(&matrix.scale().to_le_bytes());
     Ok(out)
 }
 
-/// Takes a matrix `(rows, cols)` as it is stored, in [`Order::Blocks128`].
+/// Adds the codes of a row to bytes that have none in their places yet.
+fn pack(row: usize, trits: &[i8], out: &mut [u8]) {
+    let cols = trits.len();
+    if !cols.is_multiple_of(BLOCK) {
+        for (col, trit) in trits.iter().enumerate() {
+            let (byte, shift) = Order::Blocks128.place(row, col, cols);
+            out[byte] |= ((trit + 1) as u8) << shift;
+        }
+        return;
+    }
+    let blocks = trits.as_chunks::<BLOCK>().0.iter();
+    for (block, out) in blocks.zip(out[row * cols / 4..].as_chunks_mut::<BLOCK_BYTES>().0) {
+        for (j, byte) in out.iter_mut().enumerate() {
+            let code = |k: usize| ((block[j + k * BLOCK_BYTES] + 1) as u8) << SHIFTS[k];
+            *byte = code(0) | code(1) | code(2) | code(3);
+        }
+    }
+}
+
+/// Takes a matrix `(rows, cols)` as it is stored.
 ///
 /// # Errors
 /// [`CodecError::Blocks`] when `rows * cols` is no multiple of 128; a wrong number of bytes, a code
 /// 3, or a scale that is negative or not finite.
 pub fn decode(data: &[u8], rows: usize, cols: usize) -> Result<TernaryMatrix, CodecError> {
-    let (codes, scale) = split(data, rows, cols, Order::Blocks128)?;
-    let mut trits = vec![0i8; rows * cols];
-    for (block, codes) in trits.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes.as_chunks().0) {
-        let codes: &[u8; BLOCK_BYTES] = codes;
-        for (quarter, shift) in block.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().zip(SHIFTS) {
-            for (trit, byte) in quarter.iter_mut().zip(codes) {
-                *trit = (byte >> shift & 3) as i8 - 1;
-            }
-        }
-    }
-    Ok(TernaryMatrix::from_trits(&trits, rows, cols, scale)?)
+    decode_ordered(data, rows, cols, Order::Blocks128)
 }
 
 /// As [`decode`], from any of the orders.
@@ -117,18 +123,49 @@ pub fn decode_ordered(
     cols: usize,
     order: Order,
 ) -> Result<TernaryMatrix, CodecError> {
-    if order == Order::Blocks128 {
-        return decode(data, rows, cols);
-    }
     let (codes, scale) = split(data, rows, cols, order)?;
-    let mut trits = Vec::with_capacity(rows * cols);
-    for row in 0..rows {
-        trits.extend((0..cols).map(|col| {
-            let (byte, shift) = order.place(row, col, cols);
-            (codes[byte] >> shift & 3) as i8 - 1
-        }));
+    let unpack = |row, trits: &mut [i8]| unpack(codes, order, row, trits);
+    Ok(TernaryMatrix::from_trit_rows(rows, cols, scale, unpack)?)
+}
+
+/// Writes the trits of a row.
+fn unpack(codes: &[u8], order: Order, row: usize, trits: &mut [i8]) {
+    let cols = trits.len();
+    let first = row * cols / 4;
+    match order {
+        Order::Blocks128 if cols.is_multiple_of(128) => {
+            unpack_blocks::<128, 32>(&codes[first..], trits);
+        }
+        Order::Blocks64 if cols.is_multiple_of(64) => {
+            unpack_blocks::<64, 16>(&codes[first..], trits);
+        }
+        Order::Rows4 => unpack_codes(&codes[row / 4 * cols..], SHIFTS[row % 4], trits),
+        // Blocks that cross rows, which few models have.
+        Order::Blocks128 | Order::Blocks64 => {
+            for (col, trit) in trits.iter_mut().enumerate() {
+                let (byte, shift) = order.place(row, col, cols);
+                *trit = (codes[byte] >> shift & 3) as i8 - 1;
+            }
+        }
     }
-    Ok(TernaryMatrix::from_trits(&trits, rows, cols, scale)?)
+}
+
+/// Writes the trits of blocks of `VALUES` in `BYTES`.
+fn unpack_blocks<const VALUES: usize, const BYTES: usize>(codes: &[u8], trits: &mut [i8]) {
+    let blocks = trits.as_chunks_mut::<VALUES>().0.iter_mut();
+    for (block, codes) in blocks.zip(codes.as_chunks::<BYTES>().0) {
+        for (quarter, shift) in block.as_chunks_mut::<BYTES>().0.iter_mut().zip(SHIFTS) {
+            unpack_codes(codes, shift, quarter);
+        }
+    }
+}
+
+/// Writes the trits whose codes lie at one place of each byte.
+#[inline]
+fn unpack_codes(codes: &[u8], shift: u32, trits: &mut [i8]) {
+    for (trit, byte) in trits.iter_mut().zip(codes) {
+        *trit = (byte >> shift & 3) as i8 - 1;
+    }
 }
 
 /// The checked codes, and the scale.

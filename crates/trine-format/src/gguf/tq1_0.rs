@@ -31,12 +31,12 @@ const PARTS: [(usize, usize, usize, usize); 3] = [(0, 0, 32, 5), (160, 32, 16, 5
 /// # Errors
 /// Columns that are no multiple of 256, or a scale that overflows or vanishes in f16.
 pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
-    encode_blocks::<BLOCK>(GgmlType::TQ1_0, matrix, |trits, out| {
-        for (value, _, bytes, digits) in PARTS {
-            out.extend((0..bytes).map(|j| {
-                let digit = |k| (k < digits).then(|| trits[value + j + k * bytes] + 1);
-                byte_of(std::array::from_fn(|k| digit(k).unwrap_or(0) as u8))
-            }));
+    encode_blocks::<BLOCK, BLOCK_BYTES>(GgmlType::TQ1_0, matrix, |trits, out| {
+        for (value, first, bytes, digits) in PARTS {
+            for (j, out) in out[first..first + bytes].iter_mut().enumerate() {
+                let digit = |k| if k < digits { trits[value + j + k * bytes] + 1 } else { 0 };
+                *out = byte_of([0, 1, 2, 3, 4].map(|k| digit(k) as u8));
+            }
         }
     })
 }
@@ -47,34 +47,51 @@ pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
 /// A wrong number of bytes, a byte that encodes no trits, or block scales that differ, are negative
 /// or not finite.
 pub fn decode(data: &[u8], rows: usize, cols: usize) -> Result<TernaryMatrix, CodecError> {
-    decode_blocks::<BLOCK, BLOCK_BYTES>(GgmlType::TQ1_0, data, rows, cols, |codes, out| {
-        for (value, first, bytes, used) in PARTS {
-            for j in 0..bytes {
-                let digits = digits_of(codes[first + j]);
-                // A byte that encoding never makes is damage, as is a digit where none belongs.
-                let padded = digits[used..].iter().all(|&d| d == 0);
-                if !padded || byte_of(digits) != codes[first + j] {
-                    return Err(first + j);
-                }
-                for (k, &digit) in digits[..used].iter().enumerate() {
-                    out[value + j + k * bytes] = digit as i8 - 1;
+    let kind = GgmlType::TQ1_0;
+    decode_blocks::<BLOCK, BLOCK_BYTES>(kind, data, rows, cols, find_bad, |codes, out| {
+        for (value, first, bytes, digits) in PARTS {
+            let codes = &codes[first..first + bytes];
+            for (k, power) in [1u8, 3, 9, 27, 81].into_iter().take(digits).enumerate() {
+                for (trit, byte) in out[value + k * bytes..][..bytes].iter_mut().zip(codes) {
+                    let fraction = byte.wrapping_mul(power);
+                    *trit = ((3 * u16::from(fraction)) >> 8) as i8 - 1;
                 }
             }
         }
-        Ok(())
     })
 }
 
+/// Position of the first byte that encoding never makes: damage, as is a digit where none belongs.
+fn find_bad(codes: &[u8]) -> Option<usize> {
+    let (five, four) = codes.split_at(PARTS[2].1);
+    let bad = |digits: u8| move |&byte: &u8| VALID[usize::from(byte)] & digits == 0;
+    let any = five.iter().any(bad(FIVE)) | four.iter().any(bad(FOUR));
+    if !any {
+        return None;
+    }
+    let first = five.iter().position(bad(FIVE));
+    first.or_else(|| four.iter().position(bad(FOUR)).map(|at| five.len() + at))
+}
+
+/// Flags of a byte that five digits make, and of one that four do.
+const FIVE: u8 = 1;
+const FOUR: u8 = 2;
+
+/// What makes each byte.
+static VALID: [u8; 256] = {
+    let mut valid = [0; 256];
+    let mut q = 0;
+    while q < 243u16 {
+        let byte = (256 * q).div_ceil(243) as usize;
+        valid[byte] = if q % 3 == 0 { FIVE | FOUR } else { FIVE };
+        q += 1;
+    }
+    valid
+};
+
+/// The byte of five digits, most significant first.
 fn byte_of(digits: [u8; 5]) -> u8 {
-    let q = digits.iter().fold(0u32, |q, &digit| 3 * q + u32::from(digit));
+    let [a, b, c, d, e] = digits.map(u16::from);
+    let q = 81 * a + 27 * b + 9 * c + 3 * d + e;
     (256 * q).div_ceil(243) as u8
-}
-
-fn digits_of(byte: u8) -> [u8; 5] {
-    let mut fraction = byte;
-    std::array::from_fn(|_| {
-        let tripled = 3 * u16::from(fraction);
-        fraction = tripled as u8;
-        (tripled >> 8) as u8
-    })
 }

@@ -14,7 +14,9 @@ use super::{CodecError, GgmlType};
 const BLOCK: usize = 256;
 /// Bytes of a block.
 const BLOCK_BYTES: usize = 66;
-/// Bytes of a group of 128 values.
+/// Values in a group.
+const GROUP: usize = 128;
+/// Bytes of a group.
 const GROUP_BYTES: usize = 32;
 
 /// Stores a matrix; the scale is rounded to f16.
@@ -22,12 +24,13 @@ const GROUP_BYTES: usize = 32;
 /// # Errors
 /// Columns that are no multiple of 256, or a scale that overflows or vanishes in f16.
 pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
-    encode_blocks::<BLOCK>(GgmlType::TQ2_0, matrix, |trits, out| {
-        for group in trits.as_chunks::<128>().0 {
-            out.extend((0..GROUP_BYTES).map(|j| {
+    encode_blocks::<BLOCK, BLOCK_BYTES>(GgmlType::TQ2_0, matrix, |trits, out| {
+        let groups = trits.as_chunks::<GROUP>().0.iter();
+        for (group, out) in groups.zip(out.as_chunks_mut::<GROUP_BYTES>().0) {
+            for (j, byte) in out.iter_mut().enumerate() {
                 let code = |k: usize| ((group[j + k * GROUP_BYTES] + 1) as u8) << (2 * k);
-                (0..4).fold(0, |byte, k| byte | code(k))
-            }));
+                *byte = code(0) | code(1) | code(2) | code(3);
+            }
         }
     })
 }
@@ -37,13 +40,15 @@ pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// A wrong number of bytes, a code 3, or block scales that differ, are negative or not finite.
 pub fn decode(data: &[u8], rows: usize, cols: usize) -> Result<TernaryMatrix, CodecError> {
-    decode_blocks::<BLOCK, BLOCK_BYTES>(GgmlType::TQ2_0, data, rows, cols, |codes, out| {
-        find_code_three(codes).map_or(Ok(()), Err)?;
-        for (i, trit) in out.iter_mut().enumerate() {
-            let (group, value) = (i / 128, i % 128);
-            let byte = codes[group * GROUP_BYTES + value % GROUP_BYTES];
-            *trit = (byte >> (2 * (value / GROUP_BYTES)) & 3) as i8 - 1;
+    let kind = GgmlType::TQ2_0;
+    decode_blocks::<BLOCK, BLOCK_BYTES>(kind, data, rows, cols, find_code_three, |codes, out| {
+        let groups = codes.as_chunks::<GROUP_BYTES>().0.iter();
+        for (codes, out) in groups.zip(out.as_chunks_mut::<GROUP>().0) {
+            for (k, out) in out.as_chunks_mut::<GROUP_BYTES>().0.iter_mut().enumerate() {
+                for (trit, byte) in out.iter_mut().zip(codes) {
+                    *trit = (byte >> (2 * k) & 3) as i8 - 1;
+                }
+            }
         }
-        Ok(())
     })
 }

@@ -38,7 +38,7 @@ pub fn decode(
 ) -> Result<TernaryMatrix, TernaryError> {
     let packed_rows = rows.div_ceil(ROWS);
     let too_large = TernaryError::TooLarge { rows, cols };
-    let expected = packed_rows.checked_mul(cols).ok_or(too_large.clone())?;
+    let expected = packed_rows.checked_mul(cols).ok_or(too_large)?;
     if packed.len() != expected {
         let found = packed.len();
         return Err(TernaryError::Length { what: "packed bytes", expected, found });
@@ -46,12 +46,12 @@ pub fn decode(
     if let Some(index) = find_code_three(packed) {
         return Err(TernaryError::Code { index, byte: packed[index] });
     }
-    let mut trits = Vec::with_capacity(rows.checked_mul(cols).ok_or(too_large)?);
-    for row in 0..rows {
+    TernaryMatrix::from_trit_rows(rows, cols, scale, |row, trits| {
         let (shift, at) = (2 * (row / packed_rows), row % packed_rows * cols);
-        trits.extend(packed[at..][..cols].iter().map(|byte| (byte >> shift & 3) as i8 - 1));
-    }
-    TernaryMatrix::from_trits(&trits, rows, cols, scale)
+        for (trit, byte) in trits.iter_mut().zip(&packed[at..]) {
+            *trit = (byte >> shift & 3) as i8 - 1;
+        }
+    })
 }
 
 #[cfg(test)]

@@ -108,6 +108,7 @@ impl Shape {
             rms_norm_eps: 1e-5,
             hidden_act: HiddenAct::Relu2,
             sub_norms: true,
+            projection_norm_eps: None,
             tie_word_embeddings: true,
             bos_token_id,
             eos_token_ids,
