@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod given;
 pub mod import;
 mod masters;
 mod random;
@@ -25,11 +26,13 @@ use trine_format::{
     names, replaceable, write_hf, write_hf_packed,
 };
 
+use given::Recorder;
 use masters::Masters;
 
 pub use compare::{Comparison, compare};
 pub use random::RandomModel;
 pub use verify::verify;
+use verify::verify_given;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,13 +159,53 @@ pub fn master_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
     })
 }
 
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Parameters of tensors with which this stage is done.
+    pub done: u64,
+    /// Parameters of the model.
+    pub total: u64,
+}
+
+/// The two halves of a conversion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the source and writing the target.
+    Writing,
+    /// Reading the target back and comparing it with the source.
+    Verifying,
+}
+
+/// Is told after every tensor; from several threads, so what is done may come out of order.
+pub type Watch = dyn Fn(Progress) + Sync;
+
 /// Writes `source` as `to` in another format.
+///
+/// Memory holds a few tensors at a time, and time goes into reading and writing files: a tensor is
+/// read once, quantized once and written; what was written is read back and compared by digest.
+/// The same model makes the same bytes on any number of threads.
 ///
 /// # Errors
 /// A source without trits or with plain numbers that are not finite, a shape that the target type
 /// cannot hold, a disk that refuses, or a verification that failed; nothing is then left under the
 /// name `to`.
 pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, ExportError> {
+    convert_watched(source, to, target, &|_| {})
+}
+
+/// As [`convert`], and tells how far it is.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_watched(
+    source: &ModelFile,
+    to: &Path,
+    target: Target,
+    watch: &Watch,
+) -> Result<Report, ExportError> {
     if source.config().quantization == Quantization::None {
         return Err(ExportError::NotTernary { path: source.path().to_owned() });
     }
@@ -183,26 +226,42 @@ pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, 
     // is in it unless that step is reached.
     let staging = AtomicDir::create(to)?;
     let staged = staging.path().join(name);
+    let (config, tokenizer) = (source.config(), source.tokenizer());
+    let recorder = Recorder::new(source, config, watch);
     let written = match target {
-        Target::Gguf(options) => {
-            write_model(&staged, source.config(), source, source.tokenizer(), options)
-        }
-        Target::HfPacked => write_hf_packed(&staged, source.config(), source, source.tokenizer()),
+        Target::Gguf(options) => write_model(&staged, config, &recorder, tokenizer, options),
+        Target::HfPacked => write_hf_packed(&staged, config, &recorder, tokenizer),
         Target::Hf(dtype) => {
-            let config =
-                ModelConfig { quantization: Quantization::Online, ..source.config().clone() };
-            write_hf(&staged, &config, dtype, &Masters { source, dtype }, source.tokenizer())
+            let masters = Masters { source, dtype };
+            let recorder = Recorder::new(&masters, config, watch);
+            let config = ModelConfig { quantization: Quantization::Online, ..config.clone() };
+            write_hf(&staged, &config, dtype, &recorder, tokenizer)
         }
     };
     let about_target = |e: FormatError| e.moved(&staged, to);
     written.map_err(about_target)?;
+    let given = recorder.into_given();
     let verified = ModelFile::open(&staged).map_err(ExportError::from);
-    let verified = verified.and_then(|written| verify(source, &written));
+    let verified = verified.and_then(|written| verify_given(source, &written, &given, watch));
     let mut report = verified.map_err(|e| e.moved(&staged, to))?;
     report.bytes = size(&staged).map_err(io)?;
     std::fs::rename(&staged, to).map_err(io)?;
     flush_name(to)?;
     Ok(report)
+}
+
+impl Report {
+    /// What was done altogether.
+    fn and(self, other: Self) -> Self {
+        Self {
+            ternary_tensors: self.ternary_tensors + other.ternary_tensors,
+            trits: self.trits + other.trits,
+            largest_scale_change: self.largest_scale_change.max(other.largest_scale_change),
+            dense_tensors: self.dense_tensors + other.dense_tensors,
+            largest_dense_change: self.largest_dense_change.max(other.largest_dense_change),
+            bytes: self.bytes + other.bytes,
+        }
+    }
 }
 
 /// Bytes of a file, or of all files of a directory.

@@ -47,4 +47,8 @@ impl TensorSource for Masters<'_> {
         let shape = vec![matrix.rows(), matrix.cols()];
         Ok(DenseTensor { name: name.to_owned(), dtype: self.dtype, shape, data: data.into() })
     }
+
+    fn release(&self, name: &str) {
+        self.source.release(name);
+    }
 }

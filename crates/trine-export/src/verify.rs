@@ -5,6 +5,7 @@
 //! those that [`DenseTensor::convert`] gives, a scale is within half a step of its type. A format
 //! that was chosen badly is thus reported, one that was written wrongly is refused.
 
+use rayon::prelude::*;
 use trine_format::gguf::GgmlType;
 use trine_format::names::{Part, TensorId};
 use trine_format::{
@@ -12,7 +13,8 @@ use trine_format::{
 };
 use trine_ternary::TernaryMatrix;
 
-use crate::{ExportError, Report};
+use crate::given::{Counter, Given, Givens};
+use crate::{ExportError, Report, Stage, Watch};
 
 /// Compares `written` with the model that it was made of.
 ///
@@ -21,17 +23,34 @@ use crate::{ExportError, Report};
 /// than the format's rounding; a plain number of the source that is not finite; a tensor that one
 /// of the models does not have.
 pub fn verify(source: &ModelFile, written: &ModelFile) -> Result<Report, ExportError> {
-    compare_configs(source.config(), written.config())?;
-    let mut report = Report::default();
-    for id in source.config().tensor_ids() {
-        match id {
+    verify_given(source, written, &Givens::new(), &|_| {})
+}
+
+/// As [`verify`], with what is known of the trits that were to be written; the source is asked for
+/// others.
+pub(crate) fn verify_given(
+    source: &ModelFile,
+    written: &ModelFile,
+    given: &Givens,
+    watch: &Watch,
+) -> Result<Report, ExportError> {
+    let config = source.config();
+    compare_configs(config, written.config())?;
+    let counter = Counter::new(Stage::Verifying, config, watch);
+    let verify = |&id: &TensorId| {
+        let report = match id {
             TensorId::Layer(layer, Part::Projection(p)) => {
-                compare_projections(source, written, layer, p, &mut report)?;
+                compare_projections(source, written, layer, p, given.get(&(layer, p)))
             }
-            _ => compare_dense(source, written, &id.canonical(), &mut report)?,
-        }
-    }
-    Ok(report)
+            _ => compare_dense(source, written, &id.canonical()),
+        };
+        source.release(&id.canonical());
+        written.release(&id.canonical());
+        counter.done(config, id);
+        report
+    };
+    let reports: Vec<_> = config.tensor_ids().par_iter().map(verify).collect();
+    reports.into_iter().try_fold(Report::default(), |all, report| Ok(all.and(report?)))
 }
 
 fn failed<T>(name: impl Into<String>, what: String) -> Result<T, ExportError> {
@@ -75,29 +94,33 @@ fn compare_projections(
     written: &ModelFile,
     layer: usize,
     p: Projection,
-    report: &mut Report,
-) -> Result<(), ExportError> {
+    given: Option<&Given>,
+) -> Result<Report, ExportError> {
     let name = names::projection(layer, p);
-    let (a, b) = (trits(source, layer, p)?, trits(written, layer, p)?);
-    if (a.rows(), a.cols(), a.packed()) != (b.rows(), b.cols(), b.packed()) {
-        return failed(name, difference(&a, &b));
+    let read = trits(written, layer, p)?;
+    let b = Given::of(&read);
+    let a = match given {
+        Some(given) => given.clone(),
+        None => Given::of(&trits(source, layer, p)?),
+    };
+    if (a.shape, a.digest) != (b.shape, b.digest) {
+        return failed(name, difference(&trits(source, layer, p)?, &read));
     }
-    report.ternary_tensors += 1;
-    report.trits += (a.rows() * a.cols()) as u64;
-    let change = f64::from(b.scale()) - f64::from(a.scale());
+    let trits = (a.shape.0 * a.shape.1) as u64;
+    let equal = Report { ternary_tensors: 1, trits, ..Report::default() };
+    let change = f64::from(b.scale) - f64::from(a.scale);
     // A matrix of zeros may lose its scale: nothing is multiplied by it.
-    if change == 0.0 || a.counts()[1] == a.rows() * a.cols() {
-        return Ok(());
+    if change == 0.0 || a.zero {
+        return Ok(equal);
     }
     let Rounding { relative, absolute } = Rounding::of(written, layer, p);
-    let scale = f64::from(a.scale());
-    if b.scale() == 0.0 || change.abs() > (scale * relative).max(absolute) {
-        let what = format!("scale {} became {}, beyond rounding", a.scale(), b.scale());
+    let scale = f64::from(a.scale);
+    if b.scale == 0.0 || change.abs() > (scale * relative).max(absolute) {
+        let what = format!("scale {} became {}, beyond rounding", a.scale, b.scale);
         return failed(name, what);
     }
-    let change = (change.abs() / scale.max(f64::from(f32::MIN_POSITIVE))) as f32;
-    report.largest_scale_change = report.largest_scale_change.max(change);
-    Ok(())
+    let largest_scale_change = (change.abs() / scale.max(f64::from(f32::MIN_POSITIVE))) as f32;
+    Ok(Report { largest_scale_change, ..equal })
 }
 
 /// The most that storing changes a scale by: a share of it, or among the type's subnormal numbers
@@ -133,29 +156,72 @@ fn compare_dense(
     source: &ModelFile,
     written: &ModelFile,
     name: &str,
-    report: &mut Report,
-) -> Result<(), ExportError> {
+) -> Result<Report, ExportError> {
     let (a, b) = (source.dense(name)?, written.dense(name)?);
-    let values = a.to_f32();
-    if let Some((index, &value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
-        let path = source.path().to_owned();
-        return Err(ExportError::NotFinite { path, name: name.to_owned(), index, value });
+    if a.shape != b.shape {
+        return failed(name, format!("shape {:?} became {:?}", a.shape, b.shape));
     }
-    report.dense_tensors += 1;
+    let (rows, columns) = match a.shape[..] {
+        [rows, columns] => (rows, columns),
+        // The whole of a norm is one row.
+        _ => (1, a.shape.iter().product()),
+    };
+    let step = (PART / columns.max(1)).max(1);
+    let compare = |part: usize| {
+        let rows = part * step..rows.min((part + 1) * step);
+        match (a.shape.len(), a.rows(rows.clone()), b.rows(rows.clone())) {
+            (2, Some(a), Some(b)) => compare_part(source, &a, &b, rows.start * columns),
+            _ => compare_part(source, &a, &b, 0),
+        }
+    };
+    let parts: Vec<_> = (0..rows.div_ceil(step)).into_par_iter().map(compare).collect();
+    let (mut differ, mut largest_dense_change) = (0, 0f32);
+    for part in parts {
+        let part = part?;
+        differ += part.differ;
+        largest_dense_change = largest_dense_change.max(part.largest_change);
+    }
+    if differ > 0 {
+        return failed(name, format!("{differ} of {} numbers differ", rows * columns));
+    }
+    Ok(Report { dense_tensors: 1, largest_dense_change, ..Report::default() })
+}
+
+/// Numbers that are compared at a time.
+const PART: usize = 1 << 20;
+
+/// How a part of a plain tensor was written.
+#[derive(Default)]
+struct Compared {
+    differ: usize,
+    largest_change: f32,
+}
+
+/// Compares some rows, of which the first number is number `first` of the tensor.
+fn compare_part(
+    source: &ModelFile,
+    a: &DenseTensor<'_>,
+    b: &DenseTensor<'_>,
+    first: usize,
+) -> Result<Compared, ExportError> {
+    let values = a.to_f32();
+    let finite = values.iter().fold(true, |all, v| all & v.is_finite());
+    if let Some(index) = (!finite).then(|| values.iter().position(|v| !v.is_finite())).flatten() {
+        let (path, name) = (source.path().to_owned(), a.name.clone());
+        let value = values[index];
+        return Err(ExportError::NotFinite { path, name, index: first + index, value });
+    }
     let expected = match a.convert(b.dtype) {
         Ok(data) => DenseTensor { data, ..b.clone() },
-        Err(e) => return failed(name, e.to_string()),
+        Err(e) => return failed(&a.name, e.to_string()),
     };
     if expected.data != b.data {
         let pairs = expected.to_f32().into_iter().zip(b.to_f32());
         let differ = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        return failed(name, format!("{differ} of {} numbers differ", values.len()));
+        return Ok(Compared { differ: differ.max(1), ..Compared::default() });
     }
-    if a.dtype != b.dtype {
-        let change = largest_change(&values, &b);
-        report.largest_dense_change = report.largest_dense_change.max(change);
-    }
-    Ok(())
+    let largest_change = if a.dtype == b.dtype { 0.0 } else { largest_change(&values, b) };
+    Ok(Compared { differ: 0, largest_change })
 }
 
 /// Largest change of a number, relative to the largest magnitude of its row.
@@ -185,6 +251,9 @@ fn difference(a: &TernaryMatrix, b: &TernaryMatrix) -> String {
     if (a.rows(), a.cols()) != (b.rows(), b.cols()) {
         let (ar, ac, br, bc) = (a.rows(), a.cols(), b.rows(), b.cols());
         return format!("shape ({ar}, {ac}) became ({br}, {bc})");
+    }
+    if a.packed() == b.packed() {
+        return "the trits read back are not those that were written".to_owned();
     }
     let (a, b) = (a.trits(), b.trits());
     let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();

@@ -11,6 +11,7 @@ mod hf;
 mod mapped;
 mod model;
 pub mod names;
+mod pipeline;
 mod sentencepiece;
 mod tensor;
 mod tokenizer;

@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use crate::FormatError;
@@ -25,6 +25,27 @@ impl Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl Mapped {
+    /// Gives the memory of a range back, where the system can: it stays readable, at the price of
+    /// reading it from the file again.
+    ///
+    /// Pages of a map count as memory of the process from the first look at them, so that who reads
+    /// a whole model once would seem to hold all of it.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if range.start < range.end && range.end <= self.0.len() {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the range lies in the map. The map is of a file, read-only and never written
+            // through, so a page that is dropped is read from the file with the same bytes; that
+            // the file does not change is the caveat above. A refusal changes nothing.
+            let _refused =
+                unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _kept = range;
     }
 }
 

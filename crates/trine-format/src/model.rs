@@ -49,7 +49,7 @@ pub struct ModelFile {
 enum Storage {
     HuggingFace(HfDir),
     Gguf(Gguf, Order),
-    Imported(Box<dyn TensorSource + Send + Sync>),
+    Imported(Box<dyn TensorSource + Send>),
 }
 
 impl ModelFile {
@@ -58,7 +58,7 @@ impl ModelFile {
     pub fn imported(
         path: &Path,
         config: ModelConfig,
-        source: Box<dyn TensorSource + Send + Sync>,
+        source: Box<dyn TensorSource + Send>,
     ) -> Self {
         Self { path: path.to_owned(), config, tokenizer: None, storage: Storage::Imported(source) }
     }
@@ -169,6 +169,19 @@ impl ModelFile {
         }
     }
 
+    /// Gives the memory of a tensor back, by its canonical name: it is read from the file again when
+    /// asked for. Whoever passes once over a large model keeps one tensor in memory so.
+    pub fn release(&self, name: &str) {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.release(name),
+            Storage::Imported(source) => source.release(name),
+            Storage::Gguf(file, _) => {
+                let info = names::to_gguf(name).and_then(|name| file.tensor(&name));
+                info.into_iter().for_each(|info| file.release(info));
+            }
+        }
+    }
+
     /// Every tensor as the file holds it, in the file's order; of an imported model nothing.
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {
@@ -189,5 +202,9 @@ impl TensorSource for ModelFile {
             Weight::Ternary(matrix) => Ok(matrix),
             Weight::Dense(_) => Err("the model is not quantized, so it has no trits".into()),
         }
+    }
+
+    fn release(&self, name: &str) {
+        self.release(name);
     }
 }

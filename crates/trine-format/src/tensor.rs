@@ -130,8 +130,8 @@ pub struct TensorSummary {
 /// Where a writer gets a model's tensors from, one at a time.
 ///
 /// [`ModelFile`](crate::ModelFile) is one, so a file of any readable format can be written in any
-/// other; a trainer is another.
-pub trait TensorSource {
+/// other; a trainer is another. Several threads ask at once.
+pub trait TensorSource: Sync {
     /// A tensor of plain numbers by its canonical name; for a projection its master weights.
     ///
     /// # Errors
@@ -146,6 +146,9 @@ pub trait TensorSource {
         let masters = self.dense(&names::projection(layer, p))?;
         Ok(ternarize(&masters)?)
     }
+
+    /// Told when a tensor, by its canonical name, has been written: its memory may be given back.
+    fn release(&self, _name: &str) {}
 }
 
 /// Applies the definition to master weights `(out, in)`, without a copy of them as f32.
@@ -162,8 +165,24 @@ pub(crate) fn ternarize(masters: &DenseTensor<'_>) -> Result<TernaryMatrix, Tern
     })
 }
 
+/// The numbers of a dense tensor from `source` as another type, checked.
+pub(crate) fn checked_data<'a>(
+    source: &'a dyn TensorSource,
+    path: &Path,
+    name: &str,
+    shape: &[usize],
+    dtype: Dtype,
+) -> Result<Cow<'a, [u8]>, FormatError> {
+    let tensor = checked(source, path, name, shape)?;
+    if tensor.dtype == dtype {
+        return Ok(tensor.data);
+    }
+    let data = tensor.convert(dtype).map_err(FormatError::source(path, name))?;
+    Ok(Cow::Owned(data.into_owned()))
+}
+
 /// A dense tensor from `source`, checked to be what the model of a file needs.
-pub(crate) fn checked<'a>(
+fn checked<'a>(
     source: &'a dyn TensorSource,
     path: &Path,
     name: &str,

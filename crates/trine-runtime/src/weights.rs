@@ -35,12 +35,8 @@ impl DenseMatrix {
             Dtype::F32 | Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => {
                 Elements::F32(finite(name, tensor.to_f32())?)
             }
-            Dtype::F16 => {
-                Elements::F16(finite(name, pairs(bytes).map(f16::from_le_bytes).collect())?)
-            }
-            Dtype::BF16 => {
-                Elements::Bf16(finite(name, pairs(bytes).map(bf16::from_le_bytes).collect())?)
-            }
+            Dtype::F16 => Elements::F16(finite(name, pairs(bytes, f16::from_le_bytes))?),
+            Dtype::BF16 => Elements::Bf16(finite(name, pairs(bytes, bf16::from_le_bytes))?),
         };
         Ok(Self { rows, cols, data })
     }
@@ -85,8 +81,8 @@ fn finite<T: Copy + Sync + Into<f32>>(name: &str, values: Vec<T>) -> Result<Vec<
     }
 }
 
-fn pairs(bytes: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
-    bytes.chunks_exact(2).map(|b| [b[0], b[1]])
+fn pairs<T: Send>(bytes: &[u8], number: impl Fn([u8; 2]) -> T + Sync) -> Vec<T> {
+    bytes.as_chunks().0.par_iter().map(|&pair| number(pair)).collect()
 }
 
 /// A projection: its weights, and the norm of its input in a model that has projection norms.
@@ -213,10 +209,17 @@ impl Model {
     pub fn load(file: &ModelFile) -> Result<Self, RuntimeError> {
         let config = file.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let matrix = |name| DenseMatrix::new(&file.dense(name)?, vocab, hidden);
-        let layers = (0..config.num_hidden_layers)
+        let matrix = |name| {
+            let matrix = DenseMatrix::new(&file.dense(name)?, vocab, hidden);
+            file.release(name);
+            matrix
+        };
+        // All are loaded before the first error is looked for, so that it is always the same one.
+        let layers: Vec<_> = (0..config.num_hidden_layers)
+            .into_par_iter()
             .map(|layer| load_layer(file, layer))
-            .collect::<Result<_, RuntimeError>>()?;
+            .collect();
+        let layers = layers.into_iter().collect::<Result<_, RuntimeError>>()?;
         let head = match config.tie_word_embeddings {
             true => None,
             false => Some(matrix(names::HEAD)?),
@@ -252,6 +255,8 @@ fn load_layer(file: &ModelFile, layer: usize) -> Result<Layer, RuntimeError> {
                 Linear::Dense(DenseMatrix::new(&tensor, rows, cols)?)
             }
         };
+        // It has been copied: the file's own bytes need not stay in memory beside.
+        file.release(&names::projection(layer, p));
         let norm = match config.projection_norm_eps {
             None => None,
             Some(eps) => Some((norm(file, &names::projection_norm(layer, p))?, eps)),

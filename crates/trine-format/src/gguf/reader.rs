@@ -86,6 +86,11 @@ impl Gguf {
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.file[info.range.clone()]
     }
+
+    /// Gives the memory of a tensor's data back; it is read from the file again when asked for.
+    pub fn release(&self, info: &TensorInfo) {
+        self.file.release(info.range.clone());
+    }
 }
 
 /// What a file holds: metadata and tensor descriptions.

@@ -1,11 +1,13 @@
 //! Writing a model as GGUF: the native model file.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::model::{LLAMA, PROJECTION_NORM_EPS, to_halves};
 use super::{GgmlType, TensorSpec, TernaryType, Value, Writer, vocab};
 use crate::names::{Part, TensorId};
-use crate::tensor::{checked, checked_trits};
+use crate::pipeline::in_order;
+use crate::tensor::{checked_data, checked_trits};
 use crate::{
     Dtype, FormatError, HiddenAct, ModelConfig, Projection, Quantization, TensorSource,
     TokenizerFiles,
@@ -29,7 +31,8 @@ impl Default for WriteOptions {
 
 /// Writes a ternary model; the file appears whole or not at all, replacing one of its name.
 ///
-/// Tensors are asked of `source` one at a time, in the order of a forward pass.
+/// Tensors are asked of `source` in the order of a forward pass, a few at a time, and released once
+/// they are written. The same model makes the same bytes on any number of threads.
 ///
 /// # Errors
 /// A model that is not quantized; a source without one of the tensors that `config` asks for; a
@@ -68,21 +71,26 @@ pub fn write_model(
         })
         .collect();
     let mut writer = Writer::create(path, &metadata, &specs)?;
-    for (id, spec) in ids.into_iter().zip(&specs) {
+    let items: Vec<_> = ids.into_iter().zip(&specs).collect();
+    let make = |&(id, spec): &(TensorId, &TensorSpec)| {
         if let TensorId::Layer(layer, Part::Projection(p)) = id {
             let mut matrix = checked_trits(source, path, config, layer, p)?;
             if arch == LLAMA && matches!(p, Projection::Q | Projection::K) {
                 matrix = matrix.select_rows(|r| to_halves(r, config.head_dim));
             }
             let codec = FormatError::codec(path, &spec.name);
-            writer.tensor(&options.ternary.encode(&matrix).map_err(codec)?)?;
+            options.ternary.encode(&matrix).map(Cow::Owned).map_err(codec)
         } else {
             let dtype = if spec.shape.len() == 1 { Dtype::F32 } else { options.embedding };
-            let tensor = checked(source, path, &id.canonical(), &spec.shape)?;
-            let data = tensor.convert(dtype).map_err(FormatError::source(path, &spec.name))?;
-            writer.tensor(&data)?;
+            checked_data(source, path, &id.canonical(), &spec.shape, dtype)
         }
-    }
+    };
+    let bytes = |(_, spec): &(_, &TensorSpec)| spec.kind.tensor_bytes(&spec.shape).unwrap_or(0);
+    in_order(&items, bytes, make, |(id, _), data| {
+        writer.tensor(&data)?;
+        source.release(&id.canonical());
+        Ok(())
+    })?;
     writer.finish()
 }
 

@@ -258,6 +258,13 @@ impl HfDir {
         }
     }
 
+    /// Gives the memory of a tensor's data back.
+    pub(crate) fn release(&self, name: &str) {
+        if let Some(stored) = self.tensors.get(name) {
+            self.shards[stored.shard].1.release(stored.range.clone());
+        }
+    }
+
     pub(crate) fn tensors(&self) -> Vec<TensorSummary> {
         let mut stored: Vec<_> = self.tensors.iter().collect();
         stored.sort_by_key(|(_, s)| (s.shard, s.range.start));

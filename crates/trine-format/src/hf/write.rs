@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::packed;
 use crate::names::{Part, TensorId};
-use crate::tensor::{checked, checked_trits};
+use crate::pipeline::in_order;
+use crate::tensor::{checked_data, checked_trits};
 use crate::{
     AtomicDir, AtomicFile, Dtype, FormatError, ModelConfig, Quantization, TensorSource,
     TokenizerFiles,
@@ -58,9 +59,7 @@ pub fn write_hf_files(
         .collect();
     let path = dir.join("model.safetensors");
     let mut file = start(&path, entries.iter().cloned())?;
-    for entry in &entries {
-        put_dense(&mut file, source, entry, dtype)?;
-    }
+    put_dense(&mut file, source, &entries, dtype)?;
     file.commit()
 }
 
@@ -103,16 +102,20 @@ pub fn write_hf_packed(
 
     let path = staged.path().join("model.safetensors");
     let mut file = start(&path, dense.iter().cloned().chain(bytes).chain(scales))?;
-    for entry in &dense {
-        put_dense(&mut file, source, entry, Dtype::BF16)?;
-    }
+    put_dense(&mut file, source, &dense, Dtype::BF16)?;
     let mut scales = Vec::new();
-    for id in projections {
-        let TensorId::Layer(layer, Part::Projection(p)) = id else { continue };
+    let make = |id: &TensorId| {
+        let TensorId::Layer(layer, Part::Projection(p)) = *id else { return Ok((vec![], 0.0)) };
         let matrix = checked_trits(source, dir, &config, layer, p)?;
-        file.put(&packed::encode(&matrix))?;
-        scales.extend(half::bf16::from_f32(matrix.scale()).to_le_bytes());
-    }
+        Ok((packed::encode(&matrix), matrix.scale()))
+    };
+    let bytes = |id: &TensorId| config.tensor_shape(*id).iter().product::<usize>() / 4;
+    in_order(&projections, bytes, make, |id, (bytes, scale)| {
+        file.put(&bytes)?;
+        scales.extend(half::bf16::from_f32(scale).to_le_bytes());
+        source.release(&id.canonical());
+        Ok(())
+    })?;
     file.put(&scales)?;
     file.commit()?;
     staged.commit()
@@ -158,15 +161,25 @@ fn start(path: &Path, entries: impl IntoIterator<Item = Entry>) -> Result<Atomic
     Ok(file)
 }
 
+/// Writes tensors of plain numbers.
 fn put_dense(
     file: &mut AtomicFile,
     source: &dyn TensorSource,
-    entry: &Entry,
+    entries: &[Entry],
     dtype: Dtype,
 ) -> Result<(), FormatError> {
     let path = file.path().to_owned();
-    let tensor = checked(source, &path, &entry.name, &entry.shape)?;
-    file.put(&tensor.convert(dtype).map_err(FormatError::source(&path, &entry.name))?)
+    let make = |e: &Entry| checked_data(source, &path, &e.name, &e.shape, dtype);
+    in_order(
+        entries,
+        |entry| entry.bytes,
+        make,
+        |entry, data| {
+            file.put(&data)?;
+            source.release(&entry.name);
+            Ok(())
+        },
+    )
 }
 
 /// The small files around the tensors.
