@@ -4,10 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 use tempfile::tempdir;
-use trine_export::{Target, convert, embedding_dtype, master_dtype, verify};
+use trine_export::{
+    Progress, Stage, Target, convert, convert_watched, embedding_dtype, master_dtype, verify,
+};
 use trine_format::gguf::{TernaryType, WriteOptions, write_model};
 use trine_format::{
     BoxError, DenseTensor, Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization,
@@ -386,4 +389,72 @@ fn shapes_of_any_size_have_a_layout() {
         verify(&source, &ModelFile::open(&back).unwrap()).unwrap().largest_scale_change,
         0.0
     );
+}
+
+/// Every file of a directory, or a file, with its bytes.
+fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    if path.is_file() {
+        return [(String::new(), std::fs::read(path).unwrap())].into();
+    }
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+    let read = |entry: std::fs::DirEntry| {
+        (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+    };
+    entries.map(read).collect()
+}
+
+#[test]
+fn the_same_model_makes_the_same_bytes_on_any_number_of_threads() {
+    let dir = tempdir().unwrap();
+    let config = ModelConfig { num_hidden_layers: 3, ..config() };
+    let source = Source::new(&config).checkpoint(&config, &dir.path().join("source"));
+    for (i, target) in targets().into_iter().enumerate() {
+        let bytes = |threads: usize| {
+            let path = dir.path().join(format!("{i}-{threads}"));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| convert(&source, &path, target)).unwrap();
+            contents(&path)
+        };
+        let one = bytes(1);
+        assert!(!one.is_empty());
+        assert!(bytes(2) == one, "{target:?}");
+        assert!(bytes(5) == one, "{target:?}");
+    }
+}
+
+#[test]
+fn progress_ends_with_the_whole_model_written_and_verified() {
+    let (dir, config) = (tempdir().unwrap(), config());
+    let source = Source::new(&config).checkpoint(&config, &dir.path().join("source"));
+    for (i, target) in targets().into_iter().enumerate() {
+        let told = Mutex::new(Vec::new());
+        let watch = |progress| told.lock().unwrap().push(progress);
+        convert_watched(&source, &dir.path().join(format!("{i}")), target, &watch).unwrap();
+        let total = config.parameter_count();
+        let told = told.into_inner().unwrap();
+        for stage in [Stage::Writing, Stage::Verifying] {
+            let last = Progress { stage, done: total, total };
+            assert!(told.contains(&last), "{target:?}: {told:?}");
+            let tensors = told.iter().filter(|progress| progress.stage == stage).count();
+            assert_eq!(tensors, config.tensor_ids().len());
+        }
+        assert!(told.iter().all(|progress| progress.total == total && progress.done <= total));
+    }
+}
+
+/// In a matrix that is compared in several parts.
+#[test]
+fn numbers_that_differ_are_counted_over_all_parts_of_a_tensor() {
+    let (dir, mut config) = (tempdir().unwrap(), config());
+    config.vocab_size = 10_000;
+    let last = config.vocab_size * config.hidden_size - 1;
+    let source = Source::new(&config).checkpoint(&config, &dir.path().join("source"));
+    let changed = Source::new(&config).set(names::EMBED, 0, 0.25).set(names::EMBED, last, 0.75);
+    let error = refused(&source, &changed.gguf(&config, &dir.path().join("two.gguf"), EXACT));
+    assert!(error.contains(names::EMBED) && error.contains("2 of 2560000"), "{error}");
+    let source = Source::new(&config).set(names::EMBED, last, f32::NAN);
+    let source = source.checkpoint(&config, &dir.path().join("nan"));
+    let error = convert(&source, &dir.path().join("nan.gguf"), Target::Gguf(EXACT));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains(&format!("NaN at {last}")), "{error}");
 }

@@ -68,7 +68,10 @@ impl Dtype {
         match self {
             Self::F32 => each(data, out, |b, [v]| *v = f32::from_le_bytes(*b)),
             Self::F16 => each(data, out, |b, [v]| *v = f16::from_le_bytes(*b).to_f32()),
-            Self::BF16 => each(data, out, |b, [v]| *v = bf16::from_le_bytes(*b).to_f32()),
+            // The upper half of an f32; `to_f32` would also look for a NaN to make quiet.
+            Self::BF16 => each(data, out, |b, [v]| {
+                *v = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }),
             Self::Q8_0 => each(data, out, q8_0::decode),
             Self::Q6_K => each(data, out, q6_k::decode),
             Self::Q4_0 => each(data, out, q4_0::decode),

@@ -1,12 +1,13 @@
-//! Watching long work, training and downloads: bars where a person looks, plain lines where not.
+//! Watching long work, training, downloads and conversions: bars where a person looks, plain lines where not.
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use trine_export::{Progress, Stage};
 use trine_hub::Observer as DownloadObserver;
 use trine_train::trainer::{Observer, StepReport};
 
@@ -161,6 +162,50 @@ impl DownloadObserver for DownloadProgress {
 }
 
 impl Drop for DownloadProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows a conversion on stderr, where it takes long enough to be watched.
+pub(crate) struct ConversionProgress {
+    bar: ProgressBar,
+    /// Whether a person watches; else lines are printed.
+    watched: bool,
+    last_line: Mutex<Instant>,
+}
+
+impl ConversionProgress {
+    pub(crate) fn new() -> Self {
+        let watched = std::io::stderr().is_terminal();
+        let bar = if watched { ProgressBar::new(1) } else { ProgressBar::hidden() };
+        let style = "{bar:30} {percent:>3} %  {msg}  {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        Self { bar, watched, last_line: Mutex::new(Instant::now()) }
+    }
+
+    /// Called by the threads that do the work, so what is done may come out of order.
+    pub(crate) fn on_progress(&self, Progress { stage, done, total }: Progress) {
+        let (name, before) = match stage {
+            Stage::Writing => ("writing", 0),
+            Stage::Verifying => ("verifying", total),
+        };
+        if self.watched {
+            // The whole way is twice the model: it is written, then read back.
+            self.bar.set_length(2 * total);
+            self.bar.set_message(name);
+            self.bar.set_position((before + done).max(self.bar.position()));
+            return;
+        }
+        let mut last_line = self.last_line.lock().unwrap_or_else(|e| e.into_inner());
+        if last_line.elapsed() >= LOG_EVERY {
+            *last_line = Instant::now();
+            note!("{name}: {} of {} parameters", output::count(done), output::count(total));
+        }
+    }
+}
+
+impl Drop for ConversionProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use trine_export::import::bitllama2c::{self, BitOrder};
 use trine_export::import::llama2c;
-use trine_export::{Target, convert, embedding_dtype, master_dtype};
+use trine_export::{Target, convert_watched, embedding_dtype, master_dtype};
 use trine_format::gguf::i2_s::Order;
 use trine_format::gguf::{TernaryType, WriteOptions, is_placeholder_template};
 use trine_format::{Dtype, ModelFile, TokenizerFiles};
@@ -14,6 +14,7 @@ use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::model;
 use crate::output::{self, note};
+use crate::progress::ConversionProgress;
 
 /// Where a GGUF file has its chat template.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
@@ -136,7 +137,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         note!("the trits of {} lie in {}", file.path().display(), order.name());
     }
     let target = target(args, &file)?;
-    let report = convert(&file, &args.to, target)?;
+    let progress = ConversionProgress::new();
+    let report = convert_watched(&file, &args.to, target, &|at| progress.on_progress(at))?;
+    drop(progress);
     let embedding = match target {
         Target::Gguf(options) => options.embedding,
         Target::HfPacked => Dtype::BF16,

@@ -306,6 +306,7 @@ fn ternary_tensors(file: &ModelFile) -> anyhow::Result<Vec<Ternary>> {
             }
             _ => None,
         };
+        file.release(&name);
         let shape = (matrix.rows(), matrix.cols());
         Ok(Some(Ternary { name, shape, counts: matrix.counts(), scale: matrix.scale(), ambiguity }))
     };
