@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
@@ -15,11 +16,18 @@ use crate::FormatError;
 /// Bytes collected before a write reaches the operating system.
 const BUFFER: usize = 1 << 20;
 
+/// Bytes after which the disk is set to work on what it has been given.
+const FLUSH_EVERY: usize = 64 << 20;
+
 /// A file in the making; implements [`Write`] through a buffer.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
+    /// Bytes written since the last flush began.
+    unflushed: usize,
+    /// A flush that goes on while more is written, so that the last one is short.
+    flush: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl AtomicFile {
@@ -32,7 +40,8 @@ impl AtomicFile {
         let file = builder(0o666)
             .tempfile_in(parent(path))
             .map_err(|e| FormatError::io(path, "create")(bare(e)))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER, file) })
+        let file = BufWriter::with_capacity(BUFFER, file);
+        Ok(Self { path: path.to_owned(), file, unflushed: 0, flush: None })
     }
 
     /// Writes a whole file at once: its old contents or `bytes` are there, never a part.
@@ -55,7 +64,8 @@ impl AtomicFile {
     /// # Errors
     /// E.g. a full disk.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
-        self.file.write_all(bytes).map_err(FormatError::io(&self.path, "write"))
+        self.file.write_all(bytes).map_err(FormatError::io(&self.path, "write"))?;
+        self.flush_meanwhile(bytes.len()).map_err(FormatError::io(&self.path, "flush"))
     }
 
     /// Flushes to the disk and gives the file its final name.
@@ -63,18 +73,43 @@ impl AtomicFile {
     /// # Errors
     /// When the disk is full or the name cannot be taken; nothing is left behind then.
     pub fn commit(self) -> Result<(), FormatError> {
-        let Self { path, file } = self;
+        let Self { path, file, flush, .. } = self;
+        flushed(flush).map_err(FormatError::io(&path, "flush"))?;
         let file =
             file.into_inner().map_err(|e| FormatError::io(&path, "write")(e.into_error()))?;
         file.as_file().sync_all().map_err(FormatError::io(&path, "flush"))?;
         file.persist(&path).map_err(|e| FormatError::io(&path, "rename into place")(e.error))?;
         flush_name(&path)
     }
+
+    /// Counts `written` bytes, and from time to time begins to flush what there is on a thread of
+    /// its own: the operating system would leave most of a large file to the end.
+    fn flush_meanwhile(&mut self, written: usize) -> io::Result<()> {
+        self.unflushed += written;
+        let busy = self.flush.as_ref().is_some_and(|flush| !flush.is_finished());
+        if self.unflushed < FLUSH_EVERY || busy {
+            return Ok(());
+        }
+        // The system reports an error of the disk once, so it must not be lost here.
+        flushed(self.flush.take())?;
+        self.unflushed = 0;
+        let file = self.file.get_ref().as_file().try_clone()?;
+        self.flush = Some(std::thread::Builder::new().spawn(move || file.sync_data())?);
+        Ok(())
+    }
+}
+
+/// The outcome of a flush, which this waits for.
+fn flushed(flush: Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
+    let outcome = flush.map(|flush| flush.join().map_err(|_| io::Error::other("flushing failed")));
+    outcome.transpose()?.unwrap_or(Ok(()))
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        self.flush_meanwhile(written)?;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -139,3 +139,19 @@ fn a_name_is_flushed_with_its_directory() {
         assert!(error.contains("missing/m") && error.contains("flush"), "{error}");
     }
 }
+
+/// More than is flushed at once, so that flushing goes on while more is written.
+#[test]
+fn large_files_are_whole() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("large");
+    let part: Vec<u8> = (0..1 << 20).map(|i| (i % 251) as u8).collect();
+    let mut file = AtomicFile::create(&path).unwrap();
+    for i in 0..200 {
+        if i % 2 == 0 { file.put(&part).unwrap() } else { file.write_all(&part).unwrap() }
+    }
+    assert!(!path.exists());
+    file.commit().unwrap();
+    let read = fs::read(&path).unwrap();
+    assert!(read.len() == 200 << 20 && read.chunks(1 << 20).all(|chunk| chunk == part));
+}
