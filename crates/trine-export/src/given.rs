@@ -53,7 +53,7 @@ impl<'a> Recorder<'a> {
     pub(crate) fn new(
         source: &'a dyn TensorSource,
         config: &'a ModelConfig,
-        watch: &'a Watch,
+        watch: &'a Watch<'a>,
     ) -> Self {
         let counter = Counter::new(Stage::Writing, config, watch);
         Self { source, config, given: Mutex::default(), counter }
@@ -91,11 +91,11 @@ pub(crate) struct Counter<'a> {
     stage: Stage,
     done: AtomicU64,
     total: u64,
-    watch: &'a Watch,
+    watch: &'a Watch<'a>,
 }
 
 impl<'a> Counter<'a> {
-    pub(crate) fn new(stage: Stage, config: &ModelConfig, watch: &'a Watch) -> Self {
+    pub(crate) fn new(stage: Stage, config: &ModelConfig, watch: &'a Watch<'a>) -> Self {
         Self { stage, done: AtomicU64::new(0), total: config.parameter_count(), watch }
     }
 

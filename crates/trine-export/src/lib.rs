@@ -180,7 +180,7 @@ pub enum Stage {
 }
 
 /// Is told after every tensor; from several threads, so what is done may come out of order.
-pub type Watch = dyn Fn(Progress) + Sync;
+pub type Watch<'a> = dyn Fn(Progress) + Sync + 'a;
 
 /// Writes `source` as `to` in another format.
 ///
@@ -204,7 +204,7 @@ pub fn convert_watched(
     source: &ModelFile,
     to: &Path,
     target: Target,
-    watch: &Watch,
+    watch: &Watch<'_>,
 ) -> Result<Report, ExportError> {
     if source.config().quantization == Quantization::None {
         return Err(ExportError::NotTernary { path: source.path().to_owned() });

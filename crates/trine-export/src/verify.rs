@@ -32,7 +32,7 @@ pub(crate) fn verify_given(
     source: &ModelFile,
     written: &ModelFile,
     given: &Givens,
-    watch: &Watch,
+    watch: &Watch<'_>,
 ) -> Result<Report, ExportError> {
     let config = source.config();
     compare_configs(config, written.config())?;
