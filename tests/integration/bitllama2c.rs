@@ -4,7 +4,8 @@ use std::path::Path;
 
 use trine_export::import::{bitllama2c, bitllama2c::BitOrder, llama2c};
 use trine_export::{Target, convert};
-use trine_format::gguf::{TernaryType, WriteOptions};
+use trine_format::gguf::i2_s::{self, Order};
+use trine_format::gguf::{GgmlType, TernaryType, WriteOptions};
 use trine_format::{Dtype, ModelFile};
 use trine_runtime::{Model, Session};
 use trine_tokenizer::Tokenizer;
@@ -310,4 +311,41 @@ fn a_published_model_tells_its_story() {
     let told = tokenizer.decode(&tokens, true).unwrap();
     assert!(told.len() > 400 && story.contains(&told), "{told}");
     assert_eq!(tokenizer.encode(&told, true).unwrap(), tokens);
+}
+
+/// What recognizes I2_S of other builds of bitnet.cpp relies on structure that training leaves: here
+/// are weights that were trained.
+#[test]
+fn trained_weights_show_the_order_of_i2_s() {
+    let Some(dir) = fixtures::third_party("bitllama2c") else { return };
+    let source = bitllama2c::open(&dir.join("bitllama2c_3M_msbfirst.bin"), BitOrder::Msb).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("model.gguf");
+    convert(&source, &path, Target::default()).unwrap();
+    let original = std::fs::read(&path).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let tensors = file.as_gguf().unwrap().tensors().to_vec();
+    for order in Order::ALL {
+        let mut bytes = original.clone();
+        // Another program writes none of our keys.
+        while let Some(at) = bytes.windows(6).position(|w| w == b"trine.") {
+            bytes[at] = b'x';
+        }
+        for info in tensors.iter().filter(|info| info.kind == GgmlType::I2_S) {
+            let (rows, cols) = (info.shape[0], info.shape[1]);
+            let matrix = i2_s::decode(&original[info.range.clone()], rows, cols).unwrap();
+            let data = &mut bytes[info.range.clone()];
+            data[..rows * cols / 4].fill(0);
+            for (i, trit) in matrix.trits().into_iter().enumerate() {
+                let (byte, quarter) = match order {
+                    Order::Blocks128 => (i / 128 * 32 + i % 32, i % 128 / 32),
+                    Order::Blocks64 => (i / 64 * 16 + i % 16, i % 64 / 16),
+                    Order::Rows4 => (i / cols / 4 * cols + i % cols, i / cols % 4),
+                };
+                data[byte] |= ((trit + 1) as u8) << (6 - 2 * quarter);
+            }
+        }
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(ModelFile::open(&path).unwrap().i2_s_order(), Some(order));
+    }
 }
