@@ -9,8 +9,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use trine_format::names::{Part, TensorId};
-use trine_format::{BoxError, DenseTensor, ModelConfig, Projection, TensorSource};
-use trine_ternary::TernaryMatrix;
+use trine_format::{
+    BoxError, DenseTensor, ModelConfig, Projection, Quantization, TensorSource, names,
+};
+use trine_ternary::{Ambiguity, TernaryMatrix};
 
 use crate::{Progress, Stage, Watch};
 
@@ -24,6 +26,8 @@ pub(crate) struct Given {
     pub(crate) scale: f32,
     /// Whether there is no other trit than 0.
     pub(crate) zero: bool,
+    /// Of masters: the weights that other implementations may round the other way.
+    pub(crate) ambiguity: Ambiguity,
 }
 
 impl Given {
@@ -34,6 +38,7 @@ impl Given {
             digest: blake3::hash(matrix.packed()),
             scale: matrix.scale(),
             zero: matrix.counts()[1] == shape.0 * shape.1,
+            ambiguity: Ambiguity::default(),
         }
     }
 }
@@ -71,7 +76,10 @@ impl TensorSource for Recorder<'_> {
 
     fn projection(&self, layer: usize, p: Projection) -> Result<TernaryMatrix, BoxError> {
         let matrix = self.source.projection(layer, p)?;
-        let given = Given::of(&matrix);
+        let mut given = Given::of(&matrix);
+        if self.config.quantization == Quantization::Online {
+            given.ambiguity = ambiguity(&self.dense(&names::projection(layer, p))?, &matrix);
+        }
         self.given.lock().unwrap_or_else(|e| e.into_inner()).insert((layer, p), given);
         // The masters have been read, the trits are in memory of their own.
         self.source.release(&TensorId::Layer(layer, Part::Projection(p)).canonical());
@@ -84,6 +92,15 @@ impl TensorSource for Recorder<'_> {
             self.counter.done(self.config, id);
         }
     }
+}
+
+/// Counts over masters `(rows, cols)`, a few rows at a time, so that there is no copy of them as f32.
+fn ambiguity(masters: &DenseTensor<'_>, matrix: &TernaryMatrix) -> Ambiguity {
+    let count = Ambiguity::counter(matrix.scale());
+    let rows = (1 << 16) / matrix.cols().max(1) + 1;
+    let starts = (0..matrix.rows()).step_by(rows);
+    let part = |start: usize| masters.rows(start..(start + rows).min(matrix.rows()));
+    starts.filter_map(part).map(|part| count(&part.to_f32())).sum()
 }
 
 /// Counts the parameters that one stage of the work has passed.

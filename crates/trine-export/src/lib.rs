@@ -29,6 +29,8 @@ use trine_format::{
 use given::Recorder;
 use masters::Masters;
 
+use trine_ternary::Ambiguity;
+
 pub use compare::{Comparison, compare};
 pub use random::RandomModel;
 pub use verify::verify;
@@ -122,6 +124,9 @@ pub struct Report {
     pub ternary_tensors: usize,
     /// Trits in them; all are equal to the source's.
     pub trits: u64,
+    /// Of master weights that were made into trits: those that another implementation may round the
+    /// other way. None where trits were stored, or masters were written.
+    pub ambiguity: Ambiguity,
     /// Largest change of a scale, relative to the scale: 0 where the format holds f32 scales.
     pub largest_scale_change: f32,
     /// Tensors of plain numbers written: embedding, norms, a head of its own.
@@ -256,6 +261,7 @@ impl Report {
         Self {
             ternary_tensors: self.ternary_tensors + other.ternary_tensors,
             trits: self.trits + other.trits,
+            ambiguity: [self.ambiguity, other.ambiguity].into_iter().sum(),
             largest_scale_change: self.largest_scale_change.max(other.largest_scale_change),
             dense_tensors: self.dense_tensors + other.dense_tensors,
             largest_dense_change: self.largest_dense_change.max(other.largest_dense_change),

@@ -107,7 +107,8 @@ fn compare_projections(
         return failed(name, difference(&trits(source, layer, p)?, &read));
     }
     let trits = (a.shape.0 * a.shape.1) as u64;
-    let equal = Report { ternary_tensors: 1, trits, ..Report::default() };
+    let ambiguity = a.ambiguity;
+    let equal = Report { ternary_tensors: 1, trits, ambiguity, ..Report::default() };
     let change = f64::from(b.scale) - f64::from(a.scale);
     // A matrix of zeros may lose its scale: nothing is multiplied by it.
     if change == 0.0 || a.zero {

@@ -458,3 +458,28 @@ fn numbers_that_differ_are_counted_over_all_parts_of_a_tensor() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains(&format!("NaN at {last}")), "{error}");
 }
+
+/// Weights at the boundary of 0 and 1, where implementations round differently, are counted.
+#[test]
+fn weights_that_round_two_ways_are_counted() {
+    let dir = tempdir().unwrap();
+    let config = config();
+    let up = names::projection(0, Projection::Up);
+    let mut source = Source::new(&config);
+    // Magnitudes of 1 and 3 by halves, so that the mean is 2 and every second weight a tie.
+    let weights = &mut source.tensors.get_mut(&up).unwrap().1;
+    for (i, w) in weights.iter_mut().enumerate() {
+        *w = [1.0, -3.0, 3.0, -1.0][i % 4];
+    }
+    let ties = weights.len() as u64 / 2;
+    let checkpoint = source.checkpoint(&config, &dir.path().join("checkpoint"));
+    let to = dir.path().join("to.gguf");
+    let report = convert(&checkpoint, &to, Target::Gguf(EXACT)).unwrap();
+    assert_eq!(report.ambiguity.ties, ties);
+    // bf16 holds the scale 2; the random scales of the other matrices it rounds.
+    assert!((1..2000).contains(&report.ambiguity.bf16_scale), "{report:?}");
+    // Stored trits are taken as they are: nothing is rounded.
+    let again =
+        convert(&ModelFile::open(&to).unwrap(), &dir.path().join("again"), Target::HfPacked);
+    assert_eq!(again.unwrap().ambiguity, Default::default());
+}

@@ -20,6 +20,11 @@ pub struct Ambiguity {
 impl Ambiguity {
     /// Counts the weights of a matrix whose scale is `scale`, which the definition can round with.
     pub fn of(weights: &[f32], scale: f32) -> Self {
+        Self::counter(scale)(weights)
+    }
+
+    /// As [`Self::of`], for a matrix that comes in parts: what is returned counts one of them.
+    pub fn counter(scale: f32) -> impl Fn(&[f32]) -> Self {
         let inverse = 1.0 / scale;
         let ours = boundary(scale, |w| w * inverse > 0.5);
         let variants = [
@@ -31,16 +36,16 @@ impl Ambiguity {
         let coarse = boundary(scale, |w| w * coarse > 0.5);
         let ties = variants.iter().fold((ours, ours), |(a, b), &v| (a.min(v), b.max(v)));
         let bf16_scale = (ours.min(coarse), ours.max(coarse));
-        let (mut found, mut coarse_found) = (0, 0);
-        for chunk in weights.chunks(1 << 12) {
-            let count = |(from, to): (f32, f32)| {
-                let inside = |w: &f32| u32::from(w.abs() >= from && w.abs() < to);
-                u64::from(chunk.iter().map(inside).sum::<u32>())
+        move |weights| {
+            let part = |part: &[f32]| {
+                let count = |(from, to): (f32, f32)| {
+                    let inside = |w: &f32| u32::from(w.abs() >= from && w.abs() < to);
+                    u64::from(part.iter().map(inside).sum::<u32>())
+                };
+                Self { ties: count(ties), bf16_scale: count(bf16_scale) }
             };
-            found += count(ties);
-            coarse_found += count(bf16_scale);
+            weights.chunks(1 << 12).map(part).sum()
         }
-        Self { ties: found, bf16_scale: coarse_found }
     }
 }
 

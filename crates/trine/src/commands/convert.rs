@@ -10,6 +10,7 @@ use trine_export::{Target, convert_watched, embedding_dtype, master_dtype};
 use trine_format::gguf::i2_s::Order;
 use trine_format::gguf::{TernaryType, WriteOptions, is_placeholder_template};
 use trine_format::{Dtype, ModelFile, TokenizerFiles};
+use trine_ternary::Ambiguity;
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::model;
@@ -152,6 +153,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "bytes": report.bytes,
             "ternary_tensors": report.ternary_tensors,
             "trits": report.trits,
+            "ambiguous_ties": report.ambiguity.ties,
+            "ambiguous_bf16_scale": report.ambiguity.bf16_scale,
             "largest_scale_change": report.largest_scale_change,
             "embedding": embedding.name(),
             "dense_tensors": report.dense_tensors,
@@ -167,6 +170,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         report.ternary_tensors,
         file.path().display()
     );
+    let Ambiguity { ties, bf16_scale } = report.ambiguity;
+    if ties + bf16_scale > 0 {
+        note!(
+            "of the masters, {} weights lie where other implementations may round them otherwise, \
+             {} where a scale in bf16 does",
+            output::count(ties),
+            output::count(bf16_scale)
+        );
+    }
     if report.largest_scale_change > 0.0 {
         note!(
             "scales changed by up to {:.1e} of their value: the format stores them in 16 bits",
