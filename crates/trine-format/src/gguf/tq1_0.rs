@@ -34,8 +34,9 @@ pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, CodecError> {
     encode_blocks::<BLOCK, BLOCK_BYTES>(GgmlType::TQ1_0, matrix, |trits, out| {
         for (value, first, bytes, digits) in PARTS {
             for (j, out) in out[first..first + bytes].iter_mut().enumerate() {
-                let digit = |k| if k < digits { trits[value + j + k * bytes] + 1 } else { 0 };
-                *out = byte_of([0, 1, 2, 3, 4].map(|k| digit(k) as u8));
+                let trit = |k| if k < digits { trits[value + j + k * bytes] } else { -1 };
+                let q = (0..5).fold(0, |q, k| 3 * q + (trit(k) + 1) as u16);
+                *out = (256 * q).div_ceil(243) as u8;
             }
         }
     })
@@ -88,10 +89,3 @@ static VALID: [u8; 256] = {
     }
     valid
 };
-
-/// The byte of five digits, most significant first.
-fn byte_of(digits: [u8; 5]) -> u8 {
-    let [a, b, c, d, e] = digits.map(u16::from);
-    let q = 81 * a + 27 * b + 9 * c + 3 * d + e;
-    (256 * q).div_ceil(243) as u8
-}
