@@ -1,13 +1,17 @@
 //! What can be wrong with a model on disk.
 //!
 //! Every variant names the file and the part of it that was refused, and says what was expected
-//! there. A hostile or damaged file ends in one of these, never in a panic.
+//! there. A hostile or damaged file ends in one of these, never in a panic. What comes from the file
+//! is shown in one line of bounded length, so that it can neither flood a terminal nor steer it.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::gguf::CodecError;
+
+/// Characters of a file that an error repeats in one place.
+const SHOWN: usize = 300;
 
 /// An error of somebody else's [`TensorSource`](crate::TensorSource), carried through a writer.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -107,9 +111,9 @@ impl FormatError {
     ) -> Self {
         Self::Malformed {
             path: path.to_owned(),
-            what: what.to_string(),
-            expected: expected.to_string(),
-            found: found.to_string(),
+            what: shown(what),
+            expected: shown(expected),
+            found: shown(found),
         }
     }
 
@@ -121,18 +125,19 @@ impl FormatError {
     ) -> Self {
         Self::Key {
             path: path.to_owned(),
-            key: key.to_string(),
-            expected: expected.to_string(),
-            found: found.to_string(),
+            key: shown(key),
+            expected: shown(expected),
+            found: shown(found),
         }
     }
 
     pub(crate) fn config(key: &'static str, expected: impl Display, found: impl Display) -> Self {
-        Self::Config { key, expected: expected.to_string(), found: found.to_string() }
+        Self::Config { key, expected: shown(expected), found: shown(found) }
     }
 
     /// A refused field of a configuration that was read from a file is a refused key of the file.
-    pub(crate) fn in_file(self, path: &Path) -> Self {
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Config { key, expected, found } => Self::key(path, key, expected, found),
             other => other,
@@ -168,19 +173,63 @@ impl FormatError {
     ) -> Self {
         Self::Tensor {
             path: path.to_owned(),
-            name: name.to_string(),
-            expected: expected.to_string(),
-            found: found.to_string(),
+            name: shown(name),
+            expected: shown(expected),
+            found: shown(found),
         }
     }
 
     pub(crate) fn codec(path: &Path, name: &str) -> impl FnOnce(CodecError) -> Self {
-        let (path, name) = (path.to_owned(), name.to_owned());
+        let (path, name) = (path.to_owned(), shown(name));
         move |source| Self::Codec { path, name, source }
     }
 
     pub(crate) fn source(path: &Path, name: &str) -> impl FnOnce(BoxError) -> Self {
-        let (path, name) = (path.to_owned(), name.to_owned());
+        let (path, name) = (path.to_owned(), shown(name));
         move |source| Self::Source { path, name, source }
+    }
+}
+
+/// A text for a message: the start of a long one, and control characters escaped.
+fn shown(text: impl Display) -> String {
+    let mut out = Shown { text: String::new(), left: SHOWN };
+    // The one error is that of a full `Shown`, which stops whoever displays a long text.
+    if write!(out, "{text}").is_err() {
+        out.text.push('…');
+    }
+    out.text
+}
+
+struct Shown {
+    text: String,
+    /// Characters that there is room for.
+    left: usize,
+}
+
+impl std::fmt::Write for Shown {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for c in text.chars() {
+            let plain = matches!(c, '"' | '\'' | '\\');
+            let count = if plain { 1 } else { c.escape_debug().len() };
+            self.left = self.left.checked_sub(count).ok_or(std::fmt::Error)?;
+            if plain { self.text.push(c) } else { self.text.extend(c.escape_debug()) }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_texts_are_cut_and_escaped() {
+        let error = |key: &str| FormatError::key(Path::new("f"), key, 1, 2).to_string();
+        assert_eq!(error("a.b_é\"'"), "f: key `a.b_é\"'`: expected 1, found 2");
+        assert_eq!(error("\x1b[2J\n"), "f: key `\\u{1b}[2J\\n`: expected 1, found 2");
+        assert_eq!(error("\u{202e}x"), "f: key `\\u{202e}x`: expected 1, found 2");
+        let full = "x".repeat(SHOWN);
+        assert_eq!(shown(&full), full);
+        assert_eq!(shown("x".repeat(1 << 20)), full + "…");
     }
 }

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use common::{Masters, read_all, tiny_config, tiny_tokenizer};
 use proptest::prelude::*;
 use tempfile::tempdir;
-use trine_format::gguf::{self, Gguf, TensorSpec, WriteOptions, Writer};
+use trine_format::gguf::{self, Array, Gguf, TensorSpec, Value, WriteOptions, Writer};
 use trine_format::{DenseTensor, Dtype, ModelConfig, ModelFile, write_hf_packed};
 
 /// The bytes of a small valid model file.
@@ -163,6 +163,85 @@ fn metadata_of_unknown_types_and_values() {
     refused(&craft(&[(b"key", 9, &[13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])], &[], 64), "array type");
     refused(&craft(&[(b"key", 7, &[2])], &[], 64), "boolean");
     refused(&craft(&[(b"key", 0, &[1]), (b"key", 0, &[1])], &[], 64), "one entry");
+}
+
+#[test]
+fn messages_neither_steer_a_terminal_nor_fill_it() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("hostile.gguf");
+    let message = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        read_all(&path).unwrap_err().to_string()
+    };
+    let evil = "\x1b[2J\r\n\u{202e}".repeat(5000);
+    let mut payload = (evil.len() as u64).to_le_bytes().to_vec();
+    payload.extend(evil.as_bytes());
+    for bytes in [
+        craft(&[(b"key\n\x1b[2J", 13, &[0; 8])], &[], 64),
+        craft(&[(&evil.as_bytes()[..9 * 800], 13, &[0; 8])], &[], 64),
+        craft(&[(b"general.architecture", 8, &payload)], &[], 64),
+        craft(&[(b"general.alignment", 8, &payload)], &[], 64),
+        craft(&[], &[(&evil, &[8], 99, 0)], 64),
+    ] {
+        let message = message(&bytes);
+        assert!(message.contains("\\u{1b}[2J"), "{message}");
+        assert!(
+            !message.contains(char::is_control) && !message.contains('\u{202e}'),
+            "{message:?}"
+        );
+        assert!(message.len() < 2000, "{} bytes", message.len());
+    }
+}
+
+/// The valid file with a vocabulary of these keys instead of its own.
+fn with_vocabulary(path: &Path, keys: Vec<(&str, Value)>) {
+    fs::write(path, valid_gguf()).unwrap();
+    let valid = Gguf::open(path).unwrap();
+    let vocabulary = ["tokenizer.", "trine.", "general.alignment"];
+    let mut metadata = valid.metadata().to_vec();
+    metadata.retain(|(key, _)| !vocabulary.iter().any(|start| key.starts_with(start)));
+    metadata.extend(keys.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    let specs = valid.tensors().iter().map(|t| TensorSpec {
+        name: t.name.clone(),
+        kind: t.kind,
+        shape: t.shape.clone(),
+    });
+    let specs: Vec<_> = specs.collect();
+    let mut writer = Writer::create(path, &metadata, &specs).unwrap();
+    valid.tensors().iter().for_each(|t| writer.tensor(valid.bytes(t)).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn long_lists_of_end_tokens_are_looked_up() {
+    // To scan the list for every token would take minutes.
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("ends.gguf");
+    let count = 200_000;
+    for model in ["gpt2", "llama"] {
+        let tokens = (0..count).map(|i| i.to_string()).collect();
+        with_vocabulary(
+            &path,
+            vec![
+                ("tokenizer.ggml.model", model.into()),
+                ("tokenizer.ggml.tokens", Value::Array(Array::String(tokens))),
+                ("tokenizer.ggml.merges", Value::Array(Array::String(Vec::new()))),
+                ("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0; count]))),
+                ("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![3; count]))),
+                ("trine.eos_token_ids", Value::Array(Array::U32(vec![7; 2 * count]))),
+            ],
+        );
+        assert!(ModelFile::open(&path).unwrap().tokenizer().is_some());
+    }
+    let model = dir.path().join("model");
+    valid_dir(&model);
+    let ids = "7,".repeat(200_000) + &(0..8).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+    fs::write(model.join("generation_config.json"), format!("{{\"eos_token_id\":[{ids}]}}"))
+        .unwrap();
+    let mut ends = ModelFile::open(&model).unwrap().config().eos_token_ids.clone();
+    assert_eq!(ends[..2], [7, 5]);
+    ends.sort_unstable();
+    assert_eq!(ends, [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub fn open(path: &Path, order: BitOrder) -> Result<ModelFile, FormatError> {
         eos_token_ids: vec![2, 1],
         quantization: Quantization::Offline,
     };
-    config.validate()?;
+    config.validate().map_err(|e| e.in_file(path))?;
     for p in ORDER {
         let (rows, cols) = config.projection_shape(p);
         if !(rows * cols).is_multiple_of(4) {

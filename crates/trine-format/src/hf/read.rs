@@ -5,7 +5,7 @@
 //! computation.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -53,11 +53,9 @@ pub(crate) fn open(
     // Chat models end a text with the token of config.json and a turn with the one given here.
     let generation_path = dir.join("generation_config.json");
     if let Some(text) = read_optional(&generation_path)? {
-        for id in config::generation_eos(&text, &generation_path)? {
-            if !config.eos_token_ids.contains(&id) {
-                config.eos_token_ids.push(id);
-            }
-        }
+        let mut known: HashSet<u32> = config.eos_token_ids.iter().copied().collect();
+        let more = config::generation_eos(&text, &generation_path)?;
+        config.eos_token_ids.extend(more.into_iter().filter(|&id| known.insert(id)));
         config.validate().map_err(|e| e.in_file(&generation_path))?;
     }
     let mut files = HfDir {

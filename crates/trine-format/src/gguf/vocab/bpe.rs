@@ -1,5 +1,7 @@
 //! `tokenizer.ggml.model = gpt2`: a byte-level BPE, with a name for how texts are cut into words.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value as Json, json};
 
 use super::{ADD_BOS, ADD_EOS, CHAT_TEMPLATE, MERGES, PRE, TOKEN_TYPE, TOKENS};
@@ -190,6 +192,7 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
     let (tokens, merges) = (super::strings(gguf, TOKENS)?, super::strings(gguf, MERGES)?);
     let types = super::token_types(gguf, tokens.len())?;
     let (bos, eos) = (super::bos_id(gguf)?, super::eos_ids(gguf)?);
+    let marked: HashSet<u32> = bos.iter().chain(&eos).copied().collect();
     const NORMAL: i32 = PieceKind::Normal as i32;
     const CONTROL: i32 = PieceKind::Control as i32;
     const USER_DEFINED: i32 = PieceKind::UserDefined as i32;
@@ -197,7 +200,7 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
     let mut vocab = Map::new();
     let mut added = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let marked = bos.iter().chain(&eos).any(|&marked| marked as usize == id);
+        let marked = u32::try_from(id).is_ok_and(|id| marked.contains(&id));
         let kind = types.get(id).copied().unwrap_or(NORMAL);
         if kind == UNUSED && !marked {
             continue;

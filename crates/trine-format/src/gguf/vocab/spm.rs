@@ -3,6 +3,8 @@
 //! Keys that are not there mean what llama.cpp takes them for: a space and the beginning of text in
 //! front, no end of text behind.
 
+use std::collections::HashSet;
+
 use serde_json::{Value as Json, json};
 
 use super::{ADD_BOS, ADD_EOS, CHAT_TEMPLATE, PRE, SCORES, TOKEN_TYPE, TOKENS, UNK_ID};
@@ -47,6 +49,7 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
         other => return Err(super::mismatch(gguf, SCORES, "f32", tokens.len(), other)),
     };
     let (bos, eos) = (super::bos_id(gguf)?, super::eos_ids(gguf)?);
+    let marked: HashSet<u32> = bos.iter().chain(&eos).copied().collect();
     let unknown = super::id(gguf, UNK_ID)?;
     let kinds = super::token_types(gguf, tokens.len())?;
     let kind = |id: usize, text: &str| {
@@ -59,7 +62,8 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
                 refuse(TOKEN_TYPE, "a type of 1 to 6 for every token", &number.to_string())
             })?,
         };
-        let marked = bos.iter().chain(&eos).any(is) && stated != PieceKind::Unknown;
+        let marked = u32::try_from(id).is_ok_and(|id| marked.contains(&id));
+        let marked = marked && stated != PieceKind::Unknown;
         Ok(if marked { PieceKind::Control } else { stated })
     };
     let pieces =
