@@ -22,6 +22,7 @@
 mod chat;
 mod detokenizer;
 mod error;
+mod guard;
 mod make;
 mod tokenizer;
 

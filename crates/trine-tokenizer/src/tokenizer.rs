@@ -9,14 +9,13 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Deserialize;
-use serde_json::Value;
-use tokenizers::normalizers::Precompiled;
 use tokenizers::{
     Model, ModelWrapper, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
     PreTokenizer, Tokenizer as HfTokenizer,
 };
 
 use crate::detokenizer::{Detokenizer, Joining};
+use crate::guard::{check_fragile_parts, guarded};
 use crate::{BOS, EOS, EOT, TokenizerError, make};
 
 /// Bytes of text encoded as one piece, where a tokenizer allows cutting at lines.
@@ -66,6 +65,14 @@ impl Tokenizer {
 
     fn parse(json: &str, origin: &str) -> Result<Self, TokenizerError> {
         let refuse = |cause: String| TokenizerError::Json { origin: origin.to_owned(), cause };
+        guarded(|| Self::parse_trusting(json, refuse), refuse)
+    }
+
+    /// As [`Tokenizer::parse`], where the library may panic.
+    fn parse_trusting(
+        json: &str,
+        refuse: impl Fn(String) -> TokenizerError,
+    ) -> Result<Self, TokenizerError> {
         check_fragile_parts(json).map_err(|e| refuse(format!("{e}")))?;
         let mut hf: HfTokenizer = json.parse().map_err(|e| refuse(format!("{e}")))?;
         hf.with_padding(None);
@@ -144,6 +151,17 @@ impl Tokenizer {
         specials: Specials,
         add_special_tokens: bool,
     ) -> Result<Vec<u32>, TokenizerError> {
+        let refuse = |cause| TokenizerError::Model { operation: "encode", cause };
+        guarded(|| self.ids_trusting(text, specials, add_special_tokens), refuse)
+    }
+
+    /// As [`Tokenizer::ids`], where the library may panic.
+    fn ids_trusting(
+        &self,
+        text: &str,
+        specials: Specials,
+        add_special_tokens: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let refuse = |e: tokenizers::Error| model_error("encode", &e);
         let normalizer = self.hf.get_normalizer();
         let mut pieces = match specials {
@@ -206,7 +224,9 @@ impl Tokenizer {
         for &id in ids {
             self.known(id)?;
         }
-        self.hf.decode(ids, skip_special_tokens).map_err(|e| model_error("decode", &e))
+        let refuse = |cause| TokenizerError::Model { operation: "decode", cause };
+        let decode = || self.hf.decode(ids, skip_special_tokens);
+        guarded(|| decode().map_err(|e| model_error("decode", &e)), refuse)
     }
 
     /// A decoder for ids that arrive one at a time.
@@ -273,26 +293,6 @@ impl Tokenizer {
 
 pub(crate) fn model_error(operation: &'static str, cause: &tokenizers::Error) -> TokenizerError {
     TokenizerError::Model { operation, cause: cause.to_string() }
-}
-
-/// Reads the parts of a tokenizer.json in which the library panics where it should return an error:
-/// a decoder that is no valid JSON, and a precompiled normalizer of which the same is true.
-fn check_fragile_parts(json: &str) -> serde_json::Result<()> {
-    #[derive(Deserialize)]
-    struct Parts {
-        #[serde(default)]
-        normalizer: Value,
-        #[serde(default, rename = "decoder")]
-        _decoder: Value,
-    }
-    fn check(normalizer: &Value) -> serde_json::Result<()> {
-        if normalizer.get("type").and_then(Value::as_str) == Some("Precompiled") {
-            Precompiled::deserialize(normalizer)?;
-        }
-        let parts = normalizer.get("normalizers").and_then(Value::as_array);
-        parts.into_iter().flatten().try_for_each(check)
-    }
-    check(&serde_json::from_str::<Parts>(json)?.normalizer)
 }
 
 /// The `tokenizers` crate numbers added tokens itself and only warns when a file says otherwise.
