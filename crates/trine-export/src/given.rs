@@ -75,11 +75,16 @@ impl TensorSource for Recorder<'_> {
     }
 
     fn projection(&self, layer: usize, p: Projection) -> Result<TernaryMatrix, BoxError> {
-        let matrix = self.source.projection(layer, p)?;
-        let mut given = Given::of(&matrix);
-        if self.config.quantization == Quantization::Online {
-            given.ambiguity = ambiguity(&self.dense(&names::projection(layer, p))?, &matrix);
-        }
+        let masters = match self.config.quantization {
+            Quantization::Online => Some(self.source.dense(&names::projection(layer, p))?),
+            _ => None,
+        };
+        let (matrix, ambiguity) = match masters.map(|masters| masters.ternarize_counted()) {
+            Some(Ok(counted)) => counted,
+            // The source names its file in what it has to say.
+            _ => (self.source.projection(layer, p)?, Ambiguity::default()),
+        };
+        let given = Given { ambiguity, ..Given::of(&matrix) };
         self.given.lock().unwrap_or_else(|e| e.into_inner()).insert((layer, p), given);
         // The masters have been read, the trits are in memory of their own.
         self.source.release(&TensorId::Layer(layer, Part::Projection(p)).canonical());
@@ -92,15 +97,6 @@ impl TensorSource for Recorder<'_> {
             self.counter.done(self.config, id);
         }
     }
-}
-
-/// Counts over masters `(rows, cols)`, a few rows at a time, so that there is no copy of them as f32.
-fn ambiguity(masters: &DenseTensor<'_>, matrix: &TernaryMatrix) -> Ambiguity {
-    let count = Ambiguity::counter(matrix.scale());
-    let rows = (1 << 16) / matrix.cols().max(1) + 1;
-    let starts = (0..matrix.rows()).step_by(rows);
-    let part = |start: usize| masters.rows(start..(start + rows).min(matrix.rows()));
-    starts.filter_map(part).map(|part| count(&part.to_f32())).sum()
 }
 
 /// Counts the parameters that one stage of the work has passed.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
-use trine_ternary::{TernaryError, TernaryMatrix};
+use trine_ternary::{Ambiguity, TernaryError, TernaryMatrix};
 
 use crate::error::BoxError;
 use crate::{Dtype, FormatError, ModelConfig, Projection, names};
@@ -51,6 +51,41 @@ impl<'a> DenseTensor<'a> {
         let data = self.data.get(rows.start.checked_mul(bytes)?..rows.end.checked_mul(bytes)?)?;
         let shape = [&[rows.len()], row].concat();
         Some(DenseTensor { name: self.name.clone(), dtype: self.dtype, shape, data: data.into() })
+    }
+
+    /// Applies the definition to master weights `(out, in)`, without a copy of them as f32.
+    ///
+    /// # Errors
+    /// Weights that are not finite, or not as many as the shape says.
+    pub fn ternarize(&self) -> Result<TernaryMatrix, TernaryError> {
+        let (rows, cols) = self.matrix()?;
+        TernaryMatrix::from_weight_rows(rows, cols, |r, out| self.widen_row(r, rows, out))
+    }
+
+    /// As [`Self::ternarize`], and counts the weights whose trit is not the same in all
+    /// implementations.
+    ///
+    /// # Errors
+    /// As [`Self::ternarize`].
+    pub fn ternarize_counted(&self) -> Result<(TernaryMatrix, Ambiguity), TernaryError> {
+        let (rows, cols) = self.matrix()?;
+        TernaryMatrix::from_weight_rows_counted(rows, cols, |r, out| self.widen_row(r, rows, out))
+    }
+
+    /// Rows and columns, after checking that there are as many numbers.
+    fn matrix(&self) -> Result<(usize, usize), TernaryError> {
+        let rows = self.shape.first().copied().unwrap_or(1);
+        let cols = self.shape.iter().skip(1).product();
+        let (expected, found) = (self.dtype.bytes(&[rows, cols]).unwrap_or(0), self.data.len());
+        if expected != found {
+            return Err(TernaryError::Length { what: "bytes of weights", expected, found });
+        }
+        Ok((rows, cols))
+    }
+
+    fn widen_row(&self, r: usize, rows: usize, out: &mut [f32]) {
+        let bytes = self.data.len() / rows.max(1);
+        self.dtype.decode(&self.data[r * bytes..][..bytes], out);
     }
 
     /// How many numbers there are.
@@ -144,25 +179,11 @@ pub trait TensorSource: Sync {
     /// When there is no such tensor, or its masters are not finite.
     fn projection(&self, layer: usize, p: Projection) -> Result<TernaryMatrix, BoxError> {
         let masters = self.dense(&names::projection(layer, p))?;
-        Ok(ternarize(&masters)?)
+        Ok(masters.ternarize()?)
     }
 
     /// Told when a tensor, by its canonical name, has been written: its memory may be given back.
     fn release(&self, _name: &str) {}
-}
-
-/// Applies the definition to master weights `(out, in)`, without a copy of them as f32.
-pub(crate) fn ternarize(masters: &DenseTensor<'_>) -> Result<TernaryMatrix, TernaryError> {
-    let rows = masters.shape.first().copied().unwrap_or(1);
-    let cols = masters.shape.iter().skip(1).product();
-    let (expected, found) = (masters.dtype.bytes(&[rows, cols]).unwrap_or(0), masters.data.len());
-    if expected != found {
-        return Err(TernaryError::Length { what: "bytes of weights", expected, found });
-    }
-    let row_bytes = found / rows.max(1);
-    TernaryMatrix::from_weight_rows(rows, cols, |r, out| {
-        masters.dtype.decode(&masters.data[r * row_bytes..][..row_bytes], out);
-    })
 }
 
 /// The numbers of a dense tensor from `source` as another type, checked.

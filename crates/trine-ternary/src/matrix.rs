@@ -2,7 +2,7 @@
 
 use crate::pack::{TRITS_PER_BYTE_2BIT, find_code_three, pack_2bit, row_bytes_2bit, unpack_2bit};
 use crate::weight::AbsSum;
-use crate::{TernaryError, absmean, error::check_len, ternarize};
+use crate::{Ambiguity, TernaryError, absmean, error::check_len, ternarize};
 
 /// A `(rows, cols)` matrix of trits with one scale; a projection's `(out, in)`.
 ///
@@ -39,7 +39,37 @@ impl TernaryMatrix {
     pub fn from_weight_rows(
         rows: usize,
         cols: usize,
+        widen: impl FnMut(usize, &mut [f32]),
+    ) -> Result<Self, TernaryError> {
+        Self::in_two_passes(rows, cols, widen, |_| |_: &[f32]| ())
+    }
+
+    /// As [`Self::from_weight_rows`], and counts the weights whose trit is not the same in all
+    /// implementations.
+    ///
+    /// # Errors
+    /// As [`Self::from_weight_rows`].
+    pub fn from_weight_rows_counted(
+        rows: usize,
+        cols: usize,
+        widen: impl FnMut(usize, &mut [f32]),
+    ) -> Result<(Self, Ambiguity), TernaryError> {
+        let mut found = Ambiguity::default();
+        let matrix = Self::in_two_passes(rows, cols, widen, |scale| {
+            let count = Ambiguity::counter(scale);
+            let found = &mut found;
+            move |row: &[f32]| *found = [*found, count(row)].into_iter().sum()
+        })?;
+        Ok((matrix, found))
+    }
+
+    /// A first pass over the rows for the scale, a second one for the trits; `see` is told the scale
+    /// between the two, and what it returns sees the rows of the second.
+    fn in_two_passes<S: FnMut(&[f32])>(
+        rows: usize,
+        cols: usize,
         mut widen: impl FnMut(usize, &mut [f32]),
+        see: impl FnOnce(f32) -> S,
     ) -> Result<Self, TernaryError> {
         area(rows, cols)?;
         let mut weights = vec![0.0; if rows > 0 { cols } else { 0 }];
@@ -56,8 +86,10 @@ impl TernaryMatrix {
             // Only a `widen` that changes its mind comes here.
             return Err(TernaryError::NonFinite { index: 0, value: f32::NAN });
         };
+        let mut see = see(scale);
         Self::pack_rows(rows, cols, scale, |r, out| {
             widen(r, &mut weights);
+            see(&weights);
             ternarize(&weights, scale, out)
         })
     }

@@ -18,7 +18,6 @@ use trine_ternary::TernaryMatrix;
 use super::config::{self, HfConfig};
 use super::packed;
 use crate::names::{Part, TensorId};
-use crate::tensor::ternarize;
 use crate::{
     DenseTensor, Dtype, FormatError, Mapped, ModelConfig, Projection, Quantization, TensorSummary,
     TokenizerFiles, Weight, map_file,
@@ -244,7 +243,7 @@ impl HfDir {
         match config.quantization {
             Quantization::None => Ok(Weight::Dense(self.dense(config, &name)?)),
             Quantization::Online => {
-                Ok(Weight::Ternary(ternarize(&self.dense(config, &name)?).map_err(codec)?))
+                Ok(Weight::Ternary(self.dense(config, &name)?.ternarize().map_err(codec)?))
             }
             Quantization::Offline => {
                 let (data, stored_scale) = self.packed(config, &name, p)?;

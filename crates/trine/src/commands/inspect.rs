@@ -298,13 +298,18 @@ fn ternary_tensors(file: &ModelFile) -> anyhow::Result<Vec<Ternary>> {
     }
     let all = (0..config.num_hidden_layers).flat_map(|l| Projection::ALL.map(|p| (l, p)));
     let read = |(layer, p)| -> anyhow::Result<Option<Ternary>> {
-        let Weight::Ternary(matrix) = file.projection(layer, p)? else { return Ok(None) };
         let name = names::projection(layer, p);
-        let ambiguity = match config.quantization {
-            Quantization::Online => {
-                Some(Ambiguity::of(&file.dense(&name)?.to_f32(), matrix.scale()))
-            }
+        let counted = match config.quantization {
+            Quantization::Online => file.dense(&name)?.ternarize_counted().ok(),
             _ => None,
+        };
+        let (matrix, ambiguity) = match counted {
+            Some((matrix, ambiguity)) => (matrix, Some(ambiguity)),
+            // Trits as stored; or what is wrong with masters, with the name of the file.
+            None => match file.projection(layer, p)? {
+                Weight::Ternary(matrix) => (matrix, None),
+                Weight::Dense(_) => return Ok(None),
+            },
         };
         file.release(&name);
         let shape = (matrix.rows(), matrix.cols());
