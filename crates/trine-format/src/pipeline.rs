@@ -1,7 +1,11 @@
 //! Making tensors on all threads while those before them are written.
 //!
-//! What is in memory is two windows of tensors, whatever the size of the model; what is written is
+//! What is in memory is a few windows of tensors, whatever the size of the model; what is written is
 //! the same for every number of threads.
+
+use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use rayon::prelude::*;
 
@@ -9,30 +13,42 @@ use crate::FormatError;
 
 /// Bytes in a window, at least, but for the last.
 const WINDOW: usize = 32 << 20;
+/// Windows that are made and not yet written, so that making goes on while a large tensor is
+/// written; one more is being made, and one written.
+const AHEAD: usize = 3;
 
-/// Calls `put` with what `make` makes of every item, in order.
+/// Calls `put` with what `make` makes of every item, in order, on a thread of its own.
 ///
 /// # Errors
-/// The first error in the order of the items, of a window `put` before the next `make`.
+/// The first error in the order of the items.
 pub(crate) fn in_order<I: Sync, T: Send>(
     items: &[I],
     bytes: impl Fn(&I) -> usize,
     make: impl Fn(&I) -> Result<T, FormatError> + Sync,
     mut put: impl FnMut(&I, T) -> Result<(), FormatError> + Send,
 ) -> Result<(), FormatError> {
-    let (mut made, mut rest) = (Vec::new(), items);
-    while !rest.is_empty() || !made.is_empty() {
-        let (window, after) = rest.split_at(window(rest, &bytes));
-        let (written, next) = rayon::join(
-            || made.drain(..).try_for_each(|(item, tensor)| put(item, tensor)),
-            || window.par_iter().map(&make).collect::<Vec<_>>(),
-        );
-        written?;
-        let next = window.iter().zip(next).map(|(item, tensor)| Ok((item, tensor?)));
-        made = next.collect::<Result<_, FormatError>>()?;
-        rest = after;
-    }
-    Ok(())
+    let (to_writer, windows) = sync_channel::<Vec<(&I, T)>>(AHEAD);
+    thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            windows.into_iter().flatten().try_for_each(|(item, tensor)| put(item, tensor))
+        });
+        let mut rest = items;
+        let mut made = Ok(());
+        while !rest.is_empty() && made.is_ok() {
+            let (window, after) = rest.split_at(window(rest, &bytes));
+            rest = after;
+            let next: Vec<_> = window.par_iter().map(|item| Ok((item, make(item)?))).collect();
+            made = next.into_iter().collect::<Result<_, _>>().map(|next| {
+                // A writer that has ended has an error of its own to tell.
+                if to_writer.send(next).is_err() {
+                    rest = &[];
+                }
+            });
+        }
+        drop(to_writer);
+        let written = writer.join().unwrap_or_else(|panic| resume_unwind(panic));
+        written.and(made)
+    })
 }
 
 /// How many items fill a window.
