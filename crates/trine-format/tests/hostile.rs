@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use common::{Masters, read_all, tiny_config, tiny_tokenizer};
 use proptest::prelude::*;
+use serde_json::json;
 use tempfile::tempdir;
 use trine_format::gguf::{self, Array, Gguf, TensorSpec, Value, WriteOptions, Writer};
 use trine_format::{DenseTensor, Dtype, ModelConfig, ModelFile, write_hf_packed};
@@ -431,6 +432,21 @@ fn safetensors_header_lengths_that_lie() {
         fs::write(&path, &bytes).unwrap();
         let error = read_all(&model).unwrap_err().to_string();
         assert!(error.contains("safetensors header"), "{error}");
+    }
+}
+
+#[test]
+fn indices_that_name_no_file_beside_them() {
+    let dir = tempdir().unwrap();
+    let model = dir.path().join("model");
+    valid_dir(&model);
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    let index = model.join("model.safetensors.index.json");
+    let long = "x".repeat(256);
+    for name in ["", ".", "..", "/etc/passwd", "../a", "a/b", "a\u{1b}[2J", "a\n", "a\0", &long] {
+        fs::write(&index, json!({"weight_map": {"any": name}}).to_string()).unwrap();
+        let error = ModelFile::open(&model).err().unwrap().to_string();
+        assert!(error.contains("weight_map") && error.len() < 1000, "{name:?}: {error}");
     }
 }
 

@@ -23,6 +23,8 @@ use crate::{
     TokenizerFiles, Weight, map_file,
 };
 
+/// Longest name of a shard in bytes.
+const MAX_FILE_NAME: usize = 255;
 /// Bytes before a safetensors header: its length.
 const LENGTH_BYTES: usize = 8;
 
@@ -89,6 +91,10 @@ fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
         let mut parts = Path::new(name).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             return Err(refuse("a file name with a path"));
+        }
+        // The name stands in messages, and no file system has a longer one.
+        if name.len() > MAX_FILE_NAME || name.contains(char::is_control) {
+            return Err(refuse("a file name with control characters, or too long for one"));
         }
         names.insert(name);
     }
