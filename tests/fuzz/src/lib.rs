@@ -5,8 +5,10 @@
 mod made;
 mod text;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 use trine_format::gguf::GgmlType;
@@ -93,7 +95,9 @@ pub fn read_opened(file: Result<ModelFile, FormatError>, path: &Path) -> Option<
             Ok(tensor) => {
                 let values = tensor.to_f32();
                 assert_eq!(values.len(), config.tensor_shape(id).iter().product::<usize>());
-                assert_eq!(tensor.rows(0..1).map(|r| r.to_f32().len()), row_len(&tensor.shape));
+                if let [_, columns] = tensor.shape[..] {
+                    assert_eq!(tensor.rows(0..1).map(|row| row.to_f32().len()), Some(columns));
+                }
             }
             // The trits of a projection are no plain tensor.
             Err(error) => drop(refused(error)),
@@ -109,11 +113,6 @@ pub fn read_opened(file: Result<ModelFile, FormatError>, path: &Path) -> Option<
         file.set_i2_s_order(recognized.unwrap_or_default());
     }
     projections(&file, path).then_some(file)
-}
-
-/// Numbers of the first row of a tensor.
-fn row_len(shape: &[usize]) -> Option<usize> {
-    shape.split_first().map(|(_, row)| row.iter().product())
 }
 
 /// Reads all projections; whether each could be.
@@ -140,15 +139,18 @@ fn projections(file: &ModelFile, path: &Path) -> bool {
     whole
 }
 
-/// Lets the panics of libraries pass that `trine_tokenizer` turns into errors.
+/// Lets the panics of libraries pass that `trine_tokenizer` turns into errors, and names each place once.
 ///
 /// libFuzzer's hook ends the process at any panic, before anything can catch it. For `init:`.
 pub fn catch_library_panics() {
     let fatal = std::panic::take_hook();
+    let seen = Mutex::new(BTreeSet::new());
     std::panic::set_hook(Box::new(move |info| {
-        let caught = |file: &str| ["/tokenizers-", "/minijinja-"].iter().any(|l| file.contains(l));
-        if !info.location().is_some_and(|at| caught(at.file())) {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        if !["/tokenizers-", "/minijinja-"].iter().any(|library| place.contains(library)) {
             fatal(info);
+        } else if seen.lock().unwrap().insert(place) {
+            eprintln!("caught: {info}");
         }
     }));
 }
