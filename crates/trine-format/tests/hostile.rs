@@ -400,6 +400,7 @@ fn refused_header(change: impl FnOnce(String) -> String, expected: &str) {
 #[test]
 fn safetensors_headers_that_lie() {
     refused_header(|_| "no json".to_owned(), "safetensors header");
+    refused_header(|h| h.replacen('{', r#"{"a":{},"a":{},"#, 1), "two tensors of the name `a`");
     refused_header(|_| format!("{{\"a\":{}", "[".repeat(100_000)), "safetensors header");
     refused_header(|h| h.replace("\"shape\":[8,16]", "\"shape\":[8,17]"), "safetensors header");
     refused_header(|h| h.replace("[8,16]", "[4611686018427387904,16]"), "safetensors header");

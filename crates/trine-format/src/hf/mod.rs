@@ -5,6 +5,7 @@
 //! trits ("offline") are both supported; [`packed`] has the layout of the latter.
 
 pub(crate) mod config;
+mod header;
 pub mod packed;
 pub(crate) mod read;
 pub(crate) mod write;

@@ -11,11 +11,11 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype as StDtype;
-use safetensors::tensor::Metadata;
 use serde_json::Value;
 use trine_ternary::TernaryMatrix;
 
 use super::config::{self, HfConfig};
+use super::header::header;
 use super::packed;
 use crate::names::{Part, TensorId};
 use crate::{
@@ -25,8 +25,6 @@ use crate::{
 
 /// Longest name of a shard in bytes.
 const MAX_FILE_NAME: usize = 255;
-/// Bytes before a safetensors header: its length.
-const LENGTH_BYTES: usize = 8;
 
 /// The tensors of a directory, by name, over one or several mapped files.
 pub(crate) struct HfDir {
@@ -298,31 +296,4 @@ fn plain(dtype: StDtype) -> Option<Dtype> {
         StDtype::BF16 => Some(Dtype::BF16),
         _ => None,
     }
-}
-
-/// The start of the data and the checked header of a safetensors file.
-///
-/// `Metadata` checks on its own that the tensors cover their data without holes and overlaps and
-/// that sizes fit shapes. The whole file is measured here, because the library's own reader adds up
-/// these hostile numbers unchecked.
-fn header(path: &Path, file: &[u8]) -> Result<(usize, Metadata), FormatError> {
-    let refuse =
-        |what, expected: &str, found: String| FormatError::malformed(path, what, expected, found);
-    let size = || format!("{} bytes in all", file.len());
-    let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-        return Err(refuse("safetensors header length", "8 bytes", size()));
-    };
-    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    let Some(text) = rest.get(..length) else {
-        let expected = format!("{length} bytes");
-        return Err(refuse("safetensors header", &expected, size()));
-    };
-    let metadata: Metadata = serde_json::from_slice(text)
-        .map_err(|e| refuse("safetensors header", "valid tensors", e.to_string()))?;
-    let data = rest.len() - length;
-    if metadata.data_len() != data {
-        let expected = format!("{} bytes", metadata.data_len());
-        return Err(refuse("tensor data", &expected, format!("{data} bytes")));
-    }
-    Ok((LENGTH_BYTES + length, metadata))
 }
