@@ -153,15 +153,26 @@ pub fn embedding_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
     Ok(if same && dtype != Dtype::F32 { dtype } else { Dtype::F16 })
 }
 
-/// The type of master weights that loses nothing: that of stored masters, BF16 for stored trits.
+/// The type of master weights that loses nothing: that of stored masters, F32 where they are of
+/// several; BF16 for stored trits.
 ///
 /// # Errors
-/// A model without projections.
+/// A tensor that is missing.
 pub fn master_dtype(source: &ModelFile) -> Result<Dtype, FormatError> {
-    Ok(match source.config().quantization {
-        Quantization::Offline => Dtype::BF16,
-        _ => source.dense(&names::projection(0, Projection::Q))?.dtype,
-    })
+    let config = source.config();
+    if config.quantization == Quantization::Offline {
+        return Ok(Dtype::BF16);
+    }
+    let mut found = None;
+    for layer in 0..config.num_hidden_layers {
+        for p in Projection::ALL {
+            let dtype = source.dense(&names::projection(layer, p))?.dtype;
+            if *found.get_or_insert(dtype) != dtype {
+                return Ok(Dtype::F32);
+            }
+        }
+    }
+    Ok(found.unwrap_or(Dtype::F32))
 }
 
 /// How far a conversion is.

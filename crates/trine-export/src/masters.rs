@@ -3,7 +3,7 @@
 use half::bf16;
 use trine_format::names::{Part, TensorId};
 use trine_format::{BoxError, DenseTensor, Dtype, ModelFile, Quantization, TensorSource};
-use trine_ternary::Precision;
+use trine_ternary::{Precision, TernaryError};
 
 /// Serves the masters of a ternary model in a type, F32 or BF16 or that of the stored masters, such
 /// that they quantize to exactly the trits and scales that the source has.
@@ -37,7 +37,14 @@ impl TensorSource for Masters<'_> {
         };
         let matrix = TensorSource::projection(self.source, layer, p)?;
         let start = stored.map(|masters| masters.to_f32());
-        let masters = matrix.to_masters(start.as_deref(), precision)?;
+        let masters = matrix.to_masters(start.as_deref(), precision).map_err(|e| match e {
+            TernaryError::Masters { scale } => format!(
+                "no masters of bf16 have exactly the scale {scale} and these trits, as there is \
+                 no zero that could hold a rest; f32 has them (--dtype f32)"
+            )
+            .into(),
+            other => BoxError::from(other),
+        })?;
         let data = match precision {
             Precision::F32 => masters.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>(),
             Precision::Bf16 => {

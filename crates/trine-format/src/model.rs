@@ -96,10 +96,19 @@ impl ModelFile {
         self.tokenizer.as_ref()
     }
 
-    /// The same model with another tokenizer.
-    #[must_use]
-    pub fn with_tokenizer(self, tokenizer: TokenizerFiles) -> Self {
-        Self { tokenizer: Some(tokenizer), ..self }
+    /// The same model with another tokenizer, and the ids that begin and end a text with it.
+    ///
+    /// # Errors
+    /// [`FormatError::Key`] for an id that the model has no embedding for.
+    pub fn with_tokenizer(
+        self,
+        tokenizer: TokenizerFiles,
+        bos_token_id: Option<u32>,
+        eos_token_ids: Vec<u32>,
+    ) -> Result<Self, FormatError> {
+        let config = ModelConfig { bos_token_id, eos_token_ids, ..self.config };
+        config.validate().map_err(|e| e.in_file(&self.path))?;
+        Ok(Self { tokenizer: Some(tokenizer), config, ..self })
     }
 
     /// The format it is in.

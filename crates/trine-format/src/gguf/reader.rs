@@ -69,6 +69,11 @@ impl Gguf {
         self.metadata.iter().find(|(k, _)| k == key).map(|(_, value)| value)
     }
 
+    /// Whether this program wrote the file: others have no keys of our own.
+    pub fn is_ours(&self) -> bool {
+        self.metadata.iter().any(|(key, _)| key.starts_with("trine."))
+    }
+
     /// Tensor descriptions in the file's order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -28,7 +28,8 @@ pub fn write_hf(
     tokenizer: Option<&TokenizerFiles>,
 ) -> Result<(), FormatError> {
     let staged = AtomicDir::create(dir)?;
-    write_hf_files(staged.path(), config, dtype, source, tokenizer)?;
+    write_hf_files(staged.path(), config, dtype, source, tokenizer)
+        .map_err(|e| e.moved(staged.path(), dir))?;
     staged.commit()
 }
 
@@ -82,7 +83,19 @@ pub fn write_hf_packed(
     }
     let config = ModelConfig { quantization: Quantization::Offline, ..config.clone() };
     let staged = AtomicDir::create(dir)?;
-    write_texts(staged.path(), &config, Dtype::BF16, tokenizer)?;
+    packed_files(staged.path(), &config, source, tokenizer)
+        .map_err(|e| e.moved(staged.path(), dir))?;
+    staged.commit()
+}
+
+/// The files of [`write_hf_packed`].
+fn packed_files(
+    dir: &Path,
+    config: &ModelConfig,
+    source: &dyn TensorSource,
+    tokenizer: Option<&TokenizerFiles>,
+) -> Result<(), FormatError> {
+    write_texts(dir, config, Dtype::BF16, tokenizer)?;
 
     // Two-byte numbers, then packed bytes, then scales: so everything is aligned to its size, and
     // scales come last because they are only known once the trits have been asked for.
@@ -100,13 +113,13 @@ pub fn write_hf_packed(
     });
     let scales = projections.iter().map(|id| bf16(format!("{}_scale", id.canonical()), vec![1]));
 
-    let path = staged.path().join("model.safetensors");
+    let path = dir.join("model.safetensors");
     let mut file = start(&path, dense.iter().cloned().chain(bytes).chain(scales))?;
     put_dense(&mut file, source, &dense, Dtype::BF16)?;
     let mut scales = Vec::new();
     let make = |id: &TensorId| {
         let TensorId::Layer(layer, Part::Projection(p)) = *id else { return Ok((vec![], 0.0)) };
-        let matrix = checked_trits(source, dir, &config, layer, p)?;
+        let matrix = checked_trits(source, &path, config, layer, p)?;
         Ok((packed::encode(&matrix), matrix.scale()))
     };
     let bytes = |id: &TensorId| config.tensor_shape(*id).iter().product::<usize>() / 4;
@@ -117,8 +130,7 @@ pub fn write_hf_packed(
         Ok(())
     })?;
     file.put(&scales)?;
-    file.commit()?;
-    staged.commit()
+    file.commit()
 }
 
 /// A tensor as the safetensors header announces it.

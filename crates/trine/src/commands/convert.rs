@@ -8,7 +8,7 @@ use trine_export::import::bitllama2c::{self, BitOrder};
 use trine_export::import::llama2c;
 use trine_export::{Target, convert_watched, embedding_dtype, master_dtype};
 use trine_format::gguf::i2_s::Order;
-use trine_format::gguf::{TernaryType, WriteOptions, is_placeholder_template};
+use trine_format::gguf::{Gguf, TernaryType, WriteOptions, is_placeholder_template};
 use trine_format::{Dtype, ModelFile, TokenizerFiles};
 use trine_ternary::Ambiguity;
 use trine_tokenizer::{ChatTemplate, Tokenizer};
@@ -128,11 +128,18 @@ enum Embed {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut file = with_tokenizer(args, open(args)?)?;
     if let Some(order) = args.i2s_order {
-        file.set_i2_s_order(match order {
+        let order = match order {
             I2sOrder::X86 => Order::Blocks128,
             I2sOrder::Arm => Order::Blocks64,
             I2sOrder::Rows4 => Order::Rows4,
-        });
+        };
+        if file.i2_s_order().is_none() {
+            bail!("--i2s-order: {} has no I2_S tensors", file.path().display());
+        }
+        if file.as_gguf().is_some_and(Gguf::is_ours) && order != Order::Blocks128 {
+            bail!("--i2s-order: {} was written by Trine, always as x86", file.path().display());
+        }
+        file.set_i2_s_order(order);
     }
     if let Some(order) = file.i2_s_order().filter(|order| *order != Order::Blocks128) {
         note!("the trits of {} lie in {}", file.path().display(), order.name());
@@ -153,6 +160,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "bytes": report.bytes,
             "ternary_tensors": report.ternary_tensors,
             "trits": report.trits,
+            "type": target_name(target),
+            "i2_s_order": file.i2_s_order().map(Order::name),
             "ambiguous_ties": report.ambiguity.ties,
             "ambiguous_bf16_scale": report.ambiguity.bf16_scale,
             "largest_scale_change": report.largest_scale_change,
@@ -171,13 +180,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         file.path().display()
     );
     let Ambiguity { ties, bf16_scale } = report.ambiguity;
-    if ties + bf16_scale > 0 {
-        note!(
-            "of the masters, {} weights lie where other implementations may round them otherwise, \
-             {} where a scale in bf16 does",
-            output::count(ties),
-            output::count(bf16_scale)
-        );
+    for (count, why) in [(ties, "it rounds ties"), (bf16_scale, "a scale in bf16 rounds them")] {
+        if count > 0 {
+            let count = output::count(count);
+            note!("another implementation may get {count} of the trits otherwise, where {why}");
+        }
     }
     if report.largest_scale_change > 0.0 {
         note!(
@@ -187,10 +194,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if report.largest_dense_change > 0.0 {
         note!(
-            "the embedding is stored as {}: numbers outside the projections changed by up to \
-             {:.1e} of the largest in their row",
+            "numbers outside the projections changed by up to {:.1e} of the largest in their row: \
+             the embedding is stored as {}{}",
+            report.largest_dense_change,
             embedding.name(),
-            report.largest_dense_change
+            if matches!(target, Target::Gguf(_)) { "" } else { ", and so are the norms" }
         );
     }
     Ok(())
@@ -205,20 +213,33 @@ fn open(args: &Args) -> anyhow::Result<ModelFile> {
         }
         (None, None) => return model::open(&args.from),
     };
-    Ok(bitllama2c::open(&args.from, order)?)
+    Ok(bitllama2c::open(&model::resolve(&args.from)?, order)?)
 }
 
 /// The model with the tokenizer and the chat template that the options name.
 fn with_tokenizer(args: &Args, file: ModelFile) -> anyhow::Result<ModelFile> {
     let mut files = file.tokenizer().cloned();
+    let (mut bos, mut eos) = (file.config().bos_token_id, file.config().eos_token_ids.clone());
     if let Some(path) = &args.tokenizer {
+        let path = &model::tokenizer_path(path)?;
         let mut given = match path.extension() {
             Some(extension) if extension == "bin" => llama2c::tokenizer(path)?,
             _ => TokenizerFiles::open(path)?,
         };
         let tokenizer = Tokenizer::from_json(&given.tokenizer_json)
             .with_context(|| path.display().to_string())?;
-        model::check_vocabulary(&tokenizer, &file)?;
+        model::check_vocabulary(&tokenizer, &file)
+            .with_context(|| format!("{} does not fit", path.display()))?;
+        // The ids that begin and end a text are those of this tokenizer, where it has some: the
+        // model's own may be ordinary tokens in it.
+        let begins = tokenizer.bos_id().filter(|id| bos != Some(*id));
+        let ends: Vec<u32> = tokenizer.eos_id().into_iter().chain(tokenizer.eot_id()).collect();
+        let ends = (!ends.is_empty() && !ends.iter().any(|id| eos.contains(id))).then_some(ends);
+        if begins.is_some() || ends.is_some() {
+            bos = begins.or(bos);
+            eos = ends.unwrap_or(eos);
+            note!("texts begin with {bos:?} and end with {eos:?}, as {} has it", path.display());
+        }
         // A tokenizer.json alone has no template to offer in the place of the model's.
         if let (None, Some(template)) =
             (given.chat_template(), files.as_ref().and_then(TokenizerFiles::chat_template))
@@ -238,8 +259,7 @@ fn with_tokenizer(args: &Args, file: ModelFile) -> anyhow::Result<ModelFile> {
                 file.path().display()
             ),
         }
-    } else if args.tokenizer.is_none()
-        && let Some(stored) = file.as_gguf().and_then(|gguf| gguf.get(CHAT_TEMPLATE)?.as_str())
+    } else if let Some(stored) = file.as_gguf().and_then(|gguf| gguf.get(CHAT_TEMPLATE)?.as_str())
         && is_placeholder_template(stored)
     {
         note!(
@@ -249,9 +269,23 @@ fn with_tokenizer(args: &Args, file: ModelFile) -> anyhow::Result<ModelFile> {
         );
     }
     Ok(match files {
-        Some(files) => file.with_tokenizer(files),
+        Some(files) => file.with_tokenizer(files, bos, eos)?,
         None => file,
     })
+}
+
+/// The name that `--type` has for a target.
+fn target_name(target: Target) -> &'static str {
+    match target {
+        Target::HfPacked => "hf-packed",
+        Target::Hf(_) => "hf",
+        Target::Gguf(options) => match options.ternary {
+            TernaryType::I2S => "i2_s",
+            TernaryType::Tq1_0 => "tq1_0",
+            TernaryType::Tq2_0 => "tq2_0",
+            TernaryType::Trn2 => "trn2",
+        },
+    }
 }
 
 /// The target that the options and the name of the output ask for.

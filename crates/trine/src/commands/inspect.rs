@@ -88,7 +88,7 @@ impl<'a> Summary<'a> {
         (!found.is_empty()).then(|| found.iter().copied().sum())
     }
 
-    /// The architecture by the name that the file has for it.
+    /// The architecture: the name that a GGUF file has for it, or that transformers has.
     fn architecture(&self) -> String {
         let key = "general.architecture";
         match self.file.as_gguf().and_then(|gguf| gguf.get(key)?.as_str()) {

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use trine_export::RandomModel;
-use trine_format::gguf::{WriteOptions, write_model};
+use trine_format::gguf::{TernaryType, WriteOptions, write_model};
 use trine_format::{
     Dtype, HiddenAct, ModelConfig, Quantization, TokenizerFiles, write_hf, write_hf_packed,
 };
 use trine_tokenizer::Tokenizer;
 
+use crate::model;
 use crate::output::{self, note};
 
 /// Options of `trine synth-model`.
@@ -20,8 +21,9 @@ pub(crate) struct Args {
     /// Shape to start from; the options below change it
     #[arg(long, value_enum, default_value_t = Shape::Tiny)]
     shape: Shape,
-    /// Format; i2_s by default for a name ending in .gguf, else masters
-    #[arg(long)]
+    /// Format, as `trine convert` has it; i2_s by default for a name ending in .gguf (trn2 where it
+    /// cannot hold the shapes), else hf
+    #[arg(long = "type", value_name = "TYPE")]
     form: Option<Form>,
     /// Another seed is another model
     #[arg(long, default_value_t = 0)]
@@ -55,9 +57,9 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Form {
     /// Hugging Face directory of bf16 master weights
-    Masters,
+    Hf,
     /// Hugging Face directory with packed trits
-    Packed,
+    HfPacked,
     /// GGUF, 2 bits a weight
     #[value(name = "i2_s")]
     I2S,
@@ -126,19 +128,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let (out, tokenizer) = (&args.out, tokenizer.as_ref());
     let is_gguf = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    let form = args.form.unwrap_or(if is_gguf { Form::I2S } else { Form::Masters });
+    let form = args.form.unwrap_or(if is_gguf { Form::I2S } else { Form::Hf });
     match form {
-        Form::I2S if !is_gguf => bail!("--form i2_s writes a file: its name must end in .gguf"),
-        Form::Masters | Form::Packed if is_gguf => {
-            bail!("--form masters and packed write a directory, not .gguf")
+        Form::I2S if !is_gguf => bail!("--type i2_s writes a file: its name must end in .gguf"),
+        Form::Hf | Form::HfPacked if is_gguf => {
+            bail!("--type hf and hf-packed write a directory, not .gguf")
         }
-        Form::Masters | Form::Packed if std::fs::read_dir(out).is_ok_and(|d| d.count() > 0) => {
+        Form::Hf | Form::HfPacked if std::fs::read_dir(out).is_ok_and(|d| d.count() > 0) => {
             bail!("{}: expected a new name or an empty directory, found files", out.display())
         }
-        Form::Masters => write_hf(out, config, Dtype::BF16, &model, tokenizer)?,
-        Form::Packed => write_hf_packed(out, config, &model, tokenizer)?,
+        Form::Hf => write_hf(out, config, Dtype::BF16, &model, tokenizer)?,
+        Form::HfPacked => write_hf_packed(out, config, &model, tokenizer)?,
         Form::I2S => {
-            let options = WriteOptions { embedding: Dtype::BF16, ..WriteOptions::default() };
+            let ternary = TernaryType::exact_for(config);
+            let options = WriteOptions { ternary, embedding: Dtype::BF16 };
             write_model(out, config, &model, tokenizer, options)?;
         }
     }
@@ -176,30 +179,16 @@ fn config(args: &Args) -> anyhow::Result<ModelConfig> {
 
 /// The files of a tokenizer, checked to fit the vocabulary.
 fn tokenizer(path: &Path, vocab_size: usize) -> anyhow::Result<TokenizerFiles> {
-    let (json, config) = match path.is_dir() {
-        true => (path.join("tokenizer.json"), Some(path.join("tokenizer_config.json"))),
-        false => (path.to_owned(), None),
-    };
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let tokenizer_json = read(&json)?;
-    let ids = Tokenizer::from_json(&tokenizer_json)
-        .with_context(|| json.display().to_string())?
+    let files = TokenizerFiles::open(&model::tokenizer_path(path)?)?;
+    let ids = Tokenizer::from_json(&files.tokenizer_json)
+        .with_context(|| path.display().to_string())?
         .vocab_size();
     if ids > vocab_size {
         bail!(
             "{}: the tokenizer has {ids} ids, the model embeddings for {vocab_size}; \
              --vocab {ids} fits",
-            json.display()
+            path.display()
         );
     }
-    let tokenizer_config = match config.filter(|path| path.exists()) {
-        Some(path) => Some(
-            serde_json::from_str(&read(&path)?)
-                .with_context(|| format!("{}: expected JSON", path.display()))?,
-        ),
-        None => None,
-    };
-    Ok(TokenizerFiles { tokenizer_json, tokenizer_config })
+    Ok(files)
 }

@@ -1,5 +1,6 @@
 //! Models that are damaged, hostile, incomplete, or no models at all.
 
+use crate::life::json;
 use std::fs;
 
 use super::{FIXTURE, Place};
@@ -202,7 +203,7 @@ fn random_models_of_every_form_are_the_same_model() {
         assert!((1.0..20.0).contains(&largest), "{largest}");
     }
     let small = ["--layers", "1", "--hidden", "128", "--ffn", "256", "--heads", "2", "--vocab"];
-    place.ok(&[&["synth-model", "packed", "--form", "packed"][..], &small, &["512"]].concat());
+    place.ok(&[&["synth-model", "packed", "--type", "hf-packed"][..], &small, &["512"]].concat());
     let found = place.ok(&["inspect", "packed", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&found).unwrap();
     assert_eq!(found["parameters"], 512 * 128 + 128 * (128 * 4 + 3 * 256) + 128 * 4 + 256);
@@ -215,18 +216,46 @@ fn random_models_that_cannot_be_are_refused() {
     fs::create_dir(place.path("full")).unwrap();
     place.write("full/file", "");
     for (args, names) in [
-        (&["out", "--form", "i2_s"][..], &["i2_s", ".gguf"][..]),
-        (&["out.gguf", "--form", "masters"], &["masters", ".gguf"]),
+        (&["out", "--type", "i2_s"][..], &["i2_s", ".gguf"][..]),
+        (&["out.gguf", "--type", "hf"], &["hf", ".gguf"]),
         (&["full"], &["full", "empty directory"]),
         (&["out", "--heads", "3"], &["--heads 3", "256"]),
         (&["out", "--heads", "0"], &["--heads 0"]),
         (&["out", "--layers", "0"], &["num_hidden_layers"]),
         (&["out", "--tokenizer", "none.json"], &["none.json"]),
-        (&["out", "--vocab", "3", "--tokenizer", FIXTURE], &["tokenizer.json", "--vocab"]),
+        (&["out", "--vocab", "3", "--tokenizer", FIXTURE], &["tied-h64", "--vocab"]),
     ] {
         place.refused(&[&["synth-model"], args].concat(), names);
     }
     assert!(!place.exists("out") && !place.exists("out.gguf"));
     place.ok(&["synth-model", "with", "--vocab", "512", "--tokenizer", FIXTURE]);
     place.ok(&["run", "with", "-p", "a", "-n", "2"]);
+}
+
+/// A tokenizer that a model did not have brings the tokens with it that begin and end a text.
+#[test]
+fn another_tokenizer_brings_its_own_ends() {
+    let place = Place::new();
+    place.write("text.txt", "Once upon a time there was a fox. ".repeat(40).as_bytes());
+    place.ok(&["tokenizer", "train", "text.txt", "--out", "tok.json", "--vocab-size", "300"]);
+    place.ok(&["convert", FIXTURE, "m.gguf", "--tokenizer", "tok.json"]);
+    let shown = json(&place.ok(&["inspect", "m.gguf", "--json"]));
+    let special = shown["tokenizer"]["special_tokens"].as_array().unwrap();
+    let id_of = |ids: &serde_json::Value| special.iter().any(|token| token[0] == *ids);
+    assert!(id_of(&shown["config"]["bos_token_id"]), "{shown}");
+    let ends = shown["config"]["eos_token_ids"].as_array().unwrap();
+    assert!(!ends.is_empty() && ends.iter().all(id_of), "{ends:?}");
+}
+
+#[test]
+fn an_order_of_i2_s_is_for_i2_s_of_others() {
+    let place = Place::new();
+    place.ok(&["convert", FIXTURE, "m.gguf"]);
+    let order = ["--i2s-order", "arm"];
+    let refused = |from: &str, names: &[&str]| {
+        place.refused(&[&["convert", from, "x.gguf"][..], &order].concat(), names);
+    };
+    refused("m.gguf", &["--i2s-order", "m.gguf", "Trine"]);
+    refused(FIXTURE, &["--i2s-order", "no I2_S"]);
+    assert!(!place.exists("x.gguf"));
 }
