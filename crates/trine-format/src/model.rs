@@ -1,6 +1,7 @@
 //! An opened model, of whatever format it is.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use trine_ternary::TernaryMatrix;
 
@@ -48,7 +49,8 @@ pub struct ModelFile {
 
 enum Storage {
     HuggingFace(HfDir),
-    Gguf(Gguf, Order),
+    /// The order of the I2_S tensors is found when it is first asked for.
+    Gguf(Gguf, OnceLock<Order>),
     Imported(Box<dyn TensorSource + Send>),
 }
 
@@ -75,8 +77,7 @@ impl ModelFile {
         } else {
             let file = Gguf::open(path)?;
             let config = gguf::model::config(&file)?;
-            let order = gguf::model::i2_s_order(&file, &config);
-            (config, gguf::decode_tokenizer(&file)?, Storage::Gguf(file, order))
+            (config, gguf::decode_tokenizer(&file)?, Storage::Gguf(file, OnceLock::new()))
         };
         Ok(Self { path: path.to_owned(), config, tokenizer, storage })
     }
@@ -128,19 +129,27 @@ impl ModelFile {
         }
     }
 
-    /// The order of the I2_S tensors of a GGUF file. It is not in the file: on opening, that of x86
-    /// is taken, unless the shapes or the weights show that it is another.
+    /// The order of the I2_S tensors of a GGUF file that has some. It is not in the file: that of
+    /// x86 is taken, unless the shapes or the weights, of which this reads a sample, show that it is
+    /// another.
     pub fn i2_s_order(&self) -> Option<Order> {
-        match self.storage {
-            Storage::Gguf(_, order) => Some(order),
+        match &self.storage {
+            Storage::Gguf(file, order) => {
+                let order = || self.recognized(file, order);
+                gguf::model::has_i2_s(file).then(order)
+            }
             Storage::HuggingFace(_) | Storage::Imported(_) => None,
         }
+    }
+
+    fn recognized(&self, file: &Gguf, order: &OnceLock<Order>) -> Order {
+        *order.get_or_init(|| gguf::model::i2_s_order(file, &self.config))
     }
 
     /// Reads I2_S tensors in the order that the caller knows them to have.
     pub fn set_i2_s_order(&mut self, to: Order) {
         if let Storage::Gguf(_, order) = &mut self.storage {
-            *order = to;
+            *order = to.into();
         }
     }
 
@@ -168,7 +177,8 @@ impl ModelFile {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.projection(&self.config, layer, p),
             Storage::Gguf(file, order) => {
-                gguf::model::projection(file, *order, &self.config, layer, p)
+                let order = || self.recognized(file, order);
+                gguf::model::projection(file, order, &self.config, layer, p)
             }
             Storage::Imported(source) => {
                 let name = names::projection(layer, p);

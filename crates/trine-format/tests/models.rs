@@ -332,6 +332,10 @@ fn random_weights_are_taken_for_the_order_of_x86() {
     }
     std::fs::write(&path, bytes).unwrap();
     assert_eq!(ModelFile::open(&path).unwrap().i2_s_order(), Some(Order::Blocks128));
+    // A file without a tensor of that type has no order of it.
+    let options = WriteOptions { ternary: TernaryType::Tq2_0, ..WriteOptions::default() };
+    gguf::write_model(&path, &config, &masters, None, options).unwrap();
+    assert_eq!(ModelFile::open(&path).unwrap().i2_s_order(), None);
 }
 
 #[test]

@@ -124,23 +124,23 @@ pub fn decode_ordered(
     order: Order,
 ) -> Result<TernaryMatrix, CodecError> {
     let (codes, scale) = split(data, rows, cols, order)?;
-    let unpack = |row, trits: &mut [i8]| unpack(codes, order, row, trits);
+    let unpack = |row, trits: &mut [i8]| unpack(codes, order, row, cols, trits);
     Ok(TernaryMatrix::from_trit_rows(rows, cols, scale, unpack)?)
 }
 
-/// Writes the trits of a row.
-fn unpack(codes: &[u8], order: Order, row: usize, trits: &mut [i8]) {
-    let cols = trits.len();
+/// Writes the first trits of a row of `cols`, as many as there is room for. A code 3 becomes 2.
+pub(super) fn unpack(codes: &[u8], order: Order, row: usize, cols: usize, trits: &mut [i8]) {
     let first = row * cols / 4;
+    let whole = |block: usize| cols.is_multiple_of(block) && trits.len().is_multiple_of(block);
     match order {
-        Order::Blocks128 if cols.is_multiple_of(128) => {
+        Order::Blocks128 if whole(128) => {
             unpack_blocks::<128, 32>(&codes[first..], trits);
         }
-        Order::Blocks64 if cols.is_multiple_of(64) => {
+        Order::Blocks64 if whole(64) => {
             unpack_blocks::<64, 16>(&codes[first..], trits);
         }
         Order::Rows4 => unpack_codes(&codes[row / 4 * cols..], SHIFTS[row % 4], trits),
-        // Blocks that cross rows, which few models have.
+        // Blocks that cross rows, or are wanted in part; few models have them.
         Order::Blocks128 | Order::Blocks64 => {
             for (col, trit) in trits.iter_mut().enumerate() {
                 let (byte, shift) = order.place(row, col, cols);

@@ -8,13 +8,13 @@
 //! that this was tried on (8 layers, width 256), the sum of z^2 over all pairs is about six times as
 //! large in the right order as in another.
 
-use super::i2_s::Order;
+use super::i2_s::{Order, unpack};
 use super::{GgmlType, Gguf};
 use crate::names::{Part, TensorId};
 use crate::{ModelConfig, Projection};
 
 /// Layers that are looked at, spread over the model.
-const LAYERS: usize = 8;
+const LAYERS: usize = 4;
 /// Rows, or columns, that are counted in a matrix.
 const SAMPLE: usize = 512;
 /// How much larger than by chance the dependence must be, and than in the order of x86.
@@ -26,10 +26,6 @@ pub(super) fn recognize(gguf: &Gguf, config: &ModelConfig) -> Order {
     let tensor = |layer, p| gguf.tensor(&TensorId::Layer(layer, Part::Projection(p)).gguf());
     let shapes = Projection::ALL.map(|p| config.projection_shape(p));
     let fits = |order: Order| shapes.iter().all(|&(rows, cols)| order.holds(rows, cols));
-    let is_i2_s = |p| tensor(0, p).is_some_and(|t| t.kind == GgmlType::I2_S);
-    if !Projection::ALL.into_iter().any(is_i2_s) {
-        return Order::default();
-    }
     // What was written here says so by keys of its own.
     if gguf.metadata().iter().any(|(key, _)| key.starts_with("trine.")) {
         return Order::default();
@@ -39,35 +35,33 @@ pub(super) fn recognize(gguf: &Gguf, config: &ModelConfig) -> Order {
     }
     let layers = config.num_hidden_layers;
     let step = layers.div_ceil(LAYERS);
-    let mut pairs = 0;
-    let evidence = |order: Order, pairs: &mut usize| -> f64 {
-        let mut sum = 0.0;
-        *pairs = 0;
+    // The sum over all pairs, and the number of pairs.
+    let evidence = |order: Order| -> (f64, usize) {
+        let (mut sum, mut pairs) = (0.0, 0);
         for layer in (0..layers).step_by(step) {
             let counts = |p, by_row| {
                 let info = tensor(layer, p).filter(|info| info.kind == GgmlType::I2_S)?;
                 Some(nonzeros(gguf.bytes(info), config.projection_shape(p), order, by_row))
             };
+            let down = counts(Projection::Down, false);
+            let values = counts(Projection::V, true).map(|v| per_query_head(&v, config));
             let between = [
-                (counts(Projection::Gate, true), counts(Projection::Down, false)),
-                (counts(Projection::Up, true), counts(Projection::Down, false)),
-                (
-                    counts(Projection::V, true).map(|v| per_query_head(&v, config)),
-                    counts(Projection::O, false),
-                ),
+                (counts(Projection::Gate, true), &down),
+                (counts(Projection::Up, true), &down),
+                (values, &counts(Projection::O, false)),
             ];
             for (rows, columns) in between {
                 let (Some(rows), Some(columns)) = (rows, columns) else { continue };
-                sum += z_squared(&rows, &columns);
-                *pairs += 1;
+                sum += z_squared(&rows, columns);
+                pairs += 1;
             }
         }
-        sum
+        (sum, pairs)
     };
-    let x86 = evidence(Order::Blocks128, &mut pairs);
+    let (x86, pairs) = evidence(Order::Blocks128);
     let others = Order::ALL.into_iter().filter(|&order| order != Order::Blocks128 && fits(order));
     let best = others
-        .map(|order| (order, evidence(order, &mut pairs)))
+        .map(|order| (order, evidence(order).0))
         .max_by(|a, b| a.1.total_cmp(&b.1))
         .filter(|&(_, found)| found > BY_CHANCE * pairs as f64 && found > THAN_X86 * x86);
     best.map_or(Order::default(), |(order, _)| order)
@@ -75,20 +69,22 @@ pub(super) fn recognize(gguf: &Gguf, config: &ModelConfig) -> Order {
 
 /// Non-zeros of every row, or of every column, in a sample of the matrix.
 fn nonzeros(data: &[u8], (rows, cols): (usize, usize), order: Order, by_row: bool) -> Vec<f64> {
-    let spread = |n: usize| (0..n).step_by(n.div_ceil(SAMPLE));
-    let nonzero = |row, col| {
-        let (byte, shift) = order.place(row, col, cols);
-        f64::from(u8::from(data[byte] >> shift & 3 != 1))
-    };
-    if by_row {
-        // A contiguous stretch, so that whole blocks are counted and their order does not matter.
-        return (0..rows).map(|r| (0..cols.min(SAMPLE)).map(|c| nonzero(r, c)).sum()).collect();
+    // At most `SAMPLE` are added up, so that 16 bits hold every sum.
+    let mut sums = vec![0_u16; if by_row { rows } else { cols }];
+    // Of a row a contiguous stretch, so that whole blocks are counted and their order does not
+    // matter.
+    let mut trits = vec![0; if by_row { cols.min(SAMPLE) } else { cols }];
+    let step = if by_row { 1 } else { rows.div_ceil(SAMPLE) };
+    for row in (0..rows).step_by(step) {
+        unpack(data, order, row, cols, &mut trits);
+        let nonzero = trits.iter().map(|&trit| u16::from(trit != 0));
+        if by_row {
+            sums[row] = nonzero.sum();
+        } else {
+            sums.iter_mut().zip(nonzero).for_each(|(sum, one)| *sum += one);
+        }
     }
-    let mut sums = vec![0.0; cols];
-    for row in spread(rows) {
-        sums.iter_mut().enumerate().for_each(|(col, sum)| *sum += nonzero(row, col));
-    }
-    sums
+    sums.into_iter().map(f64::from).collect()
 }
 
 /// Counts of value channels, repeated for the query heads that share them.

@@ -97,7 +97,12 @@ impl Keys<'_> {
     }
 }
 
-/// The order of a file's I2_S tensors; see [`super::i2_s_order`].
+/// Whether a file has I2_S tensors.
+pub(crate) fn has_i2_s(gguf: &Gguf) -> bool {
+    gguf.tensors().iter().any(|info| info.kind == GgmlType::I2_S)
+}
+
+/// The order of a file's I2_S tensors; see [`super::i2_s_order`]. Reads a sample of them.
 pub(crate) fn i2_s_order(gguf: &Gguf, config: &ModelConfig) -> Order {
     super::i2_s_order::recognize(gguf, config)
 }
@@ -225,14 +230,14 @@ pub(crate) fn dense<'a>(
     Ok(DenseTensor { name: name.to_owned(), dtype, shape: info.shape.clone(), data })
 }
 
-/// The trits of a projection.
+/// The trits of a projection; `order` is asked for where it is I2_S.
 ///
 /// Converters can also leave ternary weights as plain numbers, `trit * scale`: such a tensor has
 /// its trits and scale taken as they are. Any other plain tensor is refused, as nothing in the
 /// file says whether it is a master to be quantized.
 pub(crate) fn projection<'a>(
     gguf: &'a Gguf,
-    order: Order,
+    order: impl FnOnce() -> Order,
     config: &ModelConfig,
     layer: usize,
     p: Projection,
@@ -243,7 +248,7 @@ pub(crate) fn projection<'a>(
     if let Some(kind) = TernaryType::from_ggml(info.kind) {
         let data = gguf.bytes(info);
         let matrix = match kind {
-            TernaryType::I2S => i2_s::decode_ordered(data, rows, cols, order),
+            TernaryType::I2S => i2_s::decode_ordered(data, rows, cols, order()),
             kind => kind.decode(data, rows, cols),
         };
         let matrix = matrix.map_err(codec)?;
