@@ -72,6 +72,13 @@ impl RepoCache {
         Ok(AtomicFile::replace(&path, commit.as_bytes())?)
     }
 
+    /// Whether another commit than this is known for a revision, with files that this one lacks here.
+    pub(crate) fn would_lose(&self, revision: &str, commit: &str) -> bool {
+        let Some(known) = self.commit(revision) else { return false };
+        let here = self.files(commit);
+        self.files(&known).iter().any(|file| here.binary_search(file).is_err())
+    }
+
     /// Names of all files of a commit that are whole, with `/` between directories, sorted.
     pub(crate) fn files(&self, commit: &str) -> Vec<String> {
         fn visit(dir: &Path, prefix: &str, found: &mut Vec<String>) {

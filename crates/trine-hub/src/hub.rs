@@ -127,8 +127,12 @@ impl Hub {
                 snapshot
             }
         };
-        // Last, so that a revision never means a commit that is here in part only.
-        cache.set_commit(reference.revision(), commit)?;
+        // Last, so that a revision never means a commit that is here in part only. One file of a
+        // later commit is no reason to lose sight of the whole model of an earlier.
+        let whole = reference.file().is_none();
+        if whole || !cache.would_lose(reference.revision(), commit) {
+            cache.set_commit(reference.revision(), commit)?;
+        }
         Ok(Fetched { path, commit: commit.clone(), received })
     }
 

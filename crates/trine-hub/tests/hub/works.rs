@@ -86,6 +86,23 @@ fn a_revision_is_pinned() {
 }
 
 #[test]
+fn a_file_of_a_later_commit_leaves_the_model_of_an_earlier() {
+    let mut place = Place::new();
+    let whole = place.fetch("hf://our/tiny").unwrap();
+    place.hub.commit(OTHER, &[("config.json", b"{ }"), ("model.safetensors", &large(3000))]);
+    place.hub.state().refs.insert("main".into(), OTHER.into());
+    let file = place.fetch("hf://our/tiny/config.json").unwrap();
+    assert_eq!((file.commit.as_str(), file.received), (OTHER, 3));
+    place.settings.offline = true;
+    assert_eq!(place.fetch("hf://our/tiny").unwrap().path, whole.path);
+    // With the other file nothing is missing in the later one any more.
+    place.settings.offline = false;
+    place.fetch("hf://our/tiny/model.safetensors").unwrap();
+    place.settings.offline = true;
+    assert_eq!(place.fetch("hf://our/tiny").unwrap().commit, OTHER);
+}
+
+#[test]
 fn a_file_of_a_commit_needs_no_question() {
     let gguf = large(2000);
     let place = Place::with(&[("d/a b.gguf", &gguf), ("c.gguf", b"c")]);
