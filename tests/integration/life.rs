@@ -84,6 +84,7 @@ fn runtime_logits_match_trainer() {
         &[][..],
         &["model.tie_word_embeddings=false", "model.hidden_act=silu"],
         &["model.sub_norms=false", "model.num_key_value_heads=4"],
+        &["model.projection_norms=true"],
         &["model.quantization=none"],
     ] {
         let temp = tempfile::tempdir().unwrap();

@@ -340,6 +340,12 @@ impl RunConfig {
             &format!("0, or at least data.seq_len {}", self.data.seq_len),
             m.max_position_embeddings,
         )?;
+        require(
+            m.quantization == Quantizer::Ternary || !m.projection_norms,
+            "model.projection_norms",
+            "false, as model.quantization is \"none\" and only ternary projections have norms",
+            m.projection_norms,
+        )?;
         let rates = [
             ("model.init_std", f64::from(m.init_std)),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
@@ -514,6 +520,10 @@ mod tests {
             let error = parse("", &[setting]).unwrap_err();
             assert!(error.contains(key), "{setting}: {error}");
         }
+        let norms = "model.projection_norms=true";
+        assert!(parse("", &[norms]).is_ok());
+        let error = parse("", &[norms, "model.quantization=none"]).unwrap_err();
+        assert!(error.contains("model.projection_norms"), "{error}");
     }
 
     #[test]

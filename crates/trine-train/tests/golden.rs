@@ -138,11 +138,12 @@ fn sample_ids(vocab: usize) -> (Tensor, Tensor) {
 #[test]
 fn every_variable_gets_a_gradient() {
     type Change = fn(&mut ModelConfig);
-    let variants: [Change; 5] = [
+    let variants: [Change; 6] = [
         |_| {},
         |c| c.tie_word_embeddings = false,
         |c| c.hidden_act = HiddenAct::Silu,
         |c| c.sub_norms = false,
+        |c| c.projection_norm_eps = Some(1e-5),
         |c| c.quantization = Quantization::None,
     ];
     for change in variants {
