@@ -162,7 +162,7 @@ fn fit(magnitudes: &mut [f32], trits: &[i8], scale: f32, bounds: Bounds, precisi
             m.iter().zip(trits).filter(|(_, t)| **t != 0).map(|(&m, _)| f64::from(step(m))).sum()
         };
         let share = (missing.abs() / nonzeros(magnitudes).max(f64::MIN_POSITIVE)).min(1.0);
-        let mut owed = 0.0;
+        let (mut owed, before) = (0.0, missing);
         for (m, _) in magnitudes.iter_mut().zip(trits).filter(|(_, t)| **t != 0) {
             let step = f64::from(step(*m));
             owed += share * step;
@@ -171,6 +171,10 @@ fn fit(magnitudes: &mut [f32], trits: &[i8], scale: f32, bounds: Bounds, precisi
                 owed -= step;
                 missing -= if up { step } else { -step };
             }
+        }
+        // What is missing now is less than a step, or the precision does not suffice.
+        if missing == before || is_fit(missing) {
+            break;
         }
     }
     // Of a rest below a step, zeros near 0 hold ever smaller parts; they only take what is missing.
