@@ -12,16 +12,22 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use crate::tokenizer::{around, steps, template};
+use crate::tokenizer::{AddedToken, BpeJson, BpeModel, around, steps, template};
 
 /// What SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 /// Longest normal piece in bytes; trained ones have some dozens. Bounds the cost of cutting pieces.
 const MAX_PIECE: usize = 512;
-/// Bytes of merges for a byte of pieces; LLaMA-2 has 3, the longest run of spaces known 20.
-const MAX_GROWTH: usize = 64;
+/// What a piece costs beside its text, in bytes of a file: length, score, kind.
+const PIECE_BYTES: usize = 16;
+/// What a merge costs beside its text: two borrowed parts, and how JSON writes them.
+const MERGE_BYTES: usize = 48;
+/// Bytes of merges for a byte of pieces; LLaMA-2, with two merges a piece, has 5.
+const MAX_GROWTH: usize = 16;
+/// Bytes of merges that any vocabulary may have: small ones may be made of runs of spaces alone.
+const FREE_BYTES: usize = 1 << 18;
 
 /// What a piece is for; the numbers are those of SentencePiece and of GGUF's `token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +101,14 @@ fn brief(text: &str) -> String {
 }
 
 impl SentencePieceBpe {
-    /// The `tokenizer.json`, in the form of Hugging Face's LLaMA-2.
+    /// The text of the `tokenizer.json`, in the form of Hugging Face's LLaMA-2.
     ///
     /// # Errors
     /// A piece that is there twice or is empty or too long to be text; a score that is no number;
     /// pieces that are made of each other in more ways than any trained vocabulary's.
-    pub fn tokenizer_json(&self) -> Result<Json, PieceError> {
-        let mut vocab = Map::new();
+    pub fn tokenizer_json(&self) -> Result<String, PieceError> {
+        let mut known = HashSet::new();
+        let mut vocab = Vec::new();
         let mut added = Vec::new();
         let mut unknown = None;
         for (id, &Piece { ref text, score, kind }) in self.pieces.iter().enumerate() {
@@ -111,18 +118,16 @@ impl SentencePieceBpe {
             if kind == PieceKind::Unused {
                 continue;
             }
-            if vocab.insert(text.clone(), id.into()).is_some() {
+            if !known.insert(text) {
                 let found = format!("a second with the id {id}");
                 return Err(refuse("tokens", format!("one token {}", brief(text)), found));
             }
+            vocab.push((text.as_str(), id));
             if kind == PieceKind::Unknown && unknown.is_none() {
-                unknown = Some(text);
+                unknown = Some(text.as_str());
             }
             if !matches!(kind, PieceKind::Normal | PieceKind::Byte) {
-                added.push(json!({
-                    "id": id, "content": text, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": kind != PieceKind::UserDefined,
-                }));
+                added.push(AddedToken::new(id, text, kind != PieceKind::UserDefined));
             }
         }
         let mut normalizers = vec![json!({
@@ -137,20 +142,32 @@ impl SentencePieceBpe {
             normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
         }
-        let merges: Vec<Json> = self.merges()?.into_iter().map(|(l, r)| json!([l, r])).collect();
+        drop(known);
+        let merges = self.merges()?;
         let text = |id: u32| self.pieces.get(id as usize).map(|piece| (piece.text.as_str(), id));
-        Ok(json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-            "normalizer": {"type": "Sequence", "normalizers": normalizers},
-            "pre_tokenizer": null,
-            "post_processor": template(self.bos.and_then(text), self.eos.and_then(text)),
-            "decoder": {"type": "Sequence", "decoders": decoders},
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": unknown,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
-                "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": merges,
+        let json = BpeJson {
+            version: "1.0",
+            truncation: (),
+            padding: (),
+            added_tokens: added,
+            normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+            pre_tokenizer: Json::Null,
+            post_processor: template(self.bos.and_then(text), self.eos.and_then(text)),
+            decoder: json!({"type": "Sequence", "decoders": decoders}),
+            model: BpeModel {
+                r#type: "BPE",
+                dropout: (),
+                unk_token: unknown,
+                continuing_subword_prefix: (),
+                end_of_word_suffix: (),
+                fuse_unk: true,
+                byte_fallback: true,
+                ignore_merges: false,
+                vocab,
+                merges: &merges,
             },
-        }))
+        };
+        Ok(json.text())
     }
 
     /// Every way to cut a normal piece into two: by falling score of the piece, then by its id, then
@@ -162,8 +179,8 @@ impl SentencePieceBpe {
         let mut order: Vec<&Piece> = self.pieces.iter().filter(normal).collect();
         // The sort is stable, so that ids decide among equal scores.
         order.sort_by(|a, b| b.score.total_cmp(&a.score));
-        let bytes: usize = texts.iter().map(|text| text.len()).sum();
-        let mut left = bytes.saturating_mul(MAX_GROWTH);
+        let bytes: usize = texts.iter().map(|text| text.len() + PIECE_BYTES).sum();
+        let mut left = bytes.saturating_mul(MAX_GROWTH).saturating_add(FREE_BYTES);
         let mut merges = Vec::new();
         for Piece { text, .. } in order {
             if text.is_empty() || text.len() > MAX_PIECE {
@@ -173,7 +190,7 @@ impl SentencePieceBpe {
             for (at, _) in text.char_indices().skip(1).collect::<Vec<_>>().into_iter().rev() {
                 let (l, r) = text.split_at(at);
                 if texts.contains(l) && texts.contains(r) {
-                    left = left.checked_sub(text.len()).ok_or_else(|| {
+                    left = left.checked_sub(text.len() + MERGE_BYTES).ok_or_else(|| {
                         let expected = "pieces that few pairs make";
                         refuse("tokens", expected, format!("too many pairs at {}", brief(text)))
                     })?;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::FormatError;
@@ -75,6 +76,68 @@ impl TokenizerFiles {
         let keys = ["bos_token", "eos_token", "unk_token", "pad_token"];
         let entry = |key: &str| Some((key.to_owned(), self.special(key)?.into()));
         Value::Object(keys.into_iter().filter_map(entry).collect::<Map<_, _>>())
+    }
+}
+
+/// A `tokenizer.json` with a BPE, to be written from what is borrowed: as [`Value`] a vocabulary
+/// would take many times the memory of the file that it is from.
+#[derive(Serialize)]
+pub(crate) struct BpeJson<'a, M> {
+    pub(crate) version: &'static str,
+    pub(crate) truncation: (),
+    pub(crate) padding: (),
+    pub(crate) added_tokens: Vec<AddedToken<'a>>,
+    pub(crate) normalizer: Value,
+    pub(crate) pre_tokenizer: Value,
+    pub(crate) post_processor: Value,
+    pub(crate) decoder: Value,
+    pub(crate) model: BpeModel<'a, M>,
+}
+
+/// `model` of a `tokenizer.json`; a merge `M` is a pair, or both parts with a space between them.
+#[derive(Serialize)]
+pub(crate) struct BpeModel<'a, M> {
+    pub(crate) r#type: &'static str,
+    pub(crate) dropout: (),
+    pub(crate) unk_token: Option<&'a str>,
+    pub(crate) continuing_subword_prefix: (),
+    pub(crate) end_of_word_suffix: (),
+    pub(crate) fuse_unk: bool,
+    pub(crate) byte_fallback: bool,
+    pub(crate) ignore_merges: bool,
+    /// Tokens and ids.
+    #[serde(serialize_with = "map")]
+    pub(crate) vocab: Vec<(&'a str, usize)>,
+    pub(crate) merges: &'a [M],
+}
+
+/// A token of `added_tokens`, found in a text before anything else is.
+#[derive(Serialize)]
+pub(crate) struct AddedToken<'a> {
+    id: usize,
+    content: &'a str,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+    special: bool,
+}
+
+impl<'a> AddedToken<'a> {
+    pub(crate) fn new(id: usize, content: &'a str, special: bool) -> Self {
+        let (single_word, lstrip, rstrip, normalized) = (false, false, false, false);
+        Self { id, content, single_word, lstrip, rstrip, normalized, special }
+    }
+}
+
+fn map<S: Serializer>(vocab: &[(&str, usize)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(vocab.iter().copied())
+}
+
+impl<M: Serialize> BpeJson<'_, M> {
+    /// The text of the file.
+    pub(crate) fn text(&self) -> String {
+        serde_json::to_string(self).expect("plain data serializes")
     }
 }
 

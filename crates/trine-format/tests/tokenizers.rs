@@ -31,6 +31,11 @@ fn spm() -> SentencePieceBpe {
     SentencePieceBpe { pieces, bos: Some(1), eos: None, add_space_prefix: true }
 }
 
+/// The `tokenizer.json` of these pieces.
+fn tokenizer_json(spm: &SentencePieceBpe) -> Json {
+    serde_json::from_str(&spm.tokenizer_json().unwrap()).unwrap()
+}
+
 fn config(vocab_size: usize) -> ModelConfig {
     ModelConfig { vocab_size, bos_token_id: Some(1), eos_token_ids: vec![2], ..tiny_config() }
 }
@@ -65,7 +70,7 @@ fn rebuilt(path: &Path) -> Json {
 fn sentencepiece_is_written_with_pieces_scores_and_types() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    let json = spm().tokenizer_json().unwrap();
+    let json = tokenizer_json(&spm());
     write(&path, &files(&json), 272);
     let file = Gguf::open(&path).unwrap();
     let get = |key: &str| file.get(&format!("tokenizer.ggml.{key}"));
@@ -115,7 +120,7 @@ fn sentencepiece_is_written_with_pieces_scores_and_types() {
 
 #[test]
 fn pairs_are_ordered_by_the_score_of_what_they_make() {
-    let json = spm().tokenizer_json().unwrap();
+    let json = tokenizer_json(&spm());
     let merges = &json["model"]["merges"];
     // "abab" is also "aba" + "b"; the longer left part comes first.
     let expected =
@@ -124,7 +129,7 @@ fn pairs_are_ordered_by_the_score_of_what_they_make() {
     // No merge for pieces that are found in no text, nor through them.
     let mut other = spm();
     other.pieces[259].kind = PieceKind::Control;
-    assert_eq!(other.tokenizer_json().unwrap()["model"]["merges"], json!([["aba", "b"]]));
+    assert_eq!(tokenizer_json(&other)["model"]["merges"], json!([["aba", "b"]]));
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn ids_around_a_text_and_missing_types_are_understood() {
     let mut spm = spm();
     (spm.bos, spm.eos, spm.add_space_prefix) = (None, Some(2), false);
     spm.pieces.pop();
-    let json = spm.tokenizer_json().unwrap();
+    let json = tokenizer_json(&spm);
     write(&path, &files(&json), spm.pieces.len());
     assert_eq!(rebuilt(&path), json);
     // Files of old converters have no types: bytes and marked ids are known by themselves.
@@ -147,7 +152,7 @@ fn ids_around_a_text_and_missing_types_are_understood() {
 fn refused(key: &str, names: &[&str], change: impl FnOnce(&Path)) {
     let dir = tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    write(&path, &files(&spm().tokenizer_json().unwrap()), 267);
+    write(&path, &files(&tokenizer_json(&spm())), 267);
     change(&path);
     let error = ModelFile::open(&path).err().unwrap();
     assert!(matches!(error, FormatError::Key { .. }), "{error}");
@@ -195,12 +200,16 @@ fn pieces_that_would_cost_too_much_are_refused() {
     // Every run is made of every two shorter ones: as many pairs as the square of their number.
     let pairs = make((1..=512).map(|n| piece("x".repeat(n))).collect());
     assert!(pairs.found.contains("too many pairs"), "{pairs}");
+    // Shorter runs of more letters: 48 pairs a piece, each much larger in memory than in its text.
+    let runs = |letter: char| (1..=96).map(move |n| piece(letter.to_string().repeat(n)));
+    let pairs = make(('a'..='t').flat_map(runs).collect());
+    assert!(pairs.found.contains("too many pairs"), "{pairs}");
     assert!(make(vec![piece(String::new())]).found.contains("0 bytes"));
     assert!(make(vec![piece("a".into()), piece("a".into())]).expected.contains("one token"));
     // What LLaMA's relatives have, runs of up to 31 spaces, is no attack.
     let spaces = (1..=31).map(|n| piece("\u{2581}".repeat(n))).collect();
     let spm = SentencePieceBpe { pieces: spaces, bos: None, eos: None, add_space_prefix: true };
-    assert_eq!(spm.tokenizer_json().unwrap()["model"]["merges"].as_array().unwrap().len(), 465);
+    assert_eq!(tokenizer_json(&spm)["model"]["merges"].as_array().unwrap().len(), 465);
 }
 
 /// A byte-level BPE cut in this way.

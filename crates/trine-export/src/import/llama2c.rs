@@ -57,9 +57,9 @@ pub fn tokenizer(path: &Path) -> Result<TokenizerFiles, FormatError> {
         return Err(refuse("number of tokens", "at least 259", pieces.len().to_string()));
     }
     let spm = SentencePieceBpe { pieces, bos: Some(1), eos: None, add_space_prefix: true };
-    let json = spm.tokenizer_json().map_err(|e| refuse(e.part, &e.expected, e.found))?;
+    let tokenizer_json = spm.tokenizer_json().map_err(|e| refuse(e.part, &e.expected, e.found))?;
     Ok(TokenizerFiles {
-        tokenizer_json: json.to_string(),
+        tokenizer_json,
         tokenizer_config: Some(json!({
             "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
             "add_bos_token": true, "add_eos_token": false,

@@ -27,7 +27,7 @@ pub(super) fn recognize(gguf: &Gguf, config: &ModelConfig) -> Order {
     let shapes = Projection::ALL.map(|p| config.projection_shape(p));
     let fits = |order: Order| shapes.iter().all(|&(rows, cols)| order.holds(rows, cols));
     // What was written here says so by keys of its own.
-    if gguf.metadata().iter().any(|(key, _)| key.starts_with("trine.")) {
+    if gguf.is_ours() {
         return Order::default();
     }
     if !fits(Order::Blocks128) && fits(Order::Blocks64) {

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
 use super::{ADD_BOS, ADD_EOS, CHAT_TEMPLATE, MERGES, PRE, TOKEN_TYPE, TOKENS};
 use crate::gguf::{Array, Gguf, Value};
-use crate::tokenizer::{steps, template};
+use crate::tokenizer::{AddedToken, BpeJson, BpeModel, steps, template};
 use crate::{FormatError, PieceKind, TokenizerFiles};
 
 /// LLaMA-3's words.
@@ -197,7 +197,8 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
     const CONTROL: i32 = PieceKind::Control as i32;
     const USER_DEFINED: i32 = PieceKind::UserDefined as i32;
     const UNUSED: i32 = PieceKind::Unused as i32;
-    let mut vocab = Map::new();
+    let mut known = HashSet::new();
+    let mut vocab = Vec::new();
     let mut added = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
         let marked = u32::try_from(id).is_ok_and(|id| marked.contains(&id));
@@ -206,15 +207,13 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
             continue;
         }
         // Special tokens too: those that are not in the vocabulary are numbered behind it.
-        if vocab.insert(token.clone(), id.into()).is_some() {
+        if !known.insert(token) {
             let found = format!("two, the second with the id {id}");
             return Err(refuse(TOKENS, &format!("one token {token:?}"), found));
         }
+        vocab.push((token.as_str(), id));
         if marked || kind == CONTROL || kind == USER_DEFINED {
-            added.push(json!({
-                "id": id, "content": token, "special": marked || kind == CONTROL,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            }));
+            added.push(AddedToken::new(id, token, marked || kind == CONTROL));
         }
     }
     // 2B4T's published file names no pre-tokenizer; its vocabulary is LLaMA-3's.
@@ -238,24 +237,34 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
         Json::Null => byte_level(false),
         template => template,
     };
-    let tokenizer_json = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": pre.nfc.then(|| json!({"type": "NFC"})),
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": post_processor,
-        "decoder": byte_level(false),
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": pre.ignore_merges, "vocab": vocab, "merges": merges,
+    let tokenizer_json = BpeJson {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: added,
+        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Json::Null },
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+        post_processor,
+        decoder: byte_level(false),
+        model: BpeModel {
+            r#type: "BPE",
+            dropout: (),
+            unk_token: None,
+            continuing_subword_prefix: (),
+            end_of_word_suffix: (),
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: pre.ignore_merges,
+            vocab,
+            merges,
         },
-    });
+    };
     let tokenizer_config = json!({
         "bos_token": token(bos), "eos_token": token(first_eos),
         "chat_template": super::text(gguf, CHAT_TEMPLATE)?,
     });
     Ok(TokenizerFiles {
-        tokenizer_json: tokenizer_json.to_string(),
+        tokenizer_json: tokenizer_json.text(),
         tokenizer_config: Some(tokenizer_config),
     })
 }

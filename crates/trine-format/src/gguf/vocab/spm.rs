@@ -79,7 +79,7 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
         eos: first_eos.filter(|_| add_eos),
         add_space_prefix: super::flag(gguf, ADD_SPACE)?.unwrap_or(true),
     };
-    let json = spm
+    let tokenizer_json = spm
         .tokenizer_json()
         .map_err(|e| refuse(&format!("tokenizer.ggml.{}", e.part), &e.expected, &e.found))?;
     let token = |id: Option<u32>| id.and_then(|id| tokens.get(id as usize));
@@ -90,10 +90,7 @@ pub(super) fn decode(gguf: &Gguf) -> Result<TokenizerFiles, FormatError> {
         "add_bos_token": spm.bos.is_some(), "add_eos_token": spm.eos.is_some(),
         "chat_template": super::text(gguf, CHAT_TEMPLATE)?,
     });
-    Ok(TokenizerFiles {
-        tokenizer_json: json.to_string(),
-        tokenizer_config: Some(without_nulls(tokenizer_config)),
-    })
+    Ok(TokenizerFiles { tokenizer_json, tokenizer_config: Some(without_nulls(tokenizer_config)) })
 }
 
 /// transformers reads a null as a token without a name.
