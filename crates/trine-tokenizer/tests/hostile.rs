@@ -29,6 +29,29 @@ fn merges_that_the_library_cuts_wrong_are_refused() {
 }
 
 #[test]
+fn steps_that_multiply_a_text_are_refused() {
+    let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let spell = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let twice = json!({
+        "type": "TemplateProcessing", "single": [text, text], "pair": [], "special_tokens": {},
+    });
+    for (part, list, step) in [
+        ("normalizer", "normalizers", &replace),
+        ("decoder", "decoders", &replace),
+        ("pre_tokenizer", "pretokenizers", &spell),
+        ("post_processor", "processors", &twice),
+    ] {
+        let steps = |count| {
+            tokenizer(|json| json[part] = json!({"type": "Sequence", list: vec![step; count]}))
+        };
+        let error = steps(40).unwrap_err().to_string();
+        assert!(error.contains("expected up to 4096"), "{part}: {error}");
+        assert!(steps(3).is_ok(), "{part}: {:?}", steps(3));
+    }
+}
+
+#[test]
 fn panics_of_the_library_are_errors() {
     // A merge that is longer than every token.
     let error = tokenizer(|json| json["model"]["vocab"] = json!({"a": 0, "b": 1})).unwrap_err();
