@@ -104,8 +104,9 @@ pub fn read_opened(file: Result<ModelFile, FormatError>, path: &Path) -> Option<
         }
     }
     let recognized = file.i2_s_order();
-    assert_eq!(recognized.is_some(), file.format() == Format::Gguf);
-    if file.tensors().iter().any(|tensor| tensor.dtype == GgmlType::I2_S.name()) {
+    let has_i2_s = file.tensors().iter().any(|tensor| tensor.dtype == GgmlType::I2_S.name());
+    assert!(has_i2_s || recognized.is_none());
+    if has_i2_s {
         for order in Order::ALL {
             file.set_i2_s_order(order);
             projections(&file, path);
