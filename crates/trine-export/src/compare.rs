@@ -6,7 +6,7 @@ use trine_format::names::{Part, TensorId};
 use trine_format::{ModelConfig, ModelFile};
 
 use crate::ExportError;
-use crate::verify::{compare_configs, largest_change, trits};
+use crate::verify::{compare_configs, largest_change, trits, trits_that_differ};
 
 /// What is equal and what is not. All zero differences: the two compute the same.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,10 +50,7 @@ pub fn compare(a: &ModelFile, b: &ModelFile) -> Result<Comparison, ExportError> 
         let differs = match id {
             TensorId::Layer(layer, Part::Projection(p)) => {
                 let (x, y) = (trits(a, layer, p)?, trits(b, layer, p)?);
-                let differ = match x.packed() == y.packed() {
-                    true => 0,
-                    false => x.trits().iter().zip(&y.trits()).filter(|(x, y)| x != y).count(),
-                };
+                let differ = trits_that_differ(&x, &y);
                 a.release(&name);
                 b.release(&name);
                 let change = (y.scale() - x.scale()).abs() / x.scale().max(f32::MIN_POSITIVE);

@@ -22,19 +22,18 @@ use std::path::{Path, PathBuf};
 
 use trine_format::gguf::{WriteOptions, write_model};
 use trine_format::{
-    AtomicDir, Dtype, FormatError, ModelConfig, ModelFile, Projection, Quantization, flush_name,
-    names, replaceable, write_hf, write_hf_packed,
+    AtomicDir, Dtype, FormatError, ModelConfig, ModelFile, Projection, Quantization, TensorSource,
+    flush_name, names, replaceable, write_hf, write_hf_packed,
 };
+use trine_ternary::Ambiguity;
 
 use given::Recorder;
 use masters::Masters;
-
-use trine_ternary::Ambiguity;
+use verify::verify_given;
 
 pub use compare::{Comparison, compare};
 pub use random::RandomModel;
 pub use verify::verify;
-use verify::verify_given;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,13 +242,19 @@ pub fn convert_watched(
     let staging = AtomicDir::create(to)?;
     let staged = staging.path().join(name);
     let (config, tokenizer) = (source.config(), source.tokenizer());
-    let recorder = Recorder::new(source, config, watch);
+    let masters;
+    let from: &dyn TensorSource = match target {
+        Target::Hf(dtype) => {
+            masters = Masters { source, dtype };
+            &masters
+        }
+        Target::Gguf(_) | Target::HfPacked => source,
+    };
+    let recorder = Recorder::new(from, config, watch);
     let written = match target {
         Target::Gguf(options) => write_model(&staged, config, &recorder, tokenizer, options),
         Target::HfPacked => write_hf_packed(&staged, config, &recorder, tokenizer),
         Target::Hf(dtype) => {
-            let masters = Masters { source, dtype };
-            let recorder = Recorder::new(&masters, config, watch);
             let config = ModelConfig { quantization: Quantization::Online, ..config.clone() };
             write_hf(&staged, &config, dtype, &recorder, tokenizer)
         }

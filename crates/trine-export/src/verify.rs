@@ -253,10 +253,16 @@ fn difference(a: &TernaryMatrix, b: &TernaryMatrix) -> String {
         let (ar, ac, br, bc) = (a.rows(), a.cols(), b.rows(), b.cols());
         return format!("shape ({ar}, {ac}) became ({br}, {bc})");
     }
-    if a.packed() == b.packed() {
-        return "the trits read back are not those that were written".to_owned();
+    match trits_that_differ(a, b) {
+        0 => "the trits read back are not those that were written".to_owned(),
+        differ => format!("{differ} of {} trits differ", a.rows() * a.cols()),
     }
-    let (a, b) = (a.trits(), b.trits());
-    let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-    format!("{differ} of {} trits differ", a.len())
+}
+
+/// How many trits of two matrices of one shape are not the same.
+pub(crate) fn trits_that_differ(a: &TernaryMatrix, b: &TernaryMatrix) -> usize {
+    if a.packed() == b.packed() {
+        return 0;
+    }
+    a.trits().iter().zip(&b.trits()).filter(|(a, b)| a != b).count()
 }

@@ -22,6 +22,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
+use trine_format::gguf::from_halves;
 use trine_format::names::{Part, TensorId};
 use trine_format::{
     BoxError, DenseTensor, Dtype, FormatError, HiddenAct, Mapped, ModelConfig, ModelFile,
@@ -184,9 +185,7 @@ impl TensorSource for BitLlama2c {
         let matrix = TernaryMatrix::from_trits(&trits, rows, cols, scale / cols as f32)?;
         Ok(match p {
             Projection::Q | Projection::K => {
-                let d = self.config.head_dim;
-                // Pair i of a head is in its rows 2i and 2i + 1; it goes to i and i + d / 2.
-                matrix.select_rows(|r| r - r % d + 2 * (r % d % (d / 2)) + r % d / (d / 2))
+                matrix.select_rows(|r| from_halves(r, self.config.head_dim))
             }
             _ => matrix,
         })

@@ -20,6 +20,7 @@ mod write_model;
 mod writer;
 
 pub use codec::{CodecError, TernaryType};
+pub use model::from_halves;
 pub use reader::{Gguf, TensorInfo};
 pub use types::GgmlType;
 pub use value::{Array, Value};

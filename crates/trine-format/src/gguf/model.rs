@@ -304,9 +304,9 @@ fn finish(
     Ok(matrix)
 }
 
-/// Where, in the `llama` architecture, row `r` of Q or K lies: it has row `i` of the first half of a
-/// head next to row `i` of the second.
-fn from_halves(r: usize, head_dim: usize) -> usize {
+/// Where row `r` of Q or K lies where rotary pairs are neighbours: row `i` of the first half of a
+/// head is next to row `i` of the second. So in the `llama` architecture and in llama2.c's files.
+pub fn from_halves(r: usize, head_dim: usize) -> usize {
     let (head, i, half) = (r / head_dim * head_dim, r % head_dim, head_dim / 2);
     head + if i < half { 2 * i } else { 2 * (i - half) + 1 }
 }
