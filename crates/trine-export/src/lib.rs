@@ -32,7 +32,7 @@ use masters::Masters;
 use verify::verify_given;
 
 pub use compare::{Comparison, compare};
-pub use random::RandomModel;
+pub use random::{RandomModel, RandomTrits};
 pub use verify::verify;
 
 /// What to write.

@@ -29,6 +29,7 @@
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
 //! | `product` | what all products share: tiles, cache blocks, threads |
 //! | `arch` | the traits; one file per instruction set, all of the same shape |
+//! | [`limits`] | what this machine can do at most, for comparison |
 //! | `isa` | which instruction set runs, and how to force a lower one (`TRINE_ISA`) |
 //!
 //! Unsafe code exists only under `arch`. A value such as `Avx2` can be made only where the CPU has
@@ -41,6 +42,7 @@ mod aligned;
 mod arch;
 mod dense;
 mod isa;
+pub mod limits;
 pub mod nn;
 mod packed;
 mod product;

@@ -53,6 +53,8 @@ enum Command {
     Chat(commands::chat::Args),
     /// Write a model's logits at every position, in f32
     Logits(commands::logits::Args),
+    /// Measure prefill and decode, as tokens a second and as a share of what this machine can do
+    Bench(commands::bench::Args),
     /// Download a model from the Hugging Face hub and print where it is
     Download(commands::download::Args),
     /// Write a model of random weights in a given shape, to measure with
@@ -117,6 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => commands::run::run(&args)?,
         Command::Chat(args) => commands::chat::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
+        Command::Bench(args) => commands::bench::run(&args)?,
         Command::Download(args) => commands::download::run(&args)?,
         Command::SynthModel(args) => commands::synth_model::run(&args)?,
         Command::Completions { shell } => {

@@ -210,3 +210,38 @@ impl Drop for ConversionProgress {
         self.bar.finish_and_clear();
     }
 }
+
+/// Shows the steps of a measurement on stderr.
+pub(crate) struct BenchProgress {
+    bar: ProgressBar,
+    /// Whether a person watches; else lines are printed.
+    watched: bool,
+}
+
+impl BenchProgress {
+    /// A display for so many steps.
+    pub(crate) fn new(steps: usize) -> Self {
+        let watched = std::io::stderr().is_terminal();
+        let bar = if watched { ProgressBar::new(steps as u64) } else { ProgressBar::hidden() };
+        let style = "{bar:30} {pos}/{len}  {msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        Self { bar, watched }
+    }
+
+    /// Said when a step begins.
+    pub(crate) fn step(&self, name: &str) {
+        self.bar.inc(1);
+        self.bar.set_message(name.to_owned());
+        // A bar that is drawn by a thread of its own would take part in what is measured.
+        self.bar.tick();
+        if !self.watched {
+            note!("{name}");
+        }
+    }
+}
+
+impl Drop for BenchProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -10,6 +10,7 @@
 //! `aarch64/neon.rs`.
 
 mod generic;
+pub(crate) mod peak;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

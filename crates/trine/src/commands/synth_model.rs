@@ -65,8 +65,9 @@ enum Form {
     I2S,
 }
 
+/// The shapes that have names.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Shape {
+pub(crate) enum Shape {
     /// 2 layers of 256, for a test
     Tiny,
     /// 30 million parameters
@@ -84,7 +85,8 @@ enum Shape {
 }
 
 impl Shape {
-    fn config(self) -> ModelConfig {
+    /// A model of this shape.
+    pub(crate) fn config(self) -> ModelConfig {
         // hidden, ffn, layers, heads, key-value heads, vocabulary, context
         let (hidden, ffn, layers, heads, kv_heads, vocab, context) = match self {
             Self::Tiny => (256, 768, 2, 4, 2, 1024, 512),

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod hub;
 mod input;
 mod life;

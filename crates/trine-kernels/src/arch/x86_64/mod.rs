@@ -11,6 +11,7 @@
 
 mod avx2;
 mod avx512;
+pub(super) mod peak;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512Vnni;

@@ -1,0 +1,191 @@
+//! `trine bench`: how fast a model runs here, and how much of what this machine can do that is.
+//!
+//! A speed alone says little on a shared machine. So the limits of the machine are measured in the
+//! same run, right before and right after the work: the speed at which memory can be read bounds
+//! decode, the peak of int8 products bounds prefill (see `trine_kernels::limits`). The rows of the
+//! table have the names of llama-bench.
+
+mod machine;
+mod report;
+mod runs;
+mod traffic;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::ArgGroup;
+use trine_export::RandomTrits;
+use trine_format::{Dtype, ModelFile, Quantization, names};
+use trine_kernels::limits::{self, Limits};
+use trine_runtime::Model;
+
+use self::machine::Energy;
+use self::report::Report;
+use self::runs::Test;
+use self::traffic::{Formats, Traffic, Weights};
+use super::synth_model::Shape;
+use crate::model;
+use crate::output;
+use crate::progress::BenchProgress;
+
+/// Length of the prompt for the time to the first token.
+const FIRST_PROMPT: usize = 128;
+
+/// Options of `trine bench`.
+#[derive(clap::Args)]
+#[command(group = ArgGroup::new("what").args(["model", "shape"]).required(true))]
+pub(crate) struct Args {
+    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
+    model: Option<PathBuf>,
+    /// Random weights in the shape of a known model, made in memory, instead of a model
+    #[arg(long, value_enum)]
+    shape: Option<Shape>,
+    /// Threads; by default one for each processor
+    #[arg(short, long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Prompt lengths to time, separated by commas; 0 for none
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    prompt: Vec<usize>,
+    /// Numbers of tokens to generate, separated by commas; 0 for none
+    #[arg(
+        short = 'n',
+        long = "gen",
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "128"
+    )]
+    generate: Vec<usize>,
+    /// Tokens in the context before generation is timed, separated by commas
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// How often each test is timed
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    repetitions: NonZeroUsize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// What to time, in this order.
+    fn tests(&self) -> Vec<Test> {
+        let prompts = self.prompt.iter().filter(|n| **n > 0);
+        let mut tests: Vec<_> = prompts.map(|&tokens| Test::Prefill { tokens }).collect();
+        for &tokens in self.generate.iter().filter(|n| **n > 0) {
+            tests.extend(self.depth.iter().map(|&depth| Test::Decode { tokens, depth }));
+        }
+        tests
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .context("cannot start the threads")?;
+    }
+    let threads = trine_kernels::threads();
+    let tests = args.tests();
+    if tests.is_empty() {
+        bail!("nothing to measure: expected a length above 0 for --prompt or --gen");
+    }
+    let file = open(args)?;
+    let config = file.config();
+    if config.quantization == Quantization::None {
+        bail!("{}: expected a ternary model, found full precision", file.path().display());
+    }
+    let limit = config.max_position_embeddings;
+    if let Some(test) = tests.iter().find(|test| test.positions() > limit) {
+        let (name, positions) = (test.name(), test.positions());
+        bail!("{name} needs {positions} positions, the model has {limit}");
+    }
+    let formats = formats(&file)?;
+    let progress = BenchProgress::new(tests.len() + 4);
+
+    progress.step("limits of the machine");
+    let before = measure_limits(threads);
+    progress.step("load");
+    machine::forget_peak();
+    let begin = Instant::now();
+    let model = Model::load(&file)?;
+    let load_seconds = begin.elapsed().as_secs_f64();
+    let loaded = machine::memory();
+    let from_file = args.model.is_some();
+    // What it took to make random weights is no memory of the runtime.
+    let mut peak = loaded.filter(|_| from_file).map(|memory| memory.peak);
+    machine::forget_peak();
+
+    progress.step("first token");
+    let prompt = FIRST_PROMPT.min(limit);
+    let first_token = (prompt, runs::first_token(&model, prompt)?);
+    let energy = Energy::open();
+    let mut measured = Vec::new();
+    for test in tests {
+        progress.step(&test.name());
+        let repetitions = args.repetitions.get();
+        measured.push(runs::measure(&model, test, repetitions, energy.as_ref().ok())?);
+    }
+    peak = peak.max(machine::memory().map(|memory| memory.peak));
+
+    progress.step("limits of the machine");
+    let after = measure_limits(threads);
+    drop(progress);
+    let report = Report {
+        model: name(args, &file),
+        parameters: model.config().parameter_count(),
+        processor: machine::processor(),
+        threads,
+        formats,
+        traffic: Traffic::new(model.config(), formats),
+        limits: [before, after],
+        load_seconds,
+        from_file,
+        first_token,
+        loaded,
+        peak,
+        measured,
+        no_energy: energy.err(),
+    };
+    output::print_line(&if args.json { report.json().to_string() } else { report.table() })
+}
+
+/// The model, or one of random weights that is made when it is loaded.
+fn open(args: &Args) -> anyhow::Result<ModelFile> {
+    if let Some(path) = &args.model {
+        return model::open(path);
+    }
+    let shape = args.shape.context("no model and no shape")?;
+    let config = shape.config();
+    let random = RandomTrits::new(config.clone(), 0);
+    Ok(ModelFile::imported(Path::new("random weights"), config, Box::new(random)))
+}
+
+fn name(args: &Args, file: &ModelFile) -> String {
+    match args.shape.and_then(|shape| clap::ValueEnum::to_possible_value(&shape)) {
+        Some(shape) => format!("random weights, shape {}", shape.get_name()),
+        None => file.path().display().to_string(),
+    }
+}
+
+/// How the runtime holds the model that it loads from `file`.
+fn formats(file: &ModelFile) -> anyhow::Result<Formats> {
+    let tied = file.config().tie_word_embeddings;
+    let stored = file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype;
+    let head = match stored {
+        Dtype::F16 | Dtype::BF16 => stored,
+        Dtype::F32 | Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => Dtype::F32,
+    };
+    Ok(Formats { weights: Weights::Bits2, head, kv: Dtype::F32 })
+}
+
+fn measure_limits(threads: usize) -> Limits {
+    let mut options = limits::Options::new(threads);
+    // Not where it would push others out of memory.
+    if let Some(available) = machine::available_memory() {
+        options.buffer = options.buffer.min((available / 4) as usize);
+    }
+    limits::measure(trine_kernels::isa(), &options)
+}

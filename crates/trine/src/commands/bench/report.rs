@@ -1,0 +1,247 @@
+//! The result, as a table and as JSON.
+
+use serde_json::{Value, json};
+use trine_format::Dtype;
+use trine_kernels::limits::{Limits, Rate};
+
+use super::machine::Memory;
+use super::runs::{Measured, Test};
+use super::traffic::{Formats, Traffic};
+use crate::output;
+
+/// Everything that a run found out.
+pub(crate) struct Report {
+    pub(crate) model: String,
+    pub(crate) parameters: u64,
+    pub(crate) processor: Option<String>,
+    pub(crate) threads: usize,
+    pub(crate) formats: Formats,
+    pub(crate) traffic: Traffic,
+    /// Before and after the work.
+    pub(crate) limits: [Limits; 2],
+    pub(crate) load_seconds: f64,
+    /// Whether the model came from a file: else its making is part of the load.
+    pub(crate) from_file: bool,
+    /// Length of a prompt, and seconds from it to the first token, right after the load.
+    pub(crate) first_token: (usize, f64),
+    pub(crate) loaded: Option<Memory>,
+    /// The most memory while the model was loaded and while it ran, without that of the limits.
+    pub(crate) peak: Option<u64>,
+    pub(crate) measured: Vec<Measured>,
+    /// Why there is no energy.
+    pub(crate) no_energy: Option<String>,
+}
+
+impl Report {
+    /// Bytes a second: the better of the two measurements. What disturbs one makes it smaller than
+    /// the limit is, so a share of the larger is a share that was reached.
+    fn bandwidth(&self) -> f64 {
+        self.best(|limits| limits.bandwidth)
+    }
+
+    /// int8 products a second, as [`Self::bandwidth`].
+    fn int8_peak(&self) -> f64 {
+        self.best(|limits| limits.int8)
+    }
+
+    fn best(&self, rate: impl Fn(&Limits) -> Rate) -> f64 {
+        self.limits.iter().map(|limits| rate(limits).median).fold(0.0, f64::max)
+    }
+
+    /// The share of the bandwidth that the bytes of a test's tokens are; of decode only, as a
+    /// prompt reads the weights as often as it likes.
+    fn share_of_bandwidth(&self, measured: &Measured) -> Option<f64> {
+        match measured.test {
+            Test::Prefill { .. } => None,
+            Test::Decode { tokens, depth } => {
+                // A token attends to those before it and itself.
+                let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
+                let bytes = self.traffic.bytes_per_token(1, positions);
+                Some(bytes * median(&measured.samples) / self.bandwidth())
+            }
+        }
+    }
+
+    fn share_of_int8_peak(&self, measured: &Measured) -> f64 {
+        self.traffic.macs as f64 * median(&measured.samples) / self.int8_peak()
+    }
+
+    /// The first measured prompt.
+    fn prefill(&self) -> Option<&Measured> {
+        self.measured.iter().find(|m| matches!(m.test, Test::Prefill { .. }))
+    }
+
+    /// The first measured generation.
+    fn decode(&self) -> Option<&Measured> {
+        self.measured.iter().find(|m| matches!(m.test, Test::Decode { .. }))
+    }
+
+    /// One object: the numbers that are compared first, then everything.
+    pub(crate) fn json(&self) -> Value {
+        let speed = |m: Option<&Measured>| m.map(|m| median(&m.samples));
+        let sweep = |prefill: bool| -> Vec<Value> {
+            let of_kind = |m: &&Measured| matches!(m.test, Test::Prefill { .. }) == prefill;
+            self.measured.iter().filter(of_kind).map(|m| self.row_json(m)).collect()
+        };
+        json!({
+            "model": self.model,
+            "parameters": self.parameters,
+            "processor": self.processor,
+            "threads": self.threads,
+            "isa": trine_kernels::isa().name(),
+            "weights_format": self.formats.weights.name(),
+            "head_format": short(self.formats.head),
+            "kv_format": short(self.formats.kv),
+            "prefill_tok_s": speed(self.prefill()),
+            "decode_tok_s": speed(self.decode()),
+            "decode_fraction_of_bandwidth": self.decode().and_then(|m| self.share_of_bandwidth(m)),
+            "prefill_fraction_of_int8_peak": self.prefill().map(|m| self.share_of_int8_peak(m)),
+            "bandwidth_gb_s": self.bandwidth() / 1e9,
+            "int8_peak_gmac_s": self.int8_peak() / 1e9,
+            "f32_peak_gflop_s": self.best(|limits| limits.f32) / 1e9,
+            "peak_rss_bytes": self.peak,
+            "loaded_rss_bytes": self.loaded.map(|memory| memory.now),
+            "load_s": self.load_seconds,
+            "load_is_from_file": self.from_file,
+            "first_token_prompt": self.first_token.0,
+            "first_token_s": self.first_token.1,
+            "start_to_first_token_s": self.from_file.then_some(self.load_seconds + self.first_token.1),
+            "weights_bytes": self.traffic.weights,
+            "head_bytes": self.traffic.head,
+            "kv_bytes_per_position": self.traffic.position,
+            "macs_per_token": self.traffic.macs,
+            "prefill": sweep(true),
+            "decode": sweep(false),
+            "limits": {
+                "before": limits_json(&self.limits[0]),
+                "after": limits_json(&self.limits[1]),
+            },
+            "energy": self.no_energy.as_ref().map(|reason| json!({ "not_available": reason })),
+        })
+    }
+
+    fn row_json(&self, m: &Measured) -> Value {
+        let (tokens, depth) = match m.test {
+            Test::Prefill { tokens } => (tokens, 0),
+            Test::Decode { tokens, depth } => (tokens, depth),
+        };
+        json!({
+            "test": m.test.name(),
+            "tokens": tokens,
+            "depth": depth,
+            "tok_s": median(&m.samples),
+            "tok_s_stddev": stddev(&m.samples),
+            "samples": m.samples,
+            "fraction_of_bandwidth": self.share_of_bandwidth(m),
+            "fraction_of_int8_peak": self.share_of_int8_peak(m),
+            "joules_per_token": m.joules,
+        })
+    }
+
+    /// The table and what it rests on.
+    pub(crate) fn table(&self) -> String {
+        let mut out = vec![
+            format!(
+                "{}, {} parameters, weights {}, head {}, cache {}",
+                self.model,
+                output::count(self.parameters),
+                self.formats.weights.name(),
+                short(self.formats.head),
+                short(self.formats.kv),
+            ),
+            format!(
+                "{} threads, {}, {}",
+                self.threads,
+                trine_kernels::isa(),
+                self.processor.as_deref().unwrap_or("unknown processor"),
+            ),
+            String::new(),
+            "| test           |          tok/s    | of bandwidth | of int8 peak | J/tok |"
+                .to_owned(),
+            "| -------------- | ----------------: | -----------: | -----------: | ----: |"
+                .to_owned(),
+        ];
+        for m in &self.measured {
+            let percent = |share: Option<f64>| {
+                share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+            };
+            out.push(format!(
+                "| {:<14} | {:>8.2} ± {:>6.2} | {:>12} | {:>12} | {:>5} |",
+                m.test.name(),
+                median(&m.samples),
+                stddev(&m.samples),
+                percent(self.share_of_bandwidth(m)),
+                percent(Some(self.share_of_int8_peak(m))),
+                m.joules.map_or("-".to_owned(), |joules| format!("{joules:.3}")),
+            ));
+        }
+        let [before, after] = &self.limits;
+        out.push(String::new());
+        out.push(format!(
+            "limits      read {:.1} GB/s ({:.1} before, {:.1} after; {}), int8 {:.0} GMAC/s ({:.0}, {:.0}), f32 {:.0} GFLOP/s",
+            self.bandwidth() / 1e9,
+            before.bandwidth.median / 1e9,
+            after.bandwidth.median / 1e9,
+            after.pattern.name(),
+            self.int8_peak() / 1e9,
+            before.int8.median / 1e9,
+            after.int8.median / 1e9,
+            self.best(|limits| limits.f32) / 1e9,
+        ));
+        let bytes = |n: Option<u64>| n.map_or("not available".to_owned(), output::bytes);
+        out.push(format!(
+            "memory      {} loaded, {} at most",
+            bytes(self.loaded.map(|memory| memory.now)),
+            bytes(self.peak),
+        ));
+        let load = if self.from_file { "loaded" } else { "made" };
+        let (prompt, seconds) = self.first_token;
+        out.push(format!(
+            "start       {load} in {:.2} s, first token {seconds:.3} s after a prompt of {prompt}",
+            self.load_seconds,
+        ));
+        if let Some(reason) = &self.no_energy {
+            out.push(format!("energy      not available: {reason}"));
+        }
+        out.join("\n")
+    }
+}
+
+/// The name of a type as GGUF and llama-bench users write it: bf16, q6_k.
+fn short(dtype: Dtype) -> String {
+    dtype.ggml_type().name().to_lowercase()
+}
+
+fn limits_json(limits: &Limits) -> Value {
+    let rate =
+        |r: Rate| json!({ "median": r.median / 1e9, "low": r.low / 1e9, "high": r.high / 1e9 });
+    json!({
+        "bandwidth_gb_s": rate(limits.bandwidth),
+        "bandwidth_pattern": limits.pattern.name(),
+        "int8_gmac_s": rate(limits.int8),
+        "f32_gflop_s": rate(limits.f32),
+    })
+}
+
+fn median(samples: &[f64]) -> f64 {
+    Rate::of(samples.to_vec()).map_or(f64::NAN, |rate| rate.median)
+}
+
+/// The standard deviation of the samples; 0 of one.
+fn stddev(samples: &[f64]) -> f64 {
+    let n = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / n;
+    let squares: f64 = samples.iter().map(|s| (s - mean) * (s - mean)).sum();
+    if samples.len() < 2 { 0.0 } else { (squares / (n - 1.0)).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deviation_is_that_of_a_sample() {
+        assert_eq!(stddev(&[3.0]), 0.0);
+        assert_eq!(stddev(&[1.0, 3.0]), 2f64.sqrt());
+    }
+}

@@ -1,0 +1,103 @@
+//! What a token costs: multiplications, and bytes that have to come from memory.
+//!
+//! Counted is what no runtime gets around: every ternary weight and the head once a step, and the
+//! keys and values that are attended to once for each sequence. Not counted are norms, the row of
+//! the embedding, activations and padding: together under a percent.
+
+use trine_format::{Dtype, ModelConfig, Projection};
+
+/// How the parts of a model lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Formats {
+    pub(crate) weights: Weights,
+    /// Of the head, which may be the embedding.
+    pub(crate) head: Dtype,
+    /// Of keys and values.
+    pub(crate) kv: Dtype,
+}
+
+/// How trits lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// Four trits a byte.
+    Bits2,
+}
+
+impl Weights {
+    /// The name in tables and JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bits2 => "2bit",
+        }
+    }
+
+    /// Bytes of so many trits.
+    fn bytes(self, trits: u64) -> u64 {
+        match self {
+            Self::Bits2 => trits.div_ceil(4),
+        }
+    }
+}
+
+/// The costs of a model in some formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Products of a trit and an int8 that one token needs: the number of ternary weights.
+    pub(crate) macs: u64,
+    /// Bytes of all ternary weights.
+    pub(crate) weights: u64,
+    /// Bytes of the head.
+    pub(crate) head: u64,
+    /// Bytes of the keys and values of one position, in all layers.
+    pub(crate) position: u64,
+}
+
+impl Traffic {
+    pub(crate) fn new(config: &ModelConfig, formats: Formats) -> Self {
+        let shapes = Projection::ALL.map(|p| config.projection_shape(p));
+        let layers = config.num_hidden_layers as u64;
+        let trits = |(rows, cols)| rows as u64 * cols as u64;
+        let bytes = |dtype: Dtype, shape: &[usize]| dtype.bytes(shape).unwrap_or(0) as u64;
+        Self {
+            macs: layers * shapes.into_iter().map(trits).sum::<u64>(),
+            weights: layers * shapes.map(|s| formats.weights.bytes(trits(s))).iter().sum::<u64>(),
+            head: bytes(formats.head, &[config.vocab_size, config.hidden_size]),
+            position: layers * 2 * bytes(formats.kv, &[config.key_value_width()]),
+        }
+    }
+
+    /// Bytes that a step of `batch` sequences reads for each of its tokens, where every sequence
+    /// attends to `positions` positions on average.
+    pub(crate) fn bytes_per_token(&self, batch: usize, positions: f64) -> f64 {
+        (self.weights + self.head) as f64 / batch as f64 + self.position as f64 * positions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::synth_model::Shape;
+
+    /// Counted by hand: a layer has 2560 * (2560 + 640 + 640 + 2560) + 3 * 2560 * 6912 weights.
+    #[test]
+    fn the_costs_of_2b4t_are_those_counted_by_hand() {
+        let formats = Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: Dtype::F16 };
+        let traffic = Traffic::new(&Shape::B2.config(), formats);
+        let layer = 16_384_000 + 53_084_160;
+        assert_eq!(traffic.macs, 30 * layer);
+        assert_eq!(traffic.weights, 521_011_200);
+        // 256 numbers in 210 bytes.
+        assert_eq!(traffic.head, 128_256 * 10 * 210);
+        assert_eq!(traffic.position, 30 * 2 * 640 * 2);
+        let bf16 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::BF16, ..formats });
+        assert_eq!(bf16.head, 656_670_720);
+    }
+
+    #[test]
+    fn a_batch_shares_the_weights_and_not_the_cache() {
+        let traffic = Traffic { macs: 1, weights: 600, head: 200, position: 3 };
+        assert_eq!(traffic.bytes_per_token(1, 0.0), 800.0);
+        assert_eq!(traffic.bytes_per_token(1, 100.0), 1100.0);
+        assert_eq!(traffic.bytes_per_token(8, 100.0), 400.0);
+    }
+}

@@ -1,0 +1,76 @@
+//! `trine bench`: what it prints, and what it refuses. No number that depends on the machine is tested.
+
+use serde_json::Value;
+
+use super::life::json;
+use super::{FIXTURE, Place};
+
+#[test]
+fn a_bench_is_one_object_with_the_numbers_that_are_compared() {
+    let place = Place::new();
+    let args = ["bench", "--shape", "tiny", "--threads", "1", "-r", "2", "-p", "16,8"];
+    let more = ["-n", "4", "-d", "0,20", "--json"];
+    let report = json(&place.ok(&[&args[..], &more].concat()));
+    assert_eq!(report["threads"], 1);
+    for key in ["isa", "weights_format", "head_format", "kv_format"] {
+        assert!(report[key].is_string(), "{key}: {report}");
+    }
+    for key in [
+        "prefill_tok_s",
+        "decode_tok_s",
+        "decode_fraction_of_bandwidth",
+        "prefill_fraction_of_int8_peak",
+        "bandwidth_gb_s",
+        "int8_peak_gmac_s",
+        "f32_peak_gflop_s",
+        "load_s",
+        "first_token_s",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|n| n > 0.0), "{key}: {report}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_rss_bytes"].as_u64() >= Some(1 << 20), "{report}");
+    }
+    // Two layers with 256 * (256 + 128 + 128 + 256) + 3 * 256 * 768 weights.
+    assert_eq!(report["macs_per_token"], 2 * (196_608 + 589_824));
+    let tests = |sweep: &str| -> Vec<Value> {
+        report[sweep].as_array().unwrap().iter().map(|row| row["test"].clone()).collect()
+    };
+    assert_eq!(tests("prefill"), ["pp16", "pp8"]);
+    assert_eq!(tests("decode"), ["tg4", "tg4@d20"]);
+    assert_eq!(report["prefill"][0]["tok_s"], report["prefill_tok_s"]);
+    assert_eq!(report["decode"][0]["samples"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_bench_of_a_file_is_a_table() {
+    let place = Place::new();
+    let table = place.ok(&["bench", FIXTURE, "-p", "8", "-n", "2", "-r", "1"]);
+    for expected in
+        ["| pp8 ", "| tg2 ", "of bandwidth", "limits ", "memory ", "start ", "loaded in"]
+    {
+        assert!(table.contains(expected), "no {expected:?} in {table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let place = Place::new();
+    let shape = ["bench", "--shape", "tiny"];
+    let refused = |more: &[&str], names: &[&str]| place.refused(&[&shape, more].concat(), names);
+    refused(&["-p", "0", "-n", "0"], &["--prompt", "--gen"]);
+    refused(&["-p", "513"], &["pp513", "513 positions", "has 512"]);
+    refused(&["-n", "100", "-d", "0,500"], &["tg100@d500", "600 positions", "has 512"]);
+    place.refused(&["bench", "missing.gguf"], &["missing.gguf"]);
+    for args in [
+        &["bench"][..],
+        &["bench", "m.gguf", "--shape", "tiny"],
+        &["bench", "--shape", "nonsense"],
+        &["bench", "--shape", "tiny", "--threads", "0"],
+        &["bench", "--shape", "tiny", "-r", "0"],
+        &["bench", "--shape", "tiny", "-p", "many"],
+    ] {
+        let ran = place.run(args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {}", ran.stderr);
+    }
+}
