@@ -1,34 +1,60 @@
 //! int8 activations in the layout that the kernels multiply.
 //!
-//! The codes of a token lie in order, padded with 0 to a multiple of 256 columns; beside them its
-//! scale, and the sum of its codes, which turns products of weight codes into products of trits
-//! (see `packed`). The rounding is that of `trine_ternary::quantize_activations`, which is called.
+//! Tokens come in tiles of at most eight, whose sums fit into registers together: as many tiles of 8
+//! as there are, then one each of 4, 2 and 1 for what is left. A tile holds its codes by fours, so
+//! that a product reads one address after another: columns `4 k..4 k + 4` of its first token, of its
+//! second and so on, then the next four columns. A single token thus lies in order.
+//! Columns are padded with 0. Beside the codes there are each token's scale, and the sum of its
+//! codes, which turns products of weight codes into products of trits (see `packed`).
+//! The rounding is that of `trine_ternary::quantize_activations`, which is called.
 
-use rayon::prelude::*;
 use trine_ternary::quantize_activations;
 
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::{Isa, isa};
-use crate::packed::BLOCK;
+use crate::parallel;
 
-/// The codes that meet one block of weights.
-pub(crate) type CodeBlock = [i8; BLOCK];
+/// Most tokens in a tile.
+pub(crate) const TILE: usize = 8;
+
+/// Columns are padded to a multiple of this: to whole lines of every packing.
+const COLS: usize = 80;
 
 /// From this many elements on, tokens are quantized in parallel.
-const PARALLEL_ELEMENTS: usize = 1 << 16;
+const PARALLEL_ELEMENTS: usize = 1 << 15;
 
 /// Quantized activations of some tokens.
 #[derive(Clone, Debug)]
 pub struct Activations {
     tokens: usize,
     cols: usize,
-    /// `(tokens, ceil(cols / 256) * 256)` int8.
+    /// `(tokens, cols)` int8 in tiles, columns padded.
     codes: AlignedBuf<i8>,
     /// Sum of the codes of each token, `(tokens,)`; wraps as the products do.
     sums: Vec<i32>,
     /// A code stands for `code / scale`, `(tokens,)`.
     scales: Vec<f32>,
+}
+
+/// The tokens `first..first + width`, which are multiplied together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tile {
+    pub(crate) first: usize,
+    /// 8, 4, 2 or 1.
+    pub(crate) width: usize,
+}
+
+/// The tiles of `tokens` tokens.
+pub(crate) fn tiles(tokens: usize) -> impl Iterator<Item = Tile> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let left = tokens - first;
+        let width = if left >= TILE { TILE } else { 1 << left.checked_ilog2()? };
+        let tile = Tile { first, width };
+        first += width;
+        Some(tile)
+    })
 }
 
 impl Activations {
@@ -42,30 +68,56 @@ impl Activations {
 
     pub(crate) fn quantize_on(isa: Isa, x: &[f32], tokens: usize, cols: usize) -> Self {
         assert_eq!(Some(x.len()), tokens.checked_mul(cols), "activations are not (tokens, cols)");
+        Self::from_rows_on(isa, tokens, cols, |_, t, row| {
+            row.copy_from_slice(&x[t * cols..][..cols]);
+        })
+    }
+
+    /// Quantizes `tokens` rows `(cols,)` that `fill` writes, each called for once, in any order and
+    /// on any thread of the pool. `fill` gets a token and its row.
+    pub fn from_rows(tokens: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        Self::from_rows_on(isa(), tokens, cols, |_, t, row| fill(t, row))
+    }
+
+    pub(crate) fn from_rows_on(
+        isa: Isa,
+        tokens: usize,
+        cols: usize,
+        fill: impl Fn(Isa, usize, &mut [f32]) + Sync,
+    ) -> Self {
         let mut activations = Self::zeros(tokens, cols);
-        if x.is_empty() {
-            // Tokens without columns: scales as the definition gives them for an empty row.
-            activations.scales.fill(quantize_activations(&[], &mut []));
-            return activations;
-        }
         let padded = padded(cols);
-        let quantize = |(((x, codes), sum), scale): (((_, &mut [i8]), &mut i32), &mut f32)| {
-            let codes = &mut codes[..cols];
-            (*sum, *scale) = dispatch(isa, Quantize { x, codes });
+        let tile = |tile: Tile, codes: &mut [i8], sums: &mut [i32], scales: &mut [f32]| {
+            let mut row = vec![0.0; cols];
+            let mut quantized = vec![0; if tile.width == 1 { 0 } else { padded }];
+            for t in 0..tile.width {
+                fill(isa, tile.first + t, &mut row);
+                let to = if tile.width == 1 { &mut *codes } else { &mut quantized };
+                (sums[t], scales[t]) = dispatch(isa, Quantize { x: &row, codes: &mut to[..cols] });
+                if tile.width > 1 {
+                    interleave(&quantized, t, tile.width, codes);
+                }
+            }
         };
         let Self { codes, sums, scales, .. } = &mut activations;
-        if tokens > 1 && x.len() >= PARALLEL_ELEMENTS {
-            x.par_chunks_exact(cols)
-                .zip(codes.par_chunks_exact_mut(padded))
-                .zip(sums)
-                .zip(scales)
-                .for_each(quantize);
+        let mut work = Vec::with_capacity(tokens / TILE + 4);
+        let (mut codes, mut sums, mut scales) = (&mut codes[..], &mut sums[..], &mut scales[..]);
+        for t in tiles(tokens) {
+            let parts = (
+                codes.split_off_mut(..t.width * padded),
+                sums.split_off_mut(..t.width),
+                scales.split_off_mut(..t.width),
+            );
+            if let (Some(codes), Some(sums), Some(scales)) = parts {
+                work.push((t, codes, sums, scales));
+            }
+        }
+        if tokens.saturating_mul(cols) >= PARALLEL_ELEMENTS {
+            parallel::for_each(&mut work, |_, (t, codes, sums, scales)| {
+                tile(*t, codes, sums, scales);
+            });
         } else {
-            x.chunks_exact(cols)
-                .zip(codes.chunks_exact_mut(padded))
-                .zip(sums)
-                .zip(scales)
-                .for_each(quantize);
+            work.into_iter().for_each(|(t, codes, sums, scales)| tile(t, codes, sums, scales));
         }
         activations
     }
@@ -79,10 +131,14 @@ impl Activations {
         assert_eq!(Some(codes.len()), tokens.checked_mul(cols), "codes are not (tokens, cols)");
         let mut activations = Self::zeros(tokens, cols);
         activations.scales.copy_from_slice(scales);
-        for t in 0..tokens {
-            let codes = &codes[t * cols..][..cols];
-            activations.codes[t * padded(cols)..][..cols].copy_from_slice(codes);
-            activations.sums[t] = sum(codes);
+        let padded = padded(cols);
+        let mut row = vec![0; padded];
+        for Tile { first, width } in tiles(tokens) {
+            for t in 0..width {
+                row[..cols].copy_from_slice(&codes[(first + t) * cols..][..cols]);
+                activations.sums[first + t] = sum(&row);
+                interleave(&row, t, width, &mut activations.codes[first * padded..]);
+            }
         }
         activations
     }
@@ -101,9 +157,12 @@ impl Activations {
     ///
     /// # Panics
     /// When there is no token `t`.
-    pub fn codes(&self, t: usize) -> &[i8] {
+    pub fn codes(&self, t: usize) -> Vec<i8> {
         assert!(t < self.tokens, "token {t} of {}", self.tokens);
-        &self.codes[t * padded(self.cols)..][..self.cols]
+        let Tile { first, width } =
+            tiles(self.tokens).find(|tile| t < tile.first + tile.width).expect("a tile of each");
+        let tile = &self.codes[first * padded(self.cols)..];
+        (0..self.cols).map(|c| tile[(c / 4 * width + t - first) * 4 + c % 4]).collect()
     }
 
     /// The scale of token `t`: its codes stand for `code / scale`.
@@ -121,11 +180,11 @@ impl Activations {
         self.sums[t]
     }
 
-    /// The padded codes of token `t`, `(ceil(cols / 256),)` blocks.
+    /// The codes of a tile of `T` tokens that begins with token `first`: by four columns, by token.
     #[inline(always)]
-    pub(crate) fn blocks(&self, t: usize) -> &[CodeBlock] {
-        let blocks = self.cols.div_ceil(BLOCK);
-        &self.codes.as_chunks().0[t * blocks..][..blocks]
+    pub(crate) fn tile<const T: usize>(&self, first: usize) -> &[[[i8; 4]; T]] {
+        let padded = padded(self.cols);
+        self.codes[first * padded..][..T * padded].as_chunks().0.as_chunks().0
     }
 
     fn zeros(tokens: usize, cols: usize) -> Self {
@@ -135,7 +194,15 @@ impl Activations {
 }
 
 fn padded(cols: usize) -> usize {
-    cols.div_ceil(BLOCK) * BLOCK
+    cols.div_ceil(COLS) * COLS
+}
+
+/// Writes the codes of token `t` of a tile of `width`.
+fn interleave(codes: &[i8], t: usize, width: usize, tile: &mut [i8]) {
+    let words = tile.as_chunks_mut::<4>().0.iter_mut().skip(t).step_by(width);
+    for (word, codes) in words.zip(codes.as_chunks::<4>().0) {
+        *word = *codes;
+    }
 }
 
 /// The definition's rounding of one token. It is dispatched like a kernel, so that it can compile to
@@ -174,19 +241,39 @@ mod tests {
     #[test]
     fn codes_scales_and_sums_are_the_definitions() {
         // The last shape is over the threshold of parallel quantization.
-        for (tokens, cols) in [(1, 1), (3, 255), (2, 256), (4, 257), (9, 2561), (3, 30_000)] {
+        for (tokens, cols) in [(1, 1), (3, 255), (2, 256), (15, 257), (9, 2561), (3, 30_000)] {
             let x = floats(tokens, cols);
             let activations = Activations::quantize(&x, tokens, cols);
+            let taken: Vec<i8> = (0..tokens).flat_map(|t| activations.codes(t)).collect();
+            let taken = Activations::from_codes(&taken, &activations.scales, cols);
             for t in 0..tokens {
                 let mut codes = vec![0; cols];
                 let scale = quantize_activations(&x[t * cols..][..cols], &mut codes);
                 assert_eq!(activations.codes(t), codes);
                 assert_eq!(activations.scale(t), scale);
                 assert_eq!(activations.sum(t), codes.iter().map(|&c| i32::from(c)).sum::<i32>());
-                let padding = &activations.blocks(t).as_flattened()[cols..];
-                assert!(padding.iter().all(|&code| code == 0));
+            }
+            assert_eq!((&*taken.codes, &taken.sums), (&*activations.codes, &activations.sums));
+        }
+    }
+
+    #[test]
+    fn a_tile_holds_four_columns_of_each_token_in_turn() {
+        let codes: Vec<i8> = (0..13 * 6).map(|i| i as i8).collect();
+        let activations = Activations::from_codes(&codes, &[1.0; 13], 6);
+        let code = |t: usize, c: usize| if c < 6 { codes[t * 6 + c] } else { 0 };
+        fn check<const T: usize>(x: &Activations, first: usize, code: impl Fn(usize, usize) -> i8) {
+            for (k, words) in x.tile::<T>(first).iter().enumerate() {
+                for (t, word) in words.iter().enumerate() {
+                    assert_eq!(*word, std::array::from_fn(|i| code(first + t, 4 * k + i)));
+                }
             }
         }
+        let found: Vec<_> = tiles(13).map(|tile| (tile.first, tile.width)).collect();
+        assert_eq!(found, [(0, 8), (8, 4), (12, 1)]);
+        check::<8>(&activations, 0, code);
+        check::<4>(&activations, 8, code);
+        check::<1>(&activations, 12, code);
     }
 
     #[test]

@@ -1,50 +1,90 @@
-//! A buffer that starts on a cache line.
+//! A buffer that starts on a cache line, and in large pages where it is large.
 //!
-//! A 64-byte load that crosses a cache line costs two. Alignment is speed here and never soundness:
-//! the kernels use loads that accept any address, so this needs no unsafe code.
+//! A 64-byte load that crosses a cache line costs two, and a weight matrix in pages of 4 KiB costs a
+//! walk of the page table for every 4 KiB that are read. Both are speed here and never soundness: the
+//! kernels use loads that accept any address, so this needs no unsafe code.
 
 use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use memmap2::MmapMut;
 
 /// Bytes in a cache line, and in the widest vector.
 const LINE: usize = 64;
 
-/// One-byte elements of which the first lies on a multiple of 64.
+/// From this many bytes on, a buffer is memory of the system's own, in large pages if it has them.
+const LARGE: usize = 2 << 20;
+
+/// Elements of which the first lies on a multiple of 64 bytes.
 #[derive(Debug)]
 pub(crate) struct AlignedBuf<T> {
-    /// The elements, with room before them to move their start to a cache line.
-    storage: Vec<T>,
-    start: usize,
+    storage: Storage,
     len: usize,
+    element: std::marker::PhantomData<T>,
 }
 
-impl<T: Copy + Default> AlignedBuf<T> {
-    /// `len` default elements.
+#[derive(Debug)]
+enum Storage {
+    /// With room before the elements to move their start, the offset, to a cache line.
+    Small(Vec<u8>, usize),
+    /// Pages.
+    Large(MmapMut),
+}
+
+impl<T: Pod> AlignedBuf<T> {
+    /// `len` zeros.
+    ///
+    /// # Panics
+    /// When their bytes are more than an address can count.
     pub(crate) fn new(len: usize) -> Self {
-        const { assert!(size_of::<T>() == 1) };
-        let storage = vec![T::default(); len + LINE - 1];
-        // `align_offset` may give up and return `usize::MAX`; any start is then as good.
-        let start = storage.as_ptr().align_offset(LINE).min(LINE - 1);
-        Self { storage, start, len }
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer within the address space");
+        Self { storage: Storage::new(bytes), len, element: std::marker::PhantomData }
     }
 }
 
-impl<T> Deref for AlignedBuf<T> {
+impl Storage {
+    fn new(bytes: usize) -> Self {
+        if bytes >= LARGE
+            && let Ok(map) = MmapMut::map_anon(bytes)
+        {
+            // A system without large pages is only slower.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self::Large(map);
+        }
+        let storage = vec![0; bytes + LINE - 1];
+        // `align_offset` may give up and return `usize::MAX`; any start is then as good, as long as
+        // the elements themselves are aligned: those wider than a byte get it from the allocator.
+        let start = storage.as_ptr().align_offset(LINE);
+        let start = if start < LINE { start } else { 0 };
+        Self::Small(storage, start)
+    }
+}
+
+impl<T: Pod> Deref for AlignedBuf<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.storage[self.start..][..self.len]
+        let bytes = self.len * size_of::<T>();
+        bytemuck::cast_slice(match &self.storage {
+            Storage::Small(storage, start) => &storage[*start..][..bytes],
+            Storage::Large(map) => &map[..bytes],
+        })
     }
 }
 
-impl<T> DerefMut for AlignedBuf<T> {
+impl<T: Pod> DerefMut for AlignedBuf<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.storage[self.start..][..self.len]
+        let bytes = self.len * size_of::<T>();
+        bytemuck::cast_slice_mut(match &mut self.storage {
+            Storage::Small(storage, start) => &mut storage[*start..][..bytes],
+            Storage::Large(map) => &mut map[..bytes],
+        })
     }
 }
 
-impl<T: Copy + Default> Clone for AlignedBuf<T> {
+impl<T: Pod> Clone for AlignedBuf<T> {
     fn clone(&self) -> Self {
-        // A copied vector may lie elsewhere relative to a cache line, so the start is found anew.
         let mut buf = Self::new(self.len);
         buf.copy_from_slice(self);
         buf
@@ -57,8 +97,9 @@ mod tests {
 
     #[test]
     fn buffers_start_on_a_cache_line() {
-        for len in [0, 1, 63, 64, 65, 4096] {
-            let mut buf = AlignedBuf::<i8>::new(len);
+        for len in [0, 1, 63, 64, 65, 4096, LARGE / 4, LARGE + 1] {
+            let mut buf = AlignedBuf::<i32>::new(len);
+            assert!(buf.iter().all(|v| *v == 0));
             buf.fill(7);
             let copy = buf.clone();
             assert_eq!(*copy, *buf);

@@ -27,12 +27,13 @@
 //! | `packed`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
-//! | `product` | what all products share: tiles, cache blocks, threads |
+//! | `product` | what products of dense weights share: tiles and cache blocks |
+//! | [`parallel`] | the threads |
 //! | `arch` | the traits; one file per instruction set, all of the same shape |
 //! | [`limits`] | what this machine can do at most, for comparison |
 //! | `isa` | which instruction set runs, and how to force a lower one (`TRINE_ISA`) |
 //!
-//! Unsafe code exists only under `arch`. A value such as `Avx2` can be made only where the CPU has
+//! Unsafe code exists only under `arch` and in `parallel`. A value such as `Avx2` can be made only where the CPU has
 //! the instructions; holding one is the proof that makes every call of its methods safe.
 
 #![deny(unsafe_code)]
@@ -45,6 +46,7 @@ mod isa;
 pub mod limits;
 pub mod nn;
 mod packed;
+pub mod parallel;
 mod product;
 mod ternary;
 #[cfg(test)]
@@ -53,10 +55,6 @@ mod tests;
 pub use activations::Activations;
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
-pub use packed::PackedMatrix;
-pub use ternary::{bitlinear, matmul_i32};
-
-/// Number of threads that products use: those of rayon's global pool.
-pub fn threads() -> usize {
-    rayon::current_num_threads()
-}
+pub use packed::{PackedMatrix, Packing};
+pub use parallel::threads;
+pub use ternary::{bitlinear, bitlinear_add, bitlinear_all, bitlinear_gated, matmul_i32};

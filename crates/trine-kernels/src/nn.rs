@@ -76,61 +76,57 @@ pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Squared ReLU gate (arXiv 2109.08668): `gate = relu(gate)^2 * up`, elementwise.
+/// What a gated feed-forward layer does to its gate before it multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `relu(x)^2` (arXiv 2109.08668).
+    Relu2,
+    /// `x / (1 + exp(-x))` (SwiGLU, arXiv 2002.05202).
+    Silu,
+}
+
+impl Gate {
+    #[inline(always)]
+    pub(crate) fn relu2(x: f32) -> f32 {
+        let positive = x.max(0.0);
+        positive * positive
+    }
+
+    #[inline(always)]
+    pub(crate) fn silu(x: f32) -> f32 {
+        x / (1.0 + exp(-x))
+    }
+}
+
+/// `values = gate(values) * up`, elementwise.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn relu2_gate(gate: &mut [f32], up: &[f32]) {
-    relu2_gate_on(isa(), gate, up);
+pub fn gate(gate: Gate, values: &mut [f32], up: &[f32]) {
+    gate_on(isa(), gate, values, up);
 }
 
-pub(crate) fn relu2_gate_on(isa: Isa, gate: &mut [f32], up: &[f32]) {
-    dispatch(isa, Gate::new(gate, up, relu2));
+pub(crate) fn gate_on(isa: Isa, gate: Gate, values: &mut [f32], up: &[f32]) {
+    assert_eq!(values.len(), up.len(), "gate and input differ in length");
+    match gate {
+        Gate::Relu2 => dispatch(isa, Gated { values, up, activation: Gate::relu2 }),
+        Gate::Silu => dispatch(isa, Gated { values, up, activation: Gate::silu }),
+    }
 }
 
-#[inline(always)]
-fn relu2(x: f32) -> f32 {
-    let positive = x.max(0.0);
-    positive * positive
-}
-
-/// SiLU gate (SwiGLU, arXiv 2002.05202): `gate = gate / (1 + exp(-gate)) * up`, elementwise.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn silu_gate(gate: &mut [f32], up: &[f32]) {
-    silu_gate_on(isa(), gate, up);
-}
-
-pub(crate) fn silu_gate_on(isa: Isa, gate: &mut [f32], up: &[f32]) {
-    dispatch(isa, Gate::new(gate, up, silu));
-}
-
-#[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
-}
-
-struct Gate<'a, A> {
-    gate: &'a mut [f32],
+struct Gated<'a, A> {
+    values: &'a mut [f32],
     up: &'a [f32],
     activation: A,
 }
 
-impl<'a, A> Gate<'a, A> {
-    fn new(gate: &'a mut [f32], up: &'a [f32], activation: A) -> Self {
-        assert_eq!(gate.len(), up.len(), "gate and input differ in length");
-        Self { gate, up, activation }
-    }
-}
-
-impl<A: Fn(f32) -> f32> Kernel for Gate<'_, A> {
+impl<A: Fn(f32) -> f32> Kernel for Gated<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (gate, up) in self.gate.iter_mut().zip(self.up) {
-            *gate = (self.activation)(*gate) * up;
+        for (value, up) in self.values.iter_mut().zip(self.up) {
+            *value = (self.activation)(*value) * up;
         }
     }
 }
@@ -163,10 +159,10 @@ mod tests {
     #[test]
     fn gates_are_their_formulas() {
         let mut gate = [-1.0, 0.0, 3.0];
-        relu2_gate(&mut gate, &[5.0, 5.0, 2.0]);
+        super::gate(Gate::Relu2, &mut gate, &[5.0, 5.0, 2.0]);
         assert_eq!(gate, [0.0, 0.0, 18.0]);
         let mut gate = [0.0, 1.0];
-        silu_gate(&mut gate, &[5.0, 2.0]);
+        super::gate(Gate::Silu, &mut gate, &[5.0, 2.0]);
         assert_eq!(gate[0], 0.0);
         assert!((gate[1] - 2.0 / (1.0 + (-1.0f32).exp())).abs() < 1e-6);
     }
@@ -174,13 +170,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "gate and input differ in length")]
     fn a_short_input_of_a_relu2_gate_is_refused() {
-        relu2_gate(&mut [1.0; 3], &[1.0; 2]);
+        gate(Gate::Relu2, &mut [1.0; 3], &[1.0; 2]);
     }
 
     #[test]
     #[should_panic(expected = "gate and input differ in length")]
     fn a_long_input_of_a_silu_gate_is_refused() {
-        silu_gate(&mut [1.0; 3], &[1.0; 4]);
+        gate(Gate::Silu, &mut [1.0; 3], &[1.0; 4]);
     }
 
     #[test]

@@ -13,10 +13,9 @@
 //! What is left over at the edges is done by narrower tiles. With one token, a chunk is a single
 //! pass over its weights: the product of decoding.
 
-use rayon::prelude::*;
-
 use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::Isa;
+use crate::parallel;
 
 /// Rows in a tile.
 const TILE_ROWS: usize = 4;
@@ -73,7 +72,7 @@ pub(crate) fn compute<P: Product>(isa: Isa, product: &P, out: &mut [P::Out]) {
         return;
     }
     let work = out.len().saturating_mul(cols);
-    let threads = if work < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+    let threads = if work < PARALLEL_WORK { 1 } else { parallel::threads() };
     let step = (CHUNK_BYTES / product.row_bytes().max(1))
         .min(rows.div_ceil(threads * CHUNKS_PER_THREAD))
         .next_multiple_of(TILE_ROWS);
@@ -81,25 +80,13 @@ pub(crate) fn compute<P: Product>(isa: Isa, product: &P, out: &mut [P::Out]) {
         dispatch(isa, Chunk { product, first_row: i * step, out });
     };
     match (tokens, threads) {
-        // Decoding takes this way, which does not allocate.
-        (1, 1) => run_all(out.chunks_mut(step).map(|chunk| [chunk]), run),
-        (1, _) => {
-            out.par_chunks_mut(step).enumerate().for_each(|(i, chunk)| run(i, &mut [chunk]));
+        // Decoding takes these ways, which do not allocate.
+        (1, 1) => out.chunks_mut(step).enumerate().for_each(|(i, chunk)| run(i, &mut [chunk])),
+        (1, _) => parallel::for_each_chunk(out, step, |i, chunk| run(i, &mut [chunk])),
+        (_, 1) => {
+            split_rows(out, rows, step).iter_mut().enumerate().for_each(|(i, chunk)| run(i, chunk))
         }
-        (_, 1) => run_all(split_rows(out, rows, step), run),
-        _ => split_rows(out, rows, step)
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(i, mut chunk)| run(i, &mut chunk)),
-    }
-}
-
-fn run_all<'a, T: 'a, C: AsMut<[&'a mut [T]]>>(
-    chunks: impl IntoIterator<Item = C>,
-    run: impl Fn(usize, &mut [&'a mut [T]]),
-) {
-    for (i, mut chunk) in chunks.into_iter().enumerate() {
-        run(i, chunk.as_mut());
+        _ => parallel::for_each(&mut split_rows(out, rows, step), |i, chunk| run(i, chunk)),
     }
 }
 

@@ -4,20 +4,26 @@
 //! that lacks one its tests say so and return, and so that this cannot go unnoticed, a machine that
 //! has it sets `TRINE_REQUIRE_ISA` to a comma-separated list of what must have been tested.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 use proptest::prelude::*;
 use trine_ternary::{TernaryMatrix, reference};
 
 use crate::dense::{dense_matmul_on, dot_on};
+use crate::nn::{Gate, gate_on};
+use crate::parallel::Pool;
 use crate::product::Shape;
-use crate::ternary::bitlinear_on;
-use crate::{Activations, DenseData, Isa, PackedMatrix, available, matmul_i32, select};
+use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bitlinear_on};
+use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmul_i32, select};
 
 mod nn;
 use nn::*;
 
+const PACKINGS: [Packing; 2] = [Packing::Bits2, Packing::Trits5];
+
 /// At and around the sizes of blocks, vectors and lanes, and none at all.
-const COLS: [usize; 14] = [0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 768, 2561];
+const COLS: [usize; 16] = [0, 1, 15, 16, 17, 19, 21, 63, 64, 79, 81, 255, 256, 257, 511, 2561];
 
 /// `len` trits of a prime period, so that no two rows or blocks look alike.
 fn trits(len: usize) -> Vec<i8> {
@@ -36,19 +42,21 @@ fn floats(len: usize) -> Vec<f32> {
 
 fn check_matmul(isa: Isa, rows: usize, tokens: usize, trits: &[i8], codes: &[i8]) {
     let cols = trits.len() / rows;
-    let packed = PackedMatrix::from(&TernaryMatrix::from_trits(trits, rows, cols, 1.0).unwrap());
+    let matrix = TernaryMatrix::from_trits(trits, rows, cols, 1.0).unwrap();
     let x = Activations::from_codes(codes, &vec![1.0; tokens], cols);
     let mut expected = vec![0; tokens * rows];
     reference::matmul(trits, codes, tokens, &mut expected);
-    let mut found = vec![i32::MIN; tokens * rows];
-    matmul_i32(isa, &packed, &x, &mut found);
-    assert_eq!(found, expected, "{isa}, ({rows}, {cols}) x {tokens}");
+    for packing in PACKINGS {
+        let mut found = vec![i32::MIN; tokens * rows];
+        matmul_i32(isa, &PackedMatrix::new(&matrix, packing), &x, &mut found);
+        assert!(found == expected, "{isa}, {packing:?}, ({rows}, {cols}) x {tokens}");
+    }
 }
 
 fn matmul_matches_scalar(isa: Isa) {
-    for rows in [1, 2, 3, 4, 5, 8, 17] {
+    for rows in [1, 5, 15, 16, 17, 33, 48] {
         for cols in COLS {
-            for tokens in 1..=9 {
+            for tokens in [1, 2, 3, 7, 8, 16, 17, 31] {
                 check_matmul(isa, rows, tokens, &trits(rows * cols), &codes(tokens * cols));
             }
         }
@@ -57,7 +65,7 @@ fn matmul_matches_scalar(isa: Isa) {
 
 /// Products of many rows, which are split into chunks and go to threads.
 fn large_matmul_matches_scalar(isa: Isa) {
-    for (rows, cols, tokens) in [(1031, 1027, 1), (523, 257, 9), (4099, 259, 2)] {
+    for (rows, cols, tokens) in [(1031, 1027, 1), (523, 257, 9), (4099, 259, 2), (517, 515, 33)] {
         check_matmul(isa, rows, tokens, &trits(rows * cols), &codes(tokens * cols));
     }
 }
@@ -98,6 +106,40 @@ fn bitlinear_matches_definition(isa: Isa) {
         let activations = Activations::quantize_on(isa, &x, tokens, cols);
         bitlinear_on(isa, &PackedMatrix::from(&weights), &activations, &mut found);
         assert_same_bits(&found, &expected);
+        fused_products_match_bitlinear(isa, &weights, &activations, &expected);
+    }
+}
+
+/// What is done to the outputs of a product on their way out is what would be done to them after.
+fn fused_products_match_bitlinear(
+    isa: Isa,
+    weights: &TernaryMatrix,
+    x: &Activations,
+    expected: &[f32],
+) {
+    for packing in PACKINGS {
+        let w = PackedMatrix::new(weights, packing);
+        let mut twice = [vec![0.0; expected.len()], vec![0.0; expected.len()]];
+        let [a, b] = &mut twice;
+        bitlinear_all_on(isa, &mut [(&w, a), (&w, b)], x);
+        assert_same_bits(&twice[0], expected);
+        assert_same_bits(&twice[1], expected);
+        let residual = floats(expected.len());
+        let mut found = residual.clone();
+        bitlinear_add_on(isa, &w, x, &mut found);
+        let sums: Vec<f32> = residual.iter().zip(expected).map(|(a, b)| a + b).collect();
+        assert_same_bits(&found, &sums);
+        // Another matrix beside it, of the same shape: its rows the other way round.
+        let up = weights.select_rows(|r| weights.rows() - 1 - r);
+        let mut reversed = expected.to_vec();
+        reversed.chunks_exact_mut(up.rows()).for_each(|token| token.reverse());
+        for gate in [Gate::Relu2, Gate::Silu] {
+            let mut gated = expected.to_vec();
+            gate_on(isa, gate, &mut gated, &reversed);
+            let mut found = vec![0.0; expected.len()];
+            bitlinear_gated_on(isa, gate, [&w, &PackedMatrix::new(&up, packing)], x, &mut found);
+            assert_same_bits(&found, &gated);
+        }
     }
 }
 
@@ -185,8 +227,7 @@ fn results_do_not_depend_on_threads(isa: Isa) {
     let weights = TernaryMatrix::from_weights(&floats(rows * cols), rows, cols).unwrap();
     let (packed, x) = (PackedMatrix::from(&weights), floats(tokens * cols));
     let on_threads = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
+        Arc::new(Pool::new(threads)).install(|| {
             let mut out = [vec![0.0; tokens * rows], vec![0.0; tokens * rows], vec![0.0; rows]];
             let activations = Activations::quantize_on(isa, &x, tokens, cols);
             bitlinear_on(isa, &packed, &activations, &mut out[0]);

@@ -175,9 +175,9 @@ impl<'m> Session<'m> {
         let mut y = layer.gate.forward(&input);
         let up = layer.up.forward(&input);
         if self.model.relu2() {
-            nn::relu2_gate(&mut y, &up)
+            nn::gate(nn::Gate::Relu2, &mut y, &up)
         } else {
-            nn::silu_gate(&mut y, &up)
+            nn::gate(nn::Gate::Silu, &mut y, &up)
         }
         if let Some(weight) = &layer.ffn_sub_norm {
             y = self.norm(&y, weight);

@@ -3,15 +3,15 @@
 use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
-use crate::activations::CodeBlock;
-use crate::packed::{BLOCK, WeightBlock};
+use crate::packed::{Line, PANEL};
 
 /// Needs no proof.
 #[derive(Clone, Copy)]
 pub(super) struct Generic;
 
 impl Simd for Generic {
-    type Acc = i32;
+    type Codes = Line;
+    type Sums = [i32; PANEL];
 
     #[inline]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -19,36 +19,49 @@ impl Simd for Generic {
     }
 
     #[inline(always)]
-    fn zero(self) -> i32 {
-        0
+    fn zero(self) -> [i32; PANEL] {
+        [0; PANEL]
     }
 
     #[inline(always)]
-    fn step<const R: usize, const T: usize>(
-        self,
-        acc: &mut [[i32; T]; R],
-        weights: [&WeightBlock; R],
-        codes: [&CodeBlock; T],
-    ) {
-        for r in 0..R {
-            for t in 0..T {
-                // One 16-bit sum for each byte of the weights, which every compiler makes vectors
-                // of: four products of at most 2 * 128 cannot overflow it.
-                let mut sums = [0i16; BLOCK / 4];
-                for (q, x) in codes[t].as_chunks::<{ BLOCK / 4 }>().0.iter().enumerate() {
-                    for j in 0..BLOCK / 4 {
-                        sums[j] += i16::from(weights[r][j] >> (2 * q) & 3) * i16::from(x[j]);
-                    }
-                }
-                let sum = sums.iter().map(|&sum| i32::from(sum)).sum();
-                acc[r][t] = acc[r][t].wrapping_add(sum);
+    fn to_i32(self, sums: [i32; PANEL]) -> [i32; PANEL] {
+        sums
+    }
+
+    #[inline(always)]
+    fn no_codes(self) -> Line {
+        [0; 4 * PANEL]
+    }
+
+    #[inline(always)]
+    fn load_codes(self, from: &Line) -> Line {
+        *from
+    }
+
+    #[inline(always)]
+    fn store_codes(self, codes: Line, to: &mut Line) {
+        *to = codes;
+    }
+
+    #[inline(always)]
+    fn unpack_bits(self, line: &Line) -> [Line; 4] {
+        [0, 2, 4, 6].map(|shift| line.map(|byte| byte >> shift & 3))
+    }
+
+    #[inline(always)]
+    fn unpack_trits(self, line: &Line) -> [Line; 5] {
+        [1, 3, 9, 27, 81].map(|power| line.map(|byte| byte / power % 3))
+    }
+
+    #[inline(always)]
+    fn multiply(self, mut sums: [i32; PANEL], codes: Line, x: &[i8; 4]) -> [i32; PANEL] {
+        for r in 0..PANEL {
+            for i in 0..4 {
+                let product = i32::from(codes[4 * r + i]) * i32::from(x[i]);
+                sums[r] = sums[r].wrapping_add(product);
             }
         }
-    }
-
-    #[inline(always)]
-    fn sum(self, acc: i32) -> i32 {
-        acc
+        sums
     }
 
     type Lanes = [f32; LANES];

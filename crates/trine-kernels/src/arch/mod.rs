@@ -16,9 +16,8 @@ mod x86_64;
 
 use half::{bf16, f16};
 
-use crate::activations::CodeBlock;
 use crate::isa::Isa;
-use crate::packed::WeightBlock;
+use crate::packed::{Line, PANEL};
 use generic::Generic;
 #[cfg(target_arch = "x86_64")]
 use x86_64::{Avx2, Avx512Vnni};
@@ -28,26 +27,74 @@ pub(crate) const LANES: usize = 16;
 
 /// An instruction set; a value of the type proves that the CPU has it.
 pub(crate) trait Simd: Copy + Send + Sync {
-    /// Part sums of one row times one token, in i32; additions wrap.
-    type Acc: Copy;
+    /// 64 unsigned codes: four columns of each of the sixteen rows of a panel (see `packed`).
+    type Codes: Copy;
+
+    /// Sixteen sums in i32, one for each row of a panel; additions wrap.
+    type Sums: Copy;
 
     /// Runs `kernel` in a function compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
-    /// Part sums of nothing.
-    fn zero(self) -> Self::Acc;
+    /// Sums of nothing.
+    fn zero(self) -> Self::Sums;
 
-    /// Multiplies a block of `R` rows by the same block of `T` tokens: adds to each `acc[r][t]` the
-    /// products of the weight codes (0, 1, 2) with the activation codes.
-    fn step<const R: usize, const T: usize>(
+    /// The sums, in the order of the rows.
+    fn to_i32(self, sums: Self::Sums) -> [i32; PANEL];
+
+    /// Codes 0.
+    fn no_codes(self) -> Self::Codes;
+
+    /// Loads a line that holds a code in every byte.
+    fn load_codes(self, from: &Line) -> Self::Codes;
+
+    /// What [`Self::load_codes`] loads again.
+    fn store_codes(self, codes: Self::Codes, to: &mut Line);
+
+    /// The codes of a line of [`Packing::Bits2`](crate::Packing::Bits2), from the low bits up.
+    fn unpack_bits(self, line: &Line) -> [Self::Codes; 4];
+
+    /// The codes of a line of [`Packing::Trits5`](crate::Packing::Trits5), from the lowest digit up;
+    /// of bytes from 243 on, any codes that are at most 2.
+    fn unpack_trits(self, line: &Line) -> [Self::Codes; 5];
+
+    /// Adds to the sum of every row its four codes times the four numbers of `x`. Codes are at most
+    /// 63, of which a pair of products fits 16 bits.
+    fn multiply(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;
+
+    /// Multiplies `R` panels by one token: adds to each of `sums` its `D` groups of codes, which are
+    /// at most 2, times the `D` groups of `x`.
+    #[inline(always)]
+    fn multiply_rows<const D: usize, const R: usize>(
         self,
-        acc: &mut [[Self::Acc; T]; R],
-        weights: [&WeightBlock; R],
-        codes: [&CodeBlock; T],
-    );
+        sums: &mut [Self::Sums; R],
+        codes: &[[Self::Codes; D]; R],
+        x: [&[i8; 4]; D],
+    ) {
+        for d in 0..D {
+            for r in 0..R {
+                sums[r] = self.multiply(sums[r], codes[r][d], x[d]);
+            }
+        }
+    }
 
-    /// The sum of the part sums; wraps.
-    fn sum(self, acc: Self::Acc) -> i32;
+    /// Multiplies one panel by one token, as [`Self::multiply_rows`], into any of `sums`, which are
+    /// added up at the end: so that no product waits for another.
+    #[inline(always)]
+    fn multiply_one<const D: usize>(
+        self,
+        sums: &mut [Self::Sums; D],
+        codes: &[Self::Codes; D],
+        x: [&[i8; 4]; D],
+    ) {
+        for d in 0..D {
+            sums[d] = self.multiply(sums[d], codes[d], x[d]);
+        }
+    }
+
+    /// Asks memory for the line that lies `bytes` after `line`, whatever is there.
+    #[inline(always)]
+    fn prefetch(self, _line: &Line, _bytes: usize) {}
 
     /// Sixteen floats.
     type Lanes: Copy;

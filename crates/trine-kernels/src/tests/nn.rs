@@ -5,7 +5,7 @@ use crate::nn::attention::{
     AttentionBackward, attention_backward_on, attention_on, attention_weights_on,
 };
 use crate::nn::exp::{exp_sum_on, softmax_gradient_on};
-use crate::nn::{Blocks, Rows, exp, relu2_gate_on, rms_norm_on, silu_gate_on};
+use crate::nn::{Blocks, Gate, Rows, exp, gate_on, rms_norm_on};
 use crate::{Activations, Isa};
 
 /// `(d, positions, weights)`: at and around lanes, blocks and groups of blocks.
@@ -47,7 +47,7 @@ pub(super) fn quantized_activations_match_definition(isa: Isa) {
         for (t, x) in x.chunks_exact(cols).enumerate() {
             let mut codes = vec![0; cols];
             let scale = trine_ternary::quantize_activations(x, &mut codes);
-            assert_eq!((found.codes(t), found.scale(t)), (&codes[..], scale));
+            assert_eq!((found.codes(t), found.scale(t)), (codes.clone(), scale));
         }
     }
 }
@@ -77,8 +77,8 @@ pub(super) fn gates_match_scalar(isa: Isa) {
         gate.iter().zip(&up).map(|(gate, up)| activation(*gate) * up).collect()
     };
     let (mut squared, mut sigmoid) = (gate.clone(), gate.clone());
-    relu2_gate_on(isa, &mut squared, &up);
-    silu_gate_on(isa, &mut sigmoid, &up);
+    gate_on(isa, Gate::Relu2, &mut squared, &up);
+    gate_on(isa, Gate::Silu, &mut sigmoid, &up);
     assert_same_bits(&squared, &expected(&relu2));
     assert_same_bits(&sigmoid, &expected(&silu));
 }

@@ -57,8 +57,8 @@ impl CustomOp2 for Gate {
         }
         let mut y = gate.to_vec();
         y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| match self.act {
-            HiddenAct::Relu2 => nn::relu2_gate(y, up),
-            HiddenAct::Silu => nn::silu_gate(y, up),
+            HiddenAct::Relu2 => nn::gate(nn::Gate::Relu2, y, up),
+            HiddenAct::Silu => nn::gate(nn::Gate::Silu, y, up),
         });
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }

@@ -5,8 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::{Kernel, LANES, Simd};
-use crate::activations::CodeBlock;
-use crate::packed::{BLOCK, WeightBlock};
+use crate::packed::{Line, PANEL};
 
 /// Proof that the CPU has AVX2, and F16C, which every CPU with AVX2 has.
 #[derive(Clone, Copy)]
@@ -21,11 +20,12 @@ impl Avx2 {
     }
 }
 
-/// Bytes in a vector.
+/// Bytes in a vector: half of a line.
 const WIDTH: usize = 32;
 
 impl Simd for Avx2 {
-    type Acc = __m256i;
+    type Codes = [__m256i; 2];
+    type Sums = [__m256i; 2];
 
     #[inline]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -38,60 +38,146 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn zero(self) -> __m256i {
+    fn zero(self) -> [__m256i; 2] {
         // SAFETY: `self` exists, so the CPU has AVX2.
-        unsafe { _mm256_setzero_si256() }
+        unsafe { [_mm256_setzero_si256(); 2] }
     }
 
-    /// `vpmaddubsw` adds two products in 16 bits and saturates, which must never happen: a code is
-    /// at most 2 and an activation at least -128, so a pair is within 512, and the eight pairs that
-    /// are added before widening are within 4096, far from 32767.
     #[inline(always)]
-    fn step<const R: usize, const T: usize>(
-        self,
-        acc: &mut [[__m256i; T]; R],
-        weights: [&WeightBlock; R],
-        codes: [&CodeBlock; T],
-    ) {
-        // SAFETY: `self` exists, so the CPU has AVX2; the loads end at byte 2 * 32 of a weight
-        // block's 64 and at byte 8 * 32 of a code block's 256.
+    fn to_i32(self, sums: [__m256i; 2]) -> [i32; PANEL] {
+        let mut array = [0; PANEL];
+        // SAFETY: `self` exists, so the CPU has AVX2; the two stores are the array.
+        unsafe {
+            _mm256_storeu_si256(array.as_mut_ptr().cast(), sums[0]);
+            _mm256_storeu_si256(array.as_mut_ptr().add(8).cast(), sums[1]);
+        }
+        array
+    }
+
+    #[inline(always)]
+    fn no_codes(self) -> [__m256i; 2] {
+        self.zero()
+    }
+
+    #[inline(always)]
+    fn load_codes(self, from: &Line) -> [__m256i; 2] {
+        let from = from.as_ptr();
+        // SAFETY: `self` exists, so the CPU has AVX2; the two loads are the line.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(WIDTH).cast())] }
+    }
+
+    #[inline(always)]
+    fn store_codes(self, codes: [__m256i; 2], to: &mut Line) {
+        let to = to.as_mut_ptr();
+        // SAFETY: `self` exists, so the CPU has AVX2; the two stores are the line.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), codes[0]);
+            _mm256_storeu_si256(to.add(WIDTH).cast(), codes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_bits(self, line: &Line) -> [[__m256i; 2]; 4] {
+        let packed = self.load_codes(line);
+        let mut codes = [[packed[0]; 2]; 4];
+        // SAFETY: `self` exists, so the CPU has AVX2.
         unsafe {
             let mask = _mm256_set1_epi8(3);
+            for half in 0..2 {
+                let mut packed = packed[half];
+                for quarter in 0..4 {
+                    codes[quarter][half] = _mm256_and_si256(packed, mask);
+                    packed = _mm256_srli_epi16::<2>(packed);
+                }
+            }
+        }
+        codes
+    }
+
+    /// Digit by digit from the highest: it is how often its power can be subtracted. Where a power
+    /// is too large, subtracting it wraps around to something larger, so the minimum is what was.
+    #[inline(always)]
+    fn unpack_trits(self, line: &Line) -> [[__m256i; 2]; 5] {
+        let packed = self.load_codes(line);
+        let mut codes = [[packed[0]; 2]; 5];
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
+            for half in 0..2 {
+                let mut rest = packed[half];
+                for (digit, power) in [(4, 81), (3, 27), (2, 9), (1, 3)] {
+                    let power = _mm256_set1_epi8(power);
+                    // -1 for each time that it could not be subtracted.
+                    let mut kept = _mm256_set1_epi8(2);
+                    for _ in 0..2 {
+                        let less = _mm256_min_epu8(rest, _mm256_sub_epi8(rest, power));
+                        kept = _mm256_add_epi8(kept, _mm256_cmpeq_epi8(less, rest));
+                        rest = less;
+                    }
+                    codes[digit][half] = kept;
+                }
+                // A byte above 242 leaves more than 2.
+                codes[0][half] = _mm256_min_epu8(rest, _mm256_set1_epi8(2));
+            }
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn multiply(self, sums: [__m256i; 2], codes: [__m256i; 2], x: &[i8; 4]) -> [__m256i; 2] {
+        let mut sums = [sums];
+        self.multiply_rows(&mut sums, &[[codes]], [x]);
+        sums[0]
+    }
+
+    /// `vpmaddubsw` adds two products in 16 bits and saturates, which must never happen: with a code
+    /// of at most 2 and an activation of at least -128 a pair is within 512, and what is added
+    /// before widening, at most five of them, within 2560, far from 32767. For [`Self::multiply`],
+    /// with a code of at most 63, the pair is within 16128.
+    #[inline(always)]
+    fn multiply_rows<const D: usize, const R: usize>(
+        self,
+        sums: &mut [[__m256i; 2]; R],
+        codes: &[[[__m256i; 2]; D]; R],
+        x: [&[i8; 4]; D],
+    ) {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
             let ones = _mm256_set1_epi16(1);
-            for r in 0..R {
-                // In the order of the columns: vector i holds the codes of columns 32 i.. .
-                let mut unpacked = [_mm256_setzero_si256(); BLOCK / WIDTH];
-                for half in 0..2 {
-                    let mut packed =
-                        _mm256_loadu_si256(weights[r].as_ptr().add(half * WIDTH).cast());
-                    for quarter in 0..4 {
-                        unpacked[2 * quarter + half] = _mm256_and_si256(packed, mask);
-                        packed = _mm256_srli_epi16::<2>(packed);
+            let mut pairs = [[_mm256_setzero_si256(); 2]; R];
+            for d in 0..D {
+                let x = _mm256_set1_epi32(i32::from_le_bytes(x[d].map(|x| x as u8)));
+                for r in 0..R {
+                    for half in 0..2 {
+                        let products = _mm256_maddubs_epi16(codes[r][d][half], x);
+                        pairs[r][half] = _mm256_add_epi16(pairs[r][half], products);
                     }
                 }
-                for t in 0..T {
-                    let mut pairs = _mm256_setzero_si256();
-                    for (i, &w) in unpacked.iter().enumerate() {
-                        let x = _mm256_loadu_si256(codes[t].as_ptr().add(i * WIDTH).cast());
-                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, x));
-                    }
-                    let widened = _mm256_madd_epi16(pairs, ones);
-                    acc[r][t] = _mm256_add_epi32(acc[r][t], widened);
+            }
+            for r in 0..R {
+                for half in 0..2 {
+                    let widened = _mm256_madd_epi16(pairs[r][half], ones);
+                    sums[r][half] = _mm256_add_epi32(sums[r][half], widened);
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn sum(self, acc: __m256i) -> i32 {
-        // SAFETY: `self` exists, so the CPU has AVX2.
-        unsafe {
-            let four =
-                _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256::<1>(acc));
-            let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<1>(two));
-            _mm_cvtsi128_si32(one)
-        }
+    fn multiply_one<const D: usize>(
+        self,
+        sums: &mut [[__m256i; 2]; D],
+        codes: &[[__m256i; 2]; D],
+        x: [&[i8; 4]; D],
+    ) {
+        // Only the addition waits for the one before, and that is quick.
+        let mut sum = [sums[0]];
+        self.multiply_rows(&mut sum, &[*codes], x);
+        sums[0] = sum[0];
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: &Line, bytes: usize) {
+        super::prefetch(line, bytes);
     }
 
     /// Lanes 0 to 7 and 8 to 15.

@@ -5,8 +5,23 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::{Kernel, LANES, Simd};
-use crate::activations::CodeBlock;
-use crate::packed::WeightBlock;
+use crate::packed::{Line, PANEL};
+
+/// For every byte of [`Packing::Trits5`](crate::Packing::Trits5), its four lower digits in two bits
+/// each.
+static DIGITS: Table = {
+    let mut table = [[0; 64]; 4];
+    let mut byte = 0;
+    while byte < 243 {
+        let digits = byte % 3 | byte / 3 % 3 << 2 | byte / 9 % 3 << 4 | byte / 27 % 3 << 6;
+        table[byte / 64][byte % 64] = digits as u8;
+        byte += 1;
+    }
+    Table(table)
+};
+
+#[repr(align(64))]
+struct Table([[u8; 64]; 4]);
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 ///
@@ -23,20 +38,34 @@ impl Avx512Vnni {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512vbmi");
         all.then_some(Self(()))
+    }
+
+    /// The four pairs of bits of every byte, from the low ones up.
+    #[inline(always)]
+    fn bit_pairs(self, packed: __m512i) -> [__m512i; 4] {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F and BW.
+        unsafe {
+            let mask = _mm512_set1_epi8(3);
+            [
+                _mm512_and_si512(packed, mask),
+                _mm512_and_si512(_mm512_srli_epi16::<2>(packed), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<6>(packed), mask),
+            ]
+        }
     }
 }
 
-/// Bytes in a vector: a quarter of a block's columns.
-const WIDTH: usize = 64;
-
 impl Simd for Avx512Vnni {
-    type Acc = __m512i;
+    type Codes = __m512i;
+    type Sums = __m512i;
 
     #[inline]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
         fn compiled_for_avx512<K: Kernel>(simd: Avx512Vnni, kernel: K) -> K::Output {
             kernel.run(simd)
         }
@@ -50,45 +79,71 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_setzero_si512() }
     }
 
+    #[inline(always)]
+    fn to_i32(self, sums: __m512i) -> [i32; PANEL] {
+        let mut array = [0; PANEL];
+        // SAFETY: `self` exists, so the CPU has AVX-512 F; the store is the array.
+        unsafe { _mm512_storeu_si512(array.as_mut_ptr().cast(), sums) };
+        array
+    }
+
+    #[inline(always)]
+    fn no_codes(self) -> __m512i {
+        self.zero()
+    }
+
+    #[inline(always)]
+    fn load_codes(self, from: &Line) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F; the load is the line.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_codes(self, codes: __m512i, to: &mut Line) {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F; the store is the line.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), codes) };
+    }
+
+    #[inline(always)]
+    fn unpack_bits(self, line: &Line) -> [__m512i; 4] {
+        let packed = self.load_codes(line);
+        self.bit_pairs(packed)
+    }
+
+    /// The four lower digits of every byte are looked up as four pairs of bits, in a table of 256
+    /// bytes of which each look-up reaches half; the fifth is what two comparisons say.
+    #[inline(always)]
+    fn unpack_trits(self, line: &Line) -> [__m512i; 5] {
+        let packed = self.load_codes(line);
+        // SAFETY: `self` exists, so the CPU has AVX-512 F, BW and VBMI; the loads are the tables.
+        unsafe {
+            let table: [__m512i; 4] =
+                std::array::from_fn(|i| _mm512_load_si512(DIGITS.0[i].as_ptr().cast()));
+            let low = _mm512_permutex2var_epi8(table[0], packed, table[1]);
+            let high = _mm512_permutex2var_epi8(table[2], packed, table[3]);
+            let [c0, c1, c2, c3] =
+                self.bit_pairs(_mm512_mask_blend_epi8(_mm512_movepi8_mask(packed), low, high));
+            let one = _mm512_cmpge_epu8_mask(packed, _mm512_set1_epi8(81));
+            let two = _mm512_cmpge_epu8_mask(packed, _mm512_set1_epi8(162_u8 as i8));
+            let c4 = _mm512_maskz_mov_epi8(one, _mm512_set1_epi8(1));
+            [c0, c1, c2, c3, _mm512_mask_mov_epi8(c4, two, _mm512_set1_epi8(2))]
+        }
+    }
+
     /// `vpdpbusd` adds four products of an unsigned with a signed byte to a 32-bit sum and wraps;
     /// nothing in between is narrower, so there is nothing to overflow.
     #[inline(always)]
-    fn step<const R: usize, const T: usize>(
-        self,
-        acc: &mut [[__m512i; T]; R],
-        weights: [&WeightBlock; R],
-        codes: [&CodeBlock; T],
-    ) {
-        // SAFETY: `self` exists, so the CPU has AVX-512 F, BW and VNNI; the loads end at byte 64 of
-        // a weight block's 64 and at byte 4 * 64 of a code block's 256.
+    fn multiply(self, sums: __m512i, codes: __m512i, x: &[i8; 4]) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F and VNNI.
         unsafe {
-            let mask = _mm512_set1_epi8(3);
-            let mut packed = [_mm512_setzero_si512(); R];
-            for r in 0..R {
-                packed[r] = _mm512_loadu_si512(weights[r].as_ptr().cast());
-            }
-            // One quarter after another, so that accumulators, packed rows and the codes of one
-            // quarter fit into the 32 registers: 16 + 4 + 4 for a tile of 4 x 4.
-            for quarter in 0..4 {
-                let mut unpacked = [_mm512_setzero_si512(); R];
-                for r in 0..R {
-                    unpacked[r] = _mm512_and_si512(packed[r], mask);
-                    packed[r] = _mm512_srli_epi16::<2>(packed[r]);
-                }
-                for t in 0..T {
-                    let x = _mm512_loadu_si512(codes[t].as_ptr().add(quarter * WIDTH).cast());
-                    for r in 0..R {
-                        acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], unpacked[r], x);
-                    }
-                }
-            }
+            let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            _mm512_dpbusd_epi32(sums, codes, x)
         }
     }
 
     #[inline(always)]
-    fn sum(self, acc: __m512i) -> i32 {
-        // SAFETY: `self` exists, so the CPU has AVX-512 F.
-        unsafe { _mm512_reduce_add_epi32(acc) }
+    fn prefetch(self, line: &Line, bytes: usize) {
+        super::prefetch(line, bytes);
     }
 
     type Lanes = __m512;

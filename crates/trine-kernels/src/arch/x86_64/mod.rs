@@ -15,3 +15,13 @@ pub(super) mod peak;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512Vnni;
+
+use crate::packed::Line;
+
+/// Asks memory for the line that lies `bytes` after `line`. Where nothing is, nothing happens.
+#[inline(always)]
+fn prefetch(line: &Line, bytes: usize) {
+    let at = line.as_ptr().wrapping_add(bytes);
+    // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+}
