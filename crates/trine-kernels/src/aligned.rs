@@ -42,6 +42,12 @@ impl<T: Pod> AlignedBuf<T> {
     }
 }
 
+impl<T: Pod> Default for AlignedBuf<T> {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 impl Storage {
     fn new(bytes: usize) -> Self {
         if bytes >= LARGE

@@ -10,7 +10,7 @@
 //! - with more, two panels are unpacked once, into some 100 KB that stay in the second-level cache
 //!   while all tokens pass by.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 
 use trine_ternary::rescale;
 
@@ -334,25 +334,27 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         if self.x.tokens() <= DIRECT_TOKENS {
             return self.tiles::<S, U, L, D, R>(simd, p, panels);
         }
-        UNPACKED.with_borrow_mut(|unpacked| {
-            let lines = (panels[0].len() * D).next_multiple_of(PLAIN);
-            if unpacked.len() < R * lines * size_of::<Line>() {
-                *unpacked = AlignedBuf::new(R * lines * size_of::<Line>());
-            }
-            let (unpacked, _) = unpacked.as_chunks_mut::<{ size_of::<Line>() }>();
-            for r in 0..R {
-                let to = unpacked[r * lines..][..lines].as_chunks_mut::<D>().0;
-                for (from, to) in panels[r].as_chunks::<L>().0.iter().zip(to) {
-                    let codes = U::unpack(simd, from);
-                    for d in 0..D {
-                        simd.store_codes(codes[d], &mut to[d]);
-                    }
+        // Taken and put back, for what runs inside a closure of another crate is not compiled for
+        // the instruction set.
+        let mut buffer = UNPACKED.take();
+        let lines = (panels[0].len() * D).next_multiple_of(PLAIN);
+        if buffer.len() < R * lines * size_of::<Line>() {
+            buffer = AlignedBuf::new(R * lines * size_of::<Line>());
+        }
+        let (unpacked, _) = buffer.as_chunks_mut::<{ size_of::<Line>() }>();
+        for r in 0..R {
+            let to = unpacked[r * lines..][..lines].as_chunks_mut::<D>().0;
+            for (from, to) in panels[r].as_chunks::<L>().0.iter().zip(to) {
+                let codes = U::unpack(simd, from);
+                for d in 0..D {
+                    simd.store_codes(codes[d], &mut to[d]);
                 }
             }
-            // What follows the last columns meets activations of 0.
-            let panels = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
-            self.tiles::<S, Plain, PLAIN, PLAIN, R>(simd, p, panels);
-        });
+        }
+        // What follows the last columns meets activations of 0.
+        let panels = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
+        self.tiles::<S, Plain, PLAIN, PLAIN, R>(simd, p, panels);
+        UNPACKED.set(buffer);
     }
 
     #[inline(always)]
@@ -509,5 +511,5 @@ impl Unpack<PLAIN, PLAIN> for Plain {
 
 thread_local! {
     /// The codes of the panels that a thread is multiplying.
-    static UNPACKED: RefCell<AlignedBuf<u8>> = RefCell::new(AlignedBuf::new(0));
+    static UNPACKED: Cell<AlignedBuf<u8>> = Cell::default();
 }
