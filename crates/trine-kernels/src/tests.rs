@@ -10,8 +10,10 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use trine_ternary::{TernaryMatrix, reference};
 
+use crate::arch::{Kernel, Simd, dispatch};
 use crate::dense::{dense_matmul_on, dot_on};
 use crate::nn::{Gate, gate_on};
+use crate::packed::Line;
 use crate::parallel::Pool;
 use crate::product::Shape;
 use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bitlinear_on};
@@ -88,6 +90,52 @@ fn random_matmul_matches_scalar(isa: Isa) {
     proptest!(ProptestConfig::with_cases(64), |((rows, tokens, trits, codes) in case)| {
         check_matmul(isa, rows, tokens, &trits, &codes);
     });
+}
+
+/// One line of codes times four numbers, on any instruction set.
+struct OneLine {
+    codes: Line,
+    x: [i8; 4],
+}
+
+impl Kernel for OneLine {
+    type Output = [[i32; 16]; 3];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [[i32; 16]; 3] {
+        let codes = simd.load_codes(&self.codes);
+        let small = simd.load_codes(&self.codes.map(|code| code % 64));
+        let mut stored = [0; 64];
+        simd.store_codes(codes, &mut stored);
+        assert_eq!(stored, self.codes);
+        let once = simd.multiply_signed(simd.zero(), codes, &self.x.map(|x| x as u8 & 127));
+        [
+            simd.multiply(simd.zero(), small, &self.x),
+            simd.multiply_wide(simd.zero(), codes, &self.x),
+            // A second time on top, so that sums are added to.
+            simd.multiply_signed(once, codes, &self.x.map(|x| x as u8 & 127)),
+        ]
+        .map(|sums| simd.to_i32(sums))
+    }
+}
+
+fn lines_match_scalar(isa: Isa) {
+    let mut lines = vec![[0; 64], [255; 64], [128; 64], [127; 64], [63; 64]];
+    lines.extend((0..16).map(|k| std::array::from_fn(|i| (i * i * 37 + k * 101 + i) as u8)));
+    for codes in lines {
+        for x in [[-128; 4], [127; 4], [-128, 127, -128, 127], [0, -1, 77, -90], [1, 2, 3, 4]] {
+            let [small, wide, signed] = dispatch(isa, OneLine { codes, x });
+            for r in 0..16 {
+                let sum = |product: &dyn Fn(usize, usize) -> i32| -> i32 {
+                    (0..4).map(|i| product(4 * r + i, i)).sum()
+                };
+                assert_eq!(small[r], sum(&|c, i| i32::from(codes[c] % 64) * i32::from(x[i])));
+                assert_eq!(wide[r], sum(&|c, i| i32::from(codes[c]) * i32::from(x[i])));
+                let weight = |i: usize| i32::from(x[i] as u8 & 127);
+                assert_eq!(signed[r], 2 * sum(&|c, i| i32::from(codes[c] as i8) * weight(i)));
+            }
+        }
+    }
 }
 
 fn bitlinear_matches_definition(isa: Isa) {
@@ -271,6 +319,7 @@ stamp!(generic: Isa::Generic, avx2: Isa::Avx2, avx512vnni: Isa::Avx512Vnni => [
     large_matmul_matches_scalar,
     extreme_codes_do_not_overflow,
     random_matmul_matches_scalar,
+    lines_match_scalar,
     bitlinear_matches_definition,
     dot_matches_scalar,
     dense_matches_scalar,

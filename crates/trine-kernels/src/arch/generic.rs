@@ -64,6 +64,22 @@ impl Simd for Generic {
         sums
     }
 
+    #[inline(always)]
+    fn multiply_wide(self, sums: [i32; PANEL], codes: Line, x: &[i8; 4]) -> [i32; PANEL] {
+        self.multiply(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn multiply_signed(self, mut sums: [i32; PANEL], values: Line, x: &[u8; 4]) -> [i32; PANEL] {
+        for r in 0..PANEL {
+            for i in 0..4 {
+                let product = i32::from(values[4 * r + i] as i8) * i32::from(x[i]);
+                sums[r] = sums[r].wrapping_add(product);
+            }
+        }
+        sums
+    }
+
     type Lanes = [f32; LANES];
 
     #[inline(always)]

@@ -62,6 +62,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// 63, of which a pair of products fits 16 bits.
     fn multiply(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;
 
+    /// As [`Self::multiply`], for any codes.
+    #[allow(dead_code)]
+    fn multiply_wide(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;
+
+    /// Adds to the sum of every row its four bytes, taken as signed, times the four numbers of `x`,
+    /// which are at most 127.
+    #[allow(dead_code)]
+    fn multiply_signed(self, sums: Self::Sums, values: Self::Codes, x: &[u8; 4]) -> Self::Sums;
+
     /// Multiplies `R` panels by one token: adds to each of `sums` its `D` groups of codes, which are
     /// at most 2, times the `D` groups of `x`.
     #[inline(always)]

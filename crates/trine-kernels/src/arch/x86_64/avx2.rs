@@ -175,6 +175,44 @@ impl Simd for Avx2 {
         sums[0] = sum[0];
     }
 
+    /// The low seven bits, of which a pair of products is within 32512, and the high bit apart.
+    #[inline(always)]
+    fn multiply_wide(self, sums: [__m256i; 2], codes: [__m256i; 2], x: &[i8; 4]) -> [__m256i; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            std::array::from_fn(|half| {
+                let low = _mm256_and_si256(codes[half], _mm256_set1_epi8(127));
+                let high =
+                    _mm256_and_si256(_mm256_srli_epi16::<7>(codes[half]), _mm256_set1_epi8(1));
+                let low = _mm256_maddubs_epi16(low, x);
+                let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+                let high = _mm256_maddubs_epi16(high, x);
+                let high = _mm256_madd_epi16(high, _mm256_set1_epi16(128));
+                _mm256_add_epi32(sums[half], _mm256_add_epi32(low, high))
+            })
+        }
+    }
+
+    /// A pair of products is within 2 * 127 * 128 = 32512.
+    #[inline(always)]
+    fn multiply_signed(
+        self,
+        sums: [__m256i; 2],
+        values: [__m256i; 2],
+        x: &[u8; 4],
+    ) -> [__m256i; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_le_bytes(*x));
+            std::array::from_fn(|half| {
+                let pairs = _mm256_maddubs_epi16(x, values[half]);
+                let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                _mm256_add_epi32(sums[half], products)
+            })
+        }
+    }
+
     #[inline(always)]
     fn prefetch(self, line: &Line, bytes: usize) {
         super::prefetch(line, bytes);

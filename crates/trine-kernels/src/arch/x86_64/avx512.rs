@@ -13,7 +13,8 @@ static DIGITS: Table = {
     let mut table = [[0; 64]; 4];
     let mut byte = 0;
     while byte < 243 {
-        let digits = byte % 3 | byte / 3 % 3 << 2 | byte / 9 % 3 << 4 | byte / 27 % 3 << 6;
+        let digit = [byte % 3, byte / 3 % 3, byte / 9 % 3, byte / 27 % 3];
+        let digits = digit[0] + 4 * digit[1] + 16 * digit[2] + 64 * digit[3];
         table[byte / 64][byte % 64] = digits as u8;
         byte += 1;
     }
@@ -138,6 +139,20 @@ impl Simd for Avx512Vnni {
         unsafe {
             let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
             _mm512_dpbusd_epi32(sums, codes, x)
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_wide(self, sums: __m512i, codes: __m512i, x: &[i8; 4]) -> __m512i {
+        self.multiply(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn multiply_signed(self, sums: __m512i, values: __m512i, x: &[u8; 4]) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F and VNNI.
+        unsafe {
+            let x = _mm512_set1_epi32(i32::from_le_bytes(*x));
+            _mm512_dpbusd_epi32(sums, x, values)
         }
     }
 
