@@ -31,6 +31,9 @@ const AHEAD: usize = 2048;
 /// Multiplications from which on threads are worth their start.
 const PARALLEL_WORK: usize = 1 << 18;
 
+/// Panels of one token, or tiles of two panels, whose sums are kept before outputs are made of them.
+const GROUP: usize = 8;
+
 /// Tokens up to which weights are unpacked anew for each tile.
 const DIRECT_TOKENS: usize = 2 * TILE;
 
@@ -227,7 +230,7 @@ fn compute<'a, F: Finish<N>, const N: usize>(
     let run = |i: usize| {
         let Part { product, first, panels } = parts[i];
         let (weights, out) = &shared[product];
-        dispatch(isa, Panels { weights: *weights, first, panels, x, finish, out });
+        Panels { isa, weights: *weights, first, panels, x, finish, out }.run();
     };
     match threads {
         1 => (0..parts.len()).for_each(run),
@@ -268,8 +271,10 @@ fn parts<O, const N: usize>(
     parts
 }
 
-/// Some panels of a product, for all tokens.
+/// Some panels of a product, for all tokens. The products are not generic over what becomes of their
+/// sums, which pass through a few KB of memory: so there is one of each, however many uses.
 struct Panels<'a, F: Finish<N>, const N: usize> {
+    isa: Isa,
     weights: [&'a PackedMatrix; N],
     first: usize,
     panels: usize,
@@ -279,121 +284,234 @@ struct Panels<'a, F: Finish<N>, const N: usize> {
     out: &'a SharedMut<'a, F::Out>,
 }
 
-impl<F: Finish<N>, const N: usize> Kernel for Panels<'_, F, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        match self.weights[0].packing() {
-            Packing::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
-            Packing::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
-        }
-    }
-}
-
 impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
-    #[inline(always)]
-    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(&self, simd: S) {
+    fn run(&self) {
         let end = self.first + self.panels;
+        let mut p = self.first;
         if self.x.tokens() == 1 {
-            for p in self.first..end {
-                let mut sums = [[0; PANEL]; N];
+            while p < end {
+                let count = (end - p).min(GROUP);
+                let mut sums = [[[0; PANEL]; GROUP]; N];
                 for n in 0..N {
-                    let panel = self.weights[n].panel(p);
-                    sums[n] = one_token::<S, U, L, D>(simd, panel, self.x.tile(0));
+                    let (weights, out) = (self.weights[n], &mut sums[n][..count]);
+                    dispatch(self.isa, OneToken { weights, first: p, x: self.x, out });
                 }
-                self.store(p, 0, &sums);
+                let sums = sums.each_ref().map(|sums| &sums[..count]);
+                self.store(Place { panel: p, token: 0, across: false }, sums);
+                p += count;
             }
             return;
         }
-        let mut p = self.first;
+        // Two panels at a time: one each of two matrices, or neighbours.
         while p < end {
-            // Two panels at a time: one each of two matrices, or neighbours.
             let first = self.weights[0].panel(p);
             if N == 2 {
-                self.rows::<S, U, L, D, 2>(simd, p, [first, self.weights[1].panel(p)]);
+                self.rows(p, [first, self.weights[1].panel(p)]);
                 p += 1;
             } else if p + 1 < end {
-                self.rows::<S, U, L, D, 2>(simd, p, [first, self.weights[0].panel(p + 1)]);
+                self.rows(p, [first, self.weights[0].panel(p + 1)]);
                 p += 2;
             } else {
-                self.rows::<S, U, L, D, 1>(simd, p, [first]);
+                self.rows(p, [first]);
                 p += 1;
             }
         }
     }
 
     /// `R` panels, of which the first is `p`, for all tokens.
-    #[inline(always)]
-    fn rows<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize, const R: usize>(
-        &self,
-        simd: S,
-        p: usize,
-        panels: [&[Line]; R],
-    ) {
+    fn rows<const R: usize>(&self, p: usize, panels: [&[Line]; R]) {
+        let packing = self.weights[0].packing();
+        let form = match packing {
+            Packing::Bits2 => Form::Bits2,
+            Packing::Trits5 => Form::Trits5,
+        };
         if self.x.tokens() <= DIRECT_TOKENS {
-            return self.tiles::<S, U, L, D, R>(simd, p, panels);
+            return self.tiles(p, form, panels);
         }
-        // Taken and put back, for what runs inside a closure of another crate is not compiled for
-        // the instruction set.
         let mut buffer = UNPACKED.take();
-        let lines = (panels[0].len() * D).next_multiple_of(PLAIN);
+        // What follows the last columns meets activations of 0.
+        let lines = (panels[0].len() * packing.digits()).next_multiple_of(PLAIN);
         if buffer.len() < R * lines * size_of::<Line>() {
             buffer = AlignedBuf::new(R * lines * size_of::<Line>());
         }
-        let (unpacked, _) = buffer.as_chunks_mut::<{ size_of::<Line>() }>();
-        for r in 0..R {
-            let to = unpacked[r * lines..][..lines].as_chunks_mut::<D>().0;
-            for (from, to) in panels[r].as_chunks::<L>().0.iter().zip(to) {
-                let codes = U::unpack(simd, from);
-                for d in 0..D {
-                    simd.store_codes(codes[d], &mut to[d]);
-                }
-            }
+        let unpacked = &mut buffer.as_chunks_mut().0[..R * lines];
+        for (panel, to) in panels.iter().zip(unpacked.chunks_exact_mut(lines.max(1))) {
+            dispatch(self.isa, UnpackPanel { form, panel, to });
         }
-        // What follows the last columns meets activations of 0.
-        let panels = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
-        self.tiles::<S, Plain, PLAIN, PLAIN, R>(simd, p, panels);
+        self.tiles::<R>(p, Form::Plain, std::array::from_fn(|r| &unpacked[r * lines..][..lines]));
         UNPACKED.set(buffer);
     }
 
-    #[inline(always)]
-    fn tiles<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize, const R: usize>(
-        &self,
-        simd: S,
-        p: usize,
-        panels: [&[Line]; R],
-    ) {
-        for Tile { first, width } in tiles(self.x.tokens()) {
-            match width {
-                8 => self.tile::<S, U, L, D, R, 8>(simd, p, first, panels),
-                4 => self.tile::<S, U, L, D, R, 4>(simd, p, first, panels),
-                2 => self.tile::<S, U, L, D, R, 2>(simd, p, first, panels),
-                _ => self.tile::<S, U, L, D, R, 1>(simd, p, first, panels),
+    fn tiles<const R: usize>(&self, p: usize, form: Form, panels: [&[Line]; R]) {
+        let mut sums = [[[0; PANEL]; GROUP * TILE]; R];
+        let mut tiles = tiles(self.x.tokens()).peekable();
+        while let Some(&Tile { first, .. }) = tiles.peek() {
+            let mut tokens = 0;
+            for Tile { first: token, width } in tiles.by_ref().take(GROUP) {
+                let out = sums.each_mut().map(|sums| &mut sums[tokens..tokens + width]);
+                dispatch(self.isa, OneTile { form, panels, x: self.x, token, out });
+                tokens += width;
+            }
+            let sums = sums.each_ref().map(|sums| &sums[..tokens]);
+            if N == 2 {
+                let both = std::array::from_fn(|n| sums[n]);
+                self.store(Place { panel: p, token: first, across: true }, both);
+            } else {
+                for r in 0..R {
+                    let one = std::array::from_fn(|_| sums[r]);
+                    self.store(Place { panel: p + r, token: first, across: true }, one);
+                }
             }
         }
     }
 
+    /// Makes outputs of sums of codes.
+    fn store(&self, place: Place, sums: [&[[i32; PANEL]]; N]) {
+        dispatch(self.isa, Store { panels: self, place, sums });
+    }
+}
+
+/// Where some sums belong: to one panel and as many tokens, or to one token and as many panels.
+#[derive(Clone, Copy)]
+struct Place {
+    panel: usize,
+    token: usize,
+    /// Across tokens.
+    across: bool,
+}
+
+/// The last step of [`Panels`].
+struct Store<'a, F: Finish<N>, const N: usize> {
+    panels: &'a Panels<'a, F, N>,
+    place: Place,
+    sums: [&'a [[i32; PANEL]]; N],
+}
+
+impl<F: Finish<N>, const N: usize> Kernel for Store<'_, F, N> {
+    type Output = ();
+
     #[inline(always)]
-    fn tile<
-        S: Simd,
-        U: Unpack<L, D>,
-        const L: usize,
-        const D: usize,
-        const R: usize,
-        const T: usize,
-    >(
-        &self,
+    fn run<S: Simd>(self, _: S) {
+        let Panels { weights, x, finish, out, .. } = self.panels;
+        let rows = weights[0].rows();
+        let scales: [f32; N] = std::array::from_fn(|n| weights[n].scale());
+        for i in 0..self.sums[0].len() {
+            let Place { panel, token, across } = self.place;
+            let (panel, token) = if across { (panel, token + i) } else { (panel + i, token) };
+            // The codes that were multiplied are trits plus one; see `packed`.
+            let excess = x.sum(token);
+            let mut sums = [[0; PANEL]; N];
+            for n in 0..N {
+                for r in 0..PANEL {
+                    sums[n][r] = self.sums[n][i][r].wrapping_sub(excess);
+                }
+            }
+            let (row, count) = (panel * PANEL, PANEL.min(rows - panel * PANEL));
+            // SAFETY: every panel is in one part, and every part is computed by one thread.
+            #[allow(unsafe_code)]
+            let out = unsafe { out.slice(token * rows + row, count) };
+            match out.first_chunk_mut() {
+                Some(out) => finish.finish(sums.each_ref(), scales, x.scale(token), out),
+                None => {
+                    let mut padded = [F::Out::default(); PANEL];
+                    padded[..count].copy_from_slice(out);
+                    finish.finish(sums.each_ref(), scales, x.scale(token), &mut padded);
+                    out.copy_from_slice(&padded[..count]);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of codes of some panels for a single token.
+struct OneToken<'a> {
+    weights: &'a PackedMatrix,
+    /// The first panel.
+    first: usize,
+    x: &'a Activations,
+    /// One of each panel.
+    out: &'a mut [[i32; PANEL]],
+}
+
+impl Kernel for OneToken<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.weights.packing() {
+            Packing::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Packing::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+        }
+    }
+}
+
+impl OneToken<'_> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        let x = self.x.tile::<1>(0).as_chunks::<D>().0;
+        for (i, out) in self.out.iter_mut().enumerate() {
+            let panel = self.weights.panel(self.first + i).as_chunks::<L>().0;
+            let mut sums = [simd.zero(); D];
+            for (lines, x) in panel.iter().zip(x) {
+                simd.prefetch(&lines[0], AHEAD);
+                let codes = U::unpack(simd, lines);
+                simd.multiply_one(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
+            }
+            *out = simd.to_i32(sums[0]);
+            for sums in &sums[1..] {
+                let sums = simd.to_i32(*sums);
+                for r in 0..PANEL {
+                    out[r] = out[r].wrapping_add(sums[r]);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of codes of `R` panels for a tile of tokens.
+struct OneTile<'a, const R: usize> {
+    form: Form,
+    panels: [&'a [Line]; R],
+    x: &'a Activations,
+    /// The first token.
+    token: usize,
+    /// `(tokens of the tile,)` of each panel.
+    out: [&'a mut [[i32; PANEL]]; R],
+}
+
+impl<const R: usize> Kernel for OneTile<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.form {
+            Form::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Form::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+            Form::Plain => self.with::<S, Plain, PLAIN, PLAIN>(simd),
+        }
+    }
+}
+
+impl<const R: usize> OneTile<'_, R> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        match self.out[0].len() {
+            8 => self.tile::<S, U, L, D, 8>(simd),
+            4 => self.tile::<S, U, L, D, 4>(simd),
+            2 => self.tile::<S, U, L, D, 2>(simd),
+            _ => self.tile::<S, U, L, D, 1>(simd),
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize, const T: usize>(
+        self,
         simd: S,
-        p: usize,
-        first: usize,
-        panels: [&[Line]; R],
     ) {
-        let x = self.x.tile::<T>(first).as_chunks::<D>().0;
-        let steps = panels[0].len() / L;
-        let x = &x[..steps];
+        let steps = self.panels[0].len() / L;
+        let x = &self.x.tile::<T>(self.token).as_chunks::<D>().0[..steps];
         let panels: [&[[Line; L]]; R] =
-            std::array::from_fn(|r| &panels[r].as_chunks::<L>().0[..steps]);
+            std::array::from_fn(|r| &self.panels[r].as_chunks::<L>().0[..steps]);
         let mut sums = [[simd.zero(); R]; T];
         for step in 0..steps {
             let mut codes = [[simd.no_codes(); D]; R];
@@ -406,64 +524,53 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             }
         }
         for t in 0..T {
-            let sums = sums[t].map(|sums| simd.to_i32(sums));
-            match N {
-                1 => (0..R).for_each(|r| self.store(p + r, first + t, &sums[r..])),
-                _ => self.store(p, first + t, &sums),
-            }
-        }
-    }
-
-    /// Makes outputs of the sums of codes of panel `p`, the first `N` of `sums`.
-    #[inline(always)]
-    fn store(&self, p: usize, token: usize, sums: &[[i32; PANEL]]) {
-        // The codes that were multiplied are trits plus one; see `packed`.
-        let excess = self.x.sum(token);
-        let sums: [_; N] =
-            std::array::from_fn(|n| sums[n].map(|sum: i32| sum.wrapping_sub(excess)));
-        let sums = std::array::from_fn(|n| &sums[n]);
-        let scales = std::array::from_fn(|n| self.weights[n].scale());
-        let finish = |out: &mut [F::Out; PANEL]| {
-            self.finish.finish(sums, scales, self.x.scale(token), out);
-        };
-        let rows = self.weights[0].rows();
-        let (row, count) = (p * PANEL, PANEL.min(rows - p * PANEL));
-        // SAFETY: every panel is in one part, and every part is computed by one thread.
-        #[allow(unsafe_code)]
-        let out = unsafe { self.out.slice(token * rows + row, count) };
-        match out.first_chunk_mut() {
-            Some(out) => finish(out),
-            None => {
-                let mut padded = [F::Out::default(); PANEL];
-                padded[..count].copy_from_slice(out);
-                finish(&mut padded);
-                out.copy_from_slice(&padded[..count]);
+            for r in 0..R {
+                self.out[r][t] = simd.to_i32(sums[t][r]);
             }
         }
     }
 }
 
-/// The sums of codes of a panel for a single token.
-#[inline(always)]
-fn one_token<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(
-    simd: S,
-    panel: &[Line],
-    x: &[[[i8; 4]; 1]],
-) -> [i32; PANEL] {
-    let mut sums = [simd.zero(); D];
-    for (lines, x) in panel.as_chunks::<L>().0.iter().zip(x.as_chunks::<D>().0) {
-        simd.prefetch(&lines[0], AHEAD);
-        let codes = U::unpack(simd, lines);
-        simd.multiply_one(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
-    }
-    let mut sum = [0i32; PANEL];
-    for sums in sums {
-        let sums = simd.to_i32(sums);
-        for r in 0..PANEL {
-            sum[r] = sum[r].wrapping_add(sums[r]);
+/// Writes the codes of a panel.
+struct UnpackPanel<'a> {
+    form: Form,
+    panel: &'a [Line],
+    to: &'a mut [Line],
+}
+
+impl Kernel for UnpackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.form {
+            Form::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Form::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+            Form::Plain => self.to.copy_from_slice(self.panel),
         }
     }
-    sum
+}
+
+impl UnpackPanel<'_> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        let to = self.to.as_chunks_mut::<D>().0;
+        for (from, to) in self.panel.as_chunks::<L>().0.iter().zip(to) {
+            let codes = U::unpack(simd, from);
+            for d in 0..D {
+                simd.store_codes(codes[d], &mut to[d]);
+            }
+        }
+    }
+}
+
+/// How lines hold codes.
+#[derive(Clone, Copy)]
+enum Form {
+    Bits2,
+    Trits5,
+    /// One code in a byte.
+    Plain,
 }
 
 /// How `L` lines hold `D` vectors of codes.

@@ -32,6 +32,17 @@ pub enum RuntimeError {
         /// Positions that the model was trained for.
         limit: usize,
     },
+    /// A sequence that was made for a model of another shape.
+    #[error(
+        "a sequence of another model: expected layers, heads, key/value heads and features \
+         {expected:?}, found {found:?}"
+    )]
+    ForeignSequence {
+        /// Those of the model.
+        expected: [usize; 4],
+        /// Those of the sequence.
+        found: [usize; 4],
+    },
     /// A forward pass over no tokens.
     #[error("no tokens given: a prompt needs at least one")]
     Empty,

@@ -3,8 +3,10 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | `weights` | [`Model`]: weights in memory, in the layout the kernels multiply |
-//! | `kv_cache` | keys and values of the positions a session has seen |
-//! | `session` | [`Session`]: the forward pass over one sequence, prefill and decode |
+//! | `linear`, `dense` | projections on ternary and on full-precision weights |
+//! | `sequence`, `kv_cache` | [`Sequence`]: keys and values of the positions that were seen |
+//! | `forward` | [`Model::step`]: one pass for any number of sequences, parts of prompts and single tokens alike |
+//! | `session` | [`Session`]: one sequence on a model, prefill and decode |
 //! | `sampler` | [`Sampler`]: from logits to the next id |
 //! | `loss` | [`cross_entropy`]: how well logits predict a text |
 //!
@@ -34,15 +36,21 @@
 
 #![forbid(unsafe_code)]
 
+mod dense;
 mod error;
+mod forward;
 mod kv_cache;
+mod linear;
 mod loss;
 mod sampler;
+mod sequence;
 mod session;
 mod weights;
 
 pub use error::RuntimeError;
+pub use forward::{Logits, Step};
 pub use loss::cross_entropy;
 pub use sampler::{Sampler, SamplerConfig};
+pub use sequence::Sequence;
 pub use session::Session;
-pub use weights::Model;
+pub use weights::{LoadOptions, Model};
