@@ -26,6 +26,7 @@
 //! | --- | --- |
 //! | `packed`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
+//! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
 //! | `product` | what products of dense weights share: tiles and cache blocks |
 //! | [`parallel`] | the threads |
@@ -41,6 +42,7 @@
 mod activations;
 mod aligned;
 mod arch;
+mod block;
 mod dense;
 mod isa;
 pub mod limits;
@@ -53,6 +55,7 @@ mod ternary;
 mod tests;
 
 pub use activations::Activations;
+pub use block::{BlockKind, BlockMatrix, block_matmul};
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
 pub use packed::{PackedMatrix, Packing};

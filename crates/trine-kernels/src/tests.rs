@@ -19,7 +19,9 @@ use crate::product::Shape;
 use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bitlinear_on};
 use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmul_i32, select};
 
+mod block;
 mod nn;
+use block::*;
 use nn::*;
 
 const PACKINGS: [Packing; 2] = [Packing::Bits2, Packing::Trits5];
@@ -321,6 +323,9 @@ stamp!(generic: Isa::Generic, avx2: Isa::Avx2, avx512vnni: Isa::Avx512Vnni => [
     random_matmul_matches_scalar,
     lines_match_scalar,
     bitlinear_matches_definition,
+    block_products_match_scalar,
+    block_products_are_those_of_the_numbers,
+    sixteen_sums_match_scalar,
     dot_matches_scalar,
     dense_matches_scalar,
     widening_is_exact,

@@ -29,6 +29,11 @@ impl Simd for Generic {
     }
 
     #[inline(always)]
+    fn load_i32(self, from: &[i32; PANEL]) -> [i32; PANEL] {
+        *from
+    }
+
+    #[inline(always)]
     fn no_codes(self) -> Line {
         [0; 4 * PANEL]
     }

@@ -42,6 +42,27 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sums, in the order of the rows.
     fn to_i32(self, sums: Self::Sums) -> [i32; PANEL];
 
+    /// The sums that [`Self::to_i32`] gives back.
+    fn load_i32(self, from: &[i32; PANEL]) -> Self::Sums;
+
+    /// Sixteen times the same.
+    #[inline(always)]
+    fn splat_i32(self, sum: i32) -> Self::Sums {
+        self.load_i32(&[sum; PANEL])
+    }
+
+    /// Adds to every row of `sums` the product of its `terms` and its `scales`, which are signed;
+    /// wraps.
+    #[inline(always)]
+    fn add_scaled(self, sums: Self::Sums, terms: Self::Sums, scales: &[u8; PANEL]) -> Self::Sums {
+        let (mut sums, terms) = (self.to_i32(sums), self.to_i32(terms));
+        for r in 0..PANEL {
+            let product = terms[r].wrapping_mul(i32::from(scales[r] as i8));
+            sums[r] = sums[r].wrapping_add(product);
+        }
+        self.load_i32(&sums)
+    }
+
     /// Codes 0.
     fn no_codes(self) -> Self::Codes;
 
@@ -58,12 +79,28 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// of bytes from 243 on, any codes that are at most 2.
     fn unpack_trits(self, line: &Line) -> [Self::Codes; 5];
 
+    /// The low and the high halves of every byte.
+    #[inline(always)]
+    fn unpack_nibbles(self, line: &Line) -> [Self::Codes; 2] {
+        [self.load_codes(&line.map(|byte| byte & 15)), self.load_codes(&line.map(|byte| byte >> 4))]
+    }
+
+    /// Codes of 6 bits: the low 4 of each are those of [`Self::unpack_nibbles`], of the first line and
+    /// then of the second, and the high 2 those of [`Self::unpack_bits`].
+    #[inline(always)]
+    fn unpack_sixes(self, low: [&Line; 2], high: &Line) -> [Self::Codes; 4] {
+        std::array::from_fn(|q| {
+            let (low, shift) = (low[q / 2], q % 2 * 4);
+            let code = |i: usize| low[i] >> shift & 15 | (high[i] >> (2 * q) & 3) << 4;
+            self.load_codes(&std::array::from_fn(code))
+        })
+    }
+
     /// Adds to the sum of every row its four codes times the four numbers of `x`. Codes are at most
     /// 63, of which a pair of products fits 16 bits.
     fn multiply(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;
 
     /// As [`Self::multiply`], for any codes.
-    #[allow(dead_code)]
     fn multiply_wide(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;
 
     /// Adds to the sum of every row its four bytes, taken as signed, times the four numbers of `x`,
@@ -111,6 +148,18 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Loads sixteen floats.
     fn load_f32(self, from: &[f32; LANES]) -> Self::Lanes;
 
+    /// Sixteen times the same.
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::Lanes {
+        self.load_f32(&[value; LANES])
+    }
+
+    /// The sums of sixteen rows, rounded.
+    #[inline(always)]
+    fn sums_to_f32(self, sums: Self::Sums) -> Self::Lanes {
+        self.load_f32(&self.to_i32(sums).map(|sum| sum as f32))
+    }
+
     /// Loads sixteen halves; widening is exact.
     fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes;
 
@@ -119,6 +168,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// `acc + a * b` in every lane, product and sum rounded separately.
     fn multiply_add(self, acc: Self::Lanes, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// `a * b` in every lane.
+    #[inline(always)]
+    fn multiply_f32(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (mut a, b) = (self.to_array(a), self.to_array(b));
+        a.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        self.load_f32(&a)
+    }
 
     /// The floats, in the order in which they were loaded.
     fn to_array(self, lanes: Self::Lanes) -> [f32; LANES];

@@ -55,6 +55,37 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_i32(self, from: &[i32; PANEL]) -> [__m256i; 2] {
+        let from = from.as_ptr();
+        // SAFETY: `self` exists, so the CPU has AVX2; the two loads are the array.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())] }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, sum: i32) -> [__m256i; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe { [_mm256_set1_epi32(sum); 2] }
+    }
+
+    #[inline(always)]
+    fn add_scaled(
+        self,
+        sums: [__m256i; 2],
+        terms: [__m256i; 2],
+        scales: &[u8; PANEL],
+    ) -> [__m256i; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2; the load is the array.
+        unsafe {
+            let scales = _mm_loadu_si128(scales.as_ptr().cast());
+            let scales = [scales, _mm_unpackhi_epi64(scales, scales)];
+            std::array::from_fn(|half| {
+                let scales = _mm256_cvtepi8_epi32(scales[half]);
+                _mm256_add_epi32(sums[half], _mm256_mullo_epi32(terms[half], scales))
+            })
+        }
+    }
+
+    #[inline(always)]
     fn no_codes(self) -> [__m256i; 2] {
         self.zero()
     }
@@ -92,6 +123,39 @@ impl Simd for Avx2 {
             }
         }
         codes
+    }
+
+    #[inline(always)]
+    fn unpack_nibbles(self, line: &Line) -> [[__m256i; 2]; 2] {
+        let packed = self.load_codes(line);
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            [
+                packed.map(|packed| _mm256_and_si256(packed, mask)),
+                packed.map(|packed| _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_sixes(self, low: [&Line; 2], high: &Line) -> [[__m256i; 2]; 4] {
+        let [[mut c0, mut c1], [mut c2, mut c3]] = low.map(|line| self.unpack_nibbles(line));
+        let high = self.load_codes(high);
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe {
+            let mask = _mm256_set1_epi8(0x30);
+            let join = |code: &mut __m256i, high| {
+                *code = _mm256_or_si256(*code, _mm256_and_si256(high, mask));
+            };
+            for half in 0..2 {
+                join(&mut c0[half], _mm256_slli_epi16::<4>(high[half]));
+                join(&mut c1[half], _mm256_slli_epi16::<2>(high[half]));
+                join(&mut c2[half], high[half]);
+                join(&mut c3[half], _mm256_srli_epi16::<2>(high[half]));
+            }
+        }
+        [c0, c1, c2, c3]
     }
 
     /// Digit by digit from the highest: it is how often its power can be subtracted. Where a power
@@ -229,6 +293,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn splat_f32(self, value: f32) -> [__m256; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn sums_to_f32(self, sums: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe { [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])] }
+    }
+
+    #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> [__m256; 2] {
         let from: *const __m128i = from.as_ptr().cast();
         // SAFETY: `self` exists, so the CPU has AVX2 and F16C; the two loads are the array.
@@ -260,6 +336,12 @@ impl Simd for Avx2 {
                 _mm256_add_ps(acc[1], _mm256_mul_ps(a[1], b[1])),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn multiply_f32(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]

@@ -89,6 +89,27 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn load_i32(self, from: &[i32; PANEL]) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F; the load is the array.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, sum: i32) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F.
+        unsafe { _mm512_set1_epi32(sum) }
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: __m512i, terms: __m512i, scales: &[u8; PANEL]) -> __m512i {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F; the load is the array.
+        unsafe {
+            let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(scales.as_ptr().cast()));
+            _mm512_add_epi32(sums, _mm512_mullo_epi32(terms, scales))
+        }
+    }
+
+    #[inline(always)]
     fn no_codes(self) -> __m512i {
         self.zero()
     }
@@ -109,6 +130,34 @@ impl Simd for Avx512Vnni {
     fn unpack_bits(self, line: &Line) -> [__m512i; 4] {
         let packed = self.load_codes(line);
         self.bit_pairs(packed)
+    }
+
+    #[inline(always)]
+    fn unpack_nibbles(self, line: &Line) -> [__m512i; 2] {
+        let packed = self.load_codes(line);
+        // SAFETY: `self` exists, so the CPU has AVX-512 F and BW.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            [_mm512_and_si512(packed, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_sixes(self, low: [&Line; 2], high: &Line) -> [__m512i; 4] {
+        /// `a & b | c`
+        const AND_OR: i32 = 0b1110_1010;
+        let [[c0, c1], [c2, c3]] = low.map(|line| self.unpack_nibbles(line));
+        let high = self.load_codes(high);
+        // SAFETY: `self` exists, so the CPU has AVX-512 F and BW.
+        unsafe {
+            let mask = _mm512_set1_epi8(0x30);
+            [
+                _mm512_ternarylogic_epi32::<AND_OR>(_mm512_slli_epi16::<4>(high), mask, c0),
+                _mm512_ternarylogic_epi32::<AND_OR>(_mm512_slli_epi16::<2>(high), mask, c1),
+                _mm512_ternarylogic_epi32::<AND_OR>(high, mask, c2),
+                _mm512_ternarylogic_epi32::<AND_OR>(_mm512_srli_epi16::<2>(high), mask, c3),
+            ]
+        }
     }
 
     /// The four lower digits of every byte are looked up as four pairs of bits, in a table of 256
@@ -170,6 +219,18 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn splat_f32(self, value: f32) -> __m512 {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn sums_to_f32(self, sums: __m512i) -> __m512 {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F.
+        unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+
+    #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> __m512 {
         // SAFETY: `self` exists, so the CPU has AVX-512 F; the load is the array.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
@@ -188,6 +249,12 @@ impl Simd for Avx512Vnni {
     fn multiply_add(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` exists, so the CPU has AVX-512 F.
         unsafe { _mm512_add_ps(acc, _mm512_mul_ps(a, b)) }
+    }
+
+    #[inline(always)]
+    fn multiply_f32(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists, so the CPU has AVX-512 F.
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]

@@ -1,0 +1,32 @@
+//! Products of matrices in blocks: the head and the embedding of a model that is stored in 4 to 8 bits.
+//!
+//! Three types of ggml (see [`BlockKind`]) hold a small integer for every number, its code, and a
+//! scale for some columns of a row. A [`BlockMatrix`] has the same codes and the same scales in the
+//! order in which they are multiplied (`layout`), so nothing is lost and nothing grows. Numbers that
+//! meet it are split into two int8 parts, 15 bits and a sign (`inputs`), so products of codes are
+//! exact integers and the errors of a product are those of its weights alone.
+//!
+//! # The order of a sum
+//!
+//! For every block of 32 or 256 columns, with `x[c] = (256 * high[c] + low[c]) * x_scale`,
+//!
+//! ```text
+//! q8_0, q4_0:  h = sum of q[c] * high[c]                 l = sum of q[c] * low[c]
+//! q6_k:        h = sum of s[c / 16] * q[c] * high[c]     l = sum of s[c / 16] * q[c] * low[c]
+//!
+//! y += ((l + h * 256) * x_scale) * d
+//! ```
+//!
+//! where `q` is a code less that of 0. `h` and `l` are exact and fit an i32; they are rounded to f32,
+//! and every product and sum of the last line is rounded by itself, in the order of the parentheses,
+//! from the first block to the last. So the bits are the same on every instruction set and for any
+//! number of threads and tokens.
+
+mod inputs;
+mod layout;
+mod product;
+
+pub use layout::{BlockKind, BlockMatrix};
+pub use product::block_matmul;
+#[cfg(test)]
+pub(crate) use product::block_matmul_on;
