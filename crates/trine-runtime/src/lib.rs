@@ -8,6 +8,8 @@
 //! | `forward` | [`Model::step`]: one pass for any number of sequences, parts of prompts and single tokens alike |
 //! | `session` | [`Session`]: one sequence on a model, prefill and decode |
 //! | `sampler` | [`Sampler`]: from logits to the next id |
+//! | `generator` | [`Generator`]: from a text to the ids that continue it, an iterator |
+//! | `speculative` | [`Drafter`]: guesses that are checked together, so that ids come sooner |
 //! | `loss` | [`cross_entropy`]: how well logits predict a text |
 //!
 //! Projections are integer products, bit-identical on every ISA and thread count; the float parts
@@ -18,39 +20,42 @@
 //! This crate knows nothing of text, HTTP or Candle.
 //!
 //! ```no_run
-//! use trine_runtime::{Model, Sampler, SamplerConfig, Session};
+//! use trine_runtime::{GeneratorConfig, Model, Sampler, SamplerConfig, Session};
 //!
 //! let file = trine_format::ModelFile::open("model.gguf".as_ref())?;
 //! let model = Model::load(&file)?;
 //! let mut session = Session::new(&model);
 //! let mut sampler = Sampler::new(SamplerConfig { temperature: 0.7, ..Default::default() })?;
-//! let mut ids = vec![1, 2, 3];
-//! let mut logits = session.prefill(&ids)?;
-//! for _ in 0..32 {
-//!     let id = sampler.sample(&logits, &ids)?;
-//!     ids.push(id);
-//!     logits = session.decode(id)?;
+//! let config = GeneratorConfig { max_tokens: 32, ..Default::default() };
+//! for id in session.generate(&[1, 2, 3], &mut sampler, config)? {
+//!     println!("{}", id?);
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! `examples/generate.rs` is that program, with what it took. [`Session`] alone gives the logits.
 
 #![forbid(unsafe_code)]
 
 mod dense;
 mod error;
 mod forward;
+mod generator;
 mod kv_cache;
 mod linear;
 mod loss;
 mod sampler;
 mod sequence;
 mod session;
+mod speculative;
 mod weights;
 
 pub use error::RuntimeError;
 pub use forward::{Logits, Step};
+pub use generator::{Choose, Finish, Generator, GeneratorConfig, GeneratorStats};
 pub use loss::cross_entropy;
 pub use sampler::{Sampler, SamplerConfig};
 pub use sequence::Sequence;
 pub use session::Session;
+pub use speculative::{Draft, Drafter};
 pub use weights::{LoadOptions, Model};
