@@ -22,7 +22,7 @@ pub(crate) mod attention;
 pub(crate) mod exp;
 
 pub use attention::{Blocks, Rows, attention, attention_backward, attention_weights};
-pub use exp::{exp, exp_sum, softmax_gradient};
+pub use exp::{exp, exp_sum, largest, softmax_gradient};
 
 /// RMSNorm (arXiv 1910.07467): `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`.
 ///

@@ -45,6 +45,12 @@ impl Default for SamplerConfig {
 pub struct Sampler {
     config: SamplerConfig,
     rng: ChaCha8Rng,
+    /// Logits after the repetition penalty; kept for the next call, as the other two.
+    penalized: Vec<f32>,
+    /// Unnormalized probabilities of all ids; the likeliest has 1.
+    weights: Vec<f32>,
+    /// The likeliest of them, in order.
+    sorted: Vec<(u32, f32)>,
 }
 
 impl Sampler {
@@ -63,7 +69,8 @@ impl Sampler {
         check("min_p", (0.0..=1.0).contains(&min_p), "a share from 0 to 1", min_p)?;
         let positive = repetition_penalty > 0.0 && repetition_penalty.is_finite();
         check("repetition_penalty", positive, "a number above 0", repetition_penalty)?;
-        Ok(Self { config, rng: ChaCha8Rng::seed_from_u64(config.seed) })
+        let rng = ChaCha8Rng::seed_from_u64(config.seed);
+        Ok(Self { config, rng, penalized: Vec::new(), weights: Vec::new(), sorted: Vec::new() })
     }
 
     /// The next id given `logits` `(V,)` and the ids so far (for the repetition penalty).
@@ -74,73 +81,150 @@ impl Sampler {
         if logits.is_empty() {
             return Err(RuntimeError::Empty);
         }
-        if let Some(id) = logits.iter().position(|l| l.is_nan()) {
+        // In chunks, so that all of a chunk are looked at together.
+        let nan = |chunk: &[f32]| chunk.iter().fold(false, |nan, logit| nan | logit.is_nan());
+        if logits.chunks(64).any(nan) {
+            let id = logits.iter().position(|logit| logit.is_nan()).unwrap_or_default();
             return Err(RuntimeError::NanLogit { id });
         }
-        let mut candidates: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        self.penalize(&mut candidates, history);
-        if self.config.temperature == 0.0 {
-            let better = |best: (u32, f32), c: &(u32, f32)| if c.1 > best.1 { *c } else { best };
-            return Ok(candidates.iter().fold(candidates[0], better).0);
+        let SamplerConfig { temperature, repetition_penalty, .. } = self.config;
+        let logits = if repetition_penalty == 1.0 {
+            logits
+        } else {
+            penalize(&mut self.penalized, logits, history, repetition_penalty);
+            &self.penalized
+        };
+        let max = nn::largest(logits);
+        if temperature == 0.0 {
+            return Ok(logits.iter().position(|logit| *logit == max).unwrap_or_default() as u32);
         }
-        self.keep_likely(&mut candidates);
-        Ok(self.draw(&candidates))
+        weigh(&mut self.weights, logits, max, temperature);
+        let mut candidates = Descending::new(&self.weights, &mut self.sorted);
+        let kept = keep_likely(self.config, &mut candidates);
+        Ok(candidates.pick(kept, self.rng.random::<f64>()))
+    }
+}
+
+/// Makes `penalized` the logits after the repetition penalty.
+fn penalize(penalized: &mut Vec<f32>, logits: &[f32], history: &[u32], penalty: f32) {
+    penalized.clear();
+    penalized.extend_from_slice(logits);
+    let mut seen = vec![false; logits.len()];
+    for id in history.iter().map(|&id| id as usize) {
+        if id < logits.len() && !std::mem::replace(&mut seen[id], true) {
+            let logit = &mut penalized[id];
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+}
+
+/// Makes `weights` the unnormalized probabilities `exp((logit - max) / temperature)`.
+fn weigh(weights: &mut Vec<f32>, logits: &[f32], max: f32, temperature: f32) {
+    weights.clear();
+    weights.extend(logits.iter().map(|&logit| {
+        let weight = nn::exp((logit - max) / temperature);
+        // An infinite maximum would give NaN; such an id simply has all the probability.
+        if logit == max { 1.0 } else { weight }
+    }));
+}
+
+/// What top-k, top-p and min-p leave: the likeliest candidates.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    /// How many; at least 1.
+    count: usize,
+    /// The sum of their weights.
+    mass: f64,
+}
+
+fn keep_likely(config: SamplerConfig, candidates: &mut Descending<'_>) -> Kept {
+    let SamplerConfig { top_k, top_p, min_p, .. } = config;
+    let all = candidates.weights.len();
+    let count = if top_k == 0 { all } else { top_k.min(all) };
+    let mass = if count == all { sum(candidates.weights) } else { candidates.mass(count) };
+    if top_p == 1.0 && min_p == 0.0 {
+        return Kept { count, mass };
+    }
+    let enough = f64::from(top_p) * mass;
+    let mut kept = Kept { count: 0, mass: 0.0 };
+    while let Some((_, weight)) = candidates.get(kept.count).filter(|_| kept.count < count) {
+        // Of all with `top_p` 1, rounding might leave some out.
+        let reached = top_p < 1.0 && kept.mass >= enough;
+        if kept.count > 0 && (reached || weight < min_p) {
+            break;
+        }
+        kept = Kept { count: kept.count + 1, mass: kept.mass + f64::from(weight) };
+    }
+    kept
+}
+
+/// Eight lanes: one after another, additions of f64 would take longer than the exponentials.
+fn sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0; 8];
+    for chunk in weights.chunks(8) {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, weight)| *lane += f64::from(*weight));
+    }
+    lanes.iter().sum()
+}
+
+/// Share of the largest weight not sorted yet from which on weights are sorted next.
+const BAND: f32 = 1.0 / 128.0;
+
+/// Candidates by falling weight, the lower id first among equals. They are sorted only as far as
+/// they are asked for: to sort a vocabulary takes longer than a layer of the model, and nearly all
+/// of the probability lies with a few.
+struct Descending<'a> {
+    /// Between 0 and 1, where the largest is.
+    weights: &'a [f32],
+    sorted: &'a mut Vec<(u32, f32)>,
+    /// The weights of at least so much are in `sorted`.
+    floor: f32,
+}
+
+impl<'a> Descending<'a> {
+    fn new(weights: &'a [f32], sorted: &'a mut Vec<(u32, f32)>) -> Self {
+        sorted.clear();
+        Self { weights, sorted, floor: f32::INFINITY }
     }
 
-    fn penalize(&self, candidates: &mut [(u32, f32)], history: &[u32]) {
-        let penalty = self.config.repetition_penalty;
-        if penalty == 1.0 {
-            return;
+    /// The candidate with so many before it.
+    fn get(&mut self, index: usize) -> Option<(u32, f32)> {
+        while index >= self.sorted.len() && self.floor > 0.0 {
+            self.sort_more();
         }
-        let mut seen = vec![false; candidates.len()];
-        for &id in history {
-            if let Some(seen) = seen.get_mut(id as usize) {
-                *seen = true;
-            }
-        }
-        for ((_, logit), seen) in candidates.iter_mut().zip(seen) {
-            if seen {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-            }
-        }
+        self.sorted.get(index).copied()
     }
 
-    /// Replaces logits by unnormalized probabilities (the likeliest has 1) and drops what top-k,
-    /// top-p and min-p drop; at least one candidate stays.
-    fn keep_likely(&self, candidates: &mut Vec<(u32, f32)>) {
-        let SamplerConfig { temperature, top_k, top_p, min_p, .. } = self.config;
-        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k - 1, descending);
-            candidates.truncate(top_k);
-        }
-        candidates.sort_unstable_by(descending);
-        let max = candidates[0].1;
-        for (_, p) in candidates.iter_mut() {
-            // An infinite maximum would give NaN; such an id simply has all the probability.
-            *p = if *p == max { 1.0 } else { nn::exp((*p - max) / temperature) };
-        }
-        let total: f64 = candidates.iter().map(|c| f64::from(c.1)).sum();
-        let mut mass = 0.0;
-        let enough = candidates.iter().position(|c| {
-            mass += f64::from(c.1);
-            mass >= f64::from(top_p) * total
-        });
-        candidates.truncate(enough.map_or(candidates.len(), |last| last + 1));
-        let likely = candidates.iter().position(|c| c.1 < min_p).unwrap_or(candidates.len());
-        candidates.truncate(likely.max(1));
+    fn sort_more(&mut self) {
+        let ceiling = self.floor;
+        let floor = ceiling.min(1.0) * BAND;
+        // After a few bands, the rest at once.
+        self.floor = if floor < 1e-9 { 0.0 } else { floor };
+        let start = self.sorted.len();
+        let band = self.floor..ceiling;
+        let within = (0..).zip(self.weights).filter(|(_, weight)| band.contains(*weight));
+        self.sorted.extend(within.map(|(id, weight)| (id, *weight)));
+        self.sorted[start..].sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     }
 
-    fn draw(&mut self, candidates: &[(u32, f32)]) -> u32 {
-        let total: f64 = candidates.iter().map(|c| f64::from(c.1)).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for &(id, p) in candidates {
-            left -= f64::from(p);
+    /// The sum of the first `count` weights.
+    fn mass(&mut self, count: usize) -> f64 {
+        (0..count).filter_map(|index| self.get(index)).map(|c| f64::from(c.1)).sum()
+    }
+
+    /// The candidate at `point`, from 0 to below 1, when those kept lie side by side, each as long
+    /// as its probability.
+    fn pick(&mut self, kept: Kept, point: f64) -> u32 {
+        let mut left = point * kept.mass;
+        let mut last = 0;
+        for index in 0..kept.count {
+            let Some((id, weight)) = self.get(index) else { break };
+            (last, left) = (id, left - f64::from(weight));
             if left < 0.0 {
-                return id;
+                break;
             }
         }
-        candidates[candidates.len() - 1].0
+        last
     }
 }
 
@@ -188,12 +272,100 @@ mod tests {
     /// library to the next.
     #[test]
     fn probabilities_do_not_depend_on_the_c_library() {
-        let sampler = Sampler::new(SamplerConfig { temperature: 0.7, ..HOT }).unwrap();
-        let mut candidates: Vec<(u32, f32)> = (0..2000).map(|i| (i, i as f32 * -0.007)).collect();
-        sampler.keep_likely(&mut candidates);
-        assert_eq!(candidates.len(), 2000);
-        for (id, p) in candidates {
-            assert_eq!(p, nn::exp(id as f32 * -0.007 / 0.7), "id {id}");
+        let logits: Vec<f32> = (0..2000).map(|i| i as f32 * -0.007).collect();
+        let mut weights = Vec::new();
+        weigh(&mut weights, &logits, 0.0, 0.7);
+        assert_eq!(weights.len(), 2000);
+        for (id, weight) in weights.into_iter().enumerate() {
+            assert_eq!(weight, nn::exp(id as f32 * -0.007 / 0.7), "id {id}");
+        }
+    }
+
+    /// Weights of every size, many of them equal, some 0.
+    fn weights(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 16
+        };
+        let mut weights: Vec<f32> = (0..n).map(|_| nn::exp(-((next() % 120) as f32))).collect();
+        weights[next() as usize % n] = 1.0;
+        weights
+    }
+
+    /// What the filters leave, from their definition: everything sorted, then cut three times.
+    fn by_definition(config: SamplerConfig, weights: &[f32]) -> Vec<(u32, f32)> {
+        let mut all: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1));
+        all.truncate(if config.top_k == 0 { weights.len() } else { config.top_k });
+        let total: f64 = all.iter().map(|c| f64::from(c.1)).sum();
+        let mut mass = 0.0;
+        let before = |c: &(u32, f32)| {
+            let before = mass;
+            mass += f64::from(c.1);
+            before
+        };
+        let before: Vec<f64> = all.iter().map(before).collect();
+        let within = |(c, before): (&(u32, f32), f64)| {
+            let cut =
+                before > 0.0 && config.top_p < 1.0 && before >= f64::from(config.top_p) * total;
+            (!cut && (before == 0.0 || c.1 >= config.min_p)).then_some(*c)
+        };
+        all.iter().zip(before).map_while(within).collect()
+    }
+
+    #[test]
+    fn filters_keep_what_their_definitions_keep() {
+        for (seed, n) in [(1, 1), (2, 2), (3, 63), (4, 500), (5, 3000)] {
+            let weights = weights(seed, n);
+            for top_k in [0, 1, 5, 400] {
+                for top_p in [1e-9, 0.3, 0.7, 0.95, 0.999_999, 1.0] {
+                    for min_p in [0.0, 1e-6, 0.05, 1.0] {
+                        let config = SamplerConfig { top_k, top_p, min_p, ..HOT };
+                        let expected = by_definition(config, &weights);
+                        let mut sorted = Vec::new();
+                        let mut candidates = Descending::new(&weights, &mut sorted);
+                        let kept = keep_likely(config, &mut candidates);
+                        let found: Vec<_> =
+                            (0..kept.count).map(|i| candidates.get(i).unwrap()).collect();
+                        assert_eq!(found, expected, "{n} weights, {config:?}");
+                        let mass: f64 = expected.iter().map(|c| f64::from(c.1)).sum();
+                        assert!((kept.mass / mass - 1.0).abs() < 1e-12);
+                    }
+                }
+            }
+        }
+    }
+
+    /// An id takes as much of the line from 0 to 1 as it has probability. So keeping a guess `x` when
+    /// the id drawn is `x`, as speculative decoding does, keeps it with probability `p(x)`, and where
+    /// it is not kept, another id `y` is drawn with probability `p(y) / (1 - p(x))`.
+    #[test]
+    fn a_guess_is_kept_with_its_probability_and_replaced_by_the_others_with_theirs() {
+        const POINTS: usize = 100_000;
+        let weights = [0.25, 1.0, 0.5, 0.125, 0.5, 0.001];
+        for config in [HOT, SamplerConfig { top_k: 4, min_p: 0.2, ..HOT }] {
+            let kept = by_definition(config, &weights);
+            let total: f64 = kept.iter().map(|c| f64::from(c.1)).sum();
+            let p = |id: u32| {
+                kept.iter().filter(|c| c.0 == id).map(|c| f64::from(c.1)).sum::<f64>() / total
+            };
+            let mut sorted = Vec::new();
+            let mut candidates = Descending::new(&weights, &mut sorted);
+            let kept = keep_likely(config, &mut candidates);
+            let drawn: Vec<u32> =
+                (0..POINTS).map(|i| candidates.pick(kept, i as f64 / POINTS as f64)).collect();
+            let share =
+                |of: &[u32], id| of.iter().filter(|d| **d == id).count() as f64 / of.len() as f64;
+            for guess in 0..weights.len() as u32 {
+                let (found, expected) = (share(&drawn, guess), p(guess));
+                assert!((found - expected).abs() < 1e-4, "{guess}: {found}, {expected}");
+                let others: Vec<u32> = drawn.iter().copied().filter(|d| *d != guess).collect();
+                for id in (0..weights.len() as u32).filter(|id| *id != guess) {
+                    let (found, expected) = (share(&others, id), p(id) / (1.0 - p(guess)));
+                    assert!((found - expected).abs() < 1e-4, "{id}: {found}, {expected}");
+                }
+            }
         }
     }
 

@@ -110,9 +110,9 @@ impl Kernel for SoftmaxGradient<'_> {
     }
 }
 
-/// The largest element; NaN elements are passed over.
+/// The largest element, -inf of none; NaN elements are passed over.
 #[inline(always)]
-pub(super) fn largest(row: &[f32]) -> f32 {
+pub fn largest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
