@@ -5,10 +5,10 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use trine_runtime::Session;
+use trine_runtime::{Finish, GeneratorConfig, Session};
 use trine_tokenizer::{ChatTemplate, Message};
 
-use super::generate::{Finish, SamplingArgs, generate};
+use super::generate::{DraftArgs, SamplingArgs, generate};
 use crate::model;
 use crate::output::{self, note};
 
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     /// Jinja file to use instead of the model's chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -74,33 +76,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             return Ok(());
         }
         messages.push(Message::new("user", line));
-        let ids =
+        let mut ids =
             loaded.chat_ids(&template, &messages).with_context(|| origin.display().to_string())?;
         // Turns that the session has seen already are not computed again; at least one id is,
         // since logits follow an id.
         let known = seen.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        let known = known.min(session.position()).min(ids.len() - 1);
-        session.truncate(known);
-        seen.truncate(known);
+        session.truncate(known.min(ids.len() - 1));
+        let config = GeneratorConfig {
+            max_tokens: args.max_tokens,
+            stop: stop.clone(),
+            draft: args.draft.draft,
+        };
         let mut answer = String::new();
-        let generated = generate(
-            &mut session,
-            &mut sampler,
-            &loaded.tokenizer,
-            &mut seen,
-            &ids[known..],
-            args.max_tokens,
-            &stop,
-            |piece| {
+        let generated =
+            generate(&mut session, &mut sampler, &loaded.tokenizer, &ids, config, |piece| {
                 answer.push_str(piece);
                 output::print(piece)
-            },
-        )?;
+            })?;
         output::print("\n")?;
         if generated.finish == Finish::Context {
             note!("the context of {} positions is full", session.limit());
             return Ok(());
         }
         messages.push(Message::new("assistant", answer));
+        ids.extend(generated.ids);
+        seen = ids;
     }
 }

@@ -11,7 +11,7 @@ use anyhow::bail;
 use trine_data::{Dataset, synth};
 use trine_export::{Target, convert};
 use trine_format::ModelFile;
-use trine_runtime::{Model, Session, cross_entropy};
+use trine_runtime::{GeneratorConfig, Model, Session, cross_entropy};
 use trine_train::{RunConfig, Trainer, checkpoint};
 
 use super::data::describe;
@@ -160,10 +160,8 @@ fn sample(
         &mut Session::new(&loaded.model),
         &mut sampling.sampler()?,
         &loaded.tokenizer,
-        &mut Vec::new(),
         &loaded.prompt_ids(prompt)?,
-        200,
-        &loaded.stop_ids(),
+        GeneratorConfig { max_tokens: 200, stop: loaded.stop_ids(), ..Default::default() },
         |piece| {
             text.push_str(piece);
             Ok(())

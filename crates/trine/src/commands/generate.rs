@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use trine_runtime::{Sampler, SamplerConfig, Session};
+use anyhow::Context;
+use trine_runtime::{
+    Draft, Finish, GeneratorConfig, GeneratorStats, Sampler, SamplerConfig, Session,
+};
 use trine_tokenizer::Tokenizer;
 
 /// How to choose the next token.
@@ -52,24 +55,32 @@ impl SamplingArgs {
     }
 }
 
-/// Why generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Finish {
-    /// The model produced an end token.
-    Stop,
-    /// As many tokens as were asked for.
-    Length,
-    /// The model has no positions left.
-    Context,
+/// Whether to work ahead.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct DraftArgs {
+    /// Tokens guessed ahead where the text repeats itself, then checked together: `auto`, `off`, or
+    /// a number. It changes the speed, never the text
+    #[arg(long, default_value = "auto", value_name = "N", value_parser = parse_draft)]
+    pub(crate) draft: Draft,
 }
 
-impl Finish {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Context => "context",
-        }
+fn parse_draft(text: &str) -> Result<Draft, String> {
+    match text {
+        "auto" => Ok(Draft::Auto),
+        "off" => Ok(Draft::Off),
+        _ => text
+            .parse()
+            .map(Draft::Fixed)
+            .map_err(|_| format!("expected `auto`, `off` or a number, found `{text}`")),
+    }
+}
+
+/// The name of an end in results for programs.
+pub(crate) fn name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Context => "context",
     }
 }
 
@@ -88,63 +99,50 @@ impl Speed {
 }
 
 /// How a generation went.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Generated {
+    /// What came after the prompt.
+    pub(crate) ids: Vec<u32>,
     /// Why it ended.
     pub(crate) finish: Finish,
     /// The prompt, all of it at once.
     pub(crate) prefill: Speed,
-    /// Tokens that went through the model one by one, and sampling. The last one generated is not
-    /// among them: nothing follows it. Printing is not part of the time.
+    /// Tokens that went through the model after the prompt, and sampling. The last one generated is
+    /// not among them: nothing follows it. Printing is not part of the time.
     pub(crate) decode: Speed,
+    /// Passes, guesses, and those that were right.
+    pub(crate) stats: GeneratorStats,
 }
 
-/// Continues a sequence: appends `prompt` to the session, then samples until a stop id,
-/// `max_tokens`, or the end of the context; `emit` gets the text as it becomes whole.
-///
-/// `history` holds the ids before the prompt and grows by all ids that follow; a stop id is part of
-/// neither the text nor the session.
+/// Continues `prompt`, of which the session may have seen a beginning; `emit` gets the text as it
+/// becomes whole.
 pub(crate) fn generate(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
     tokenizer: &Tokenizer,
-    history: &mut Vec<u32>,
     prompt: &[u32],
-    max_tokens: usize,
-    stop: &[u32],
+    config: GeneratorConfig,
     mut emit: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generated> {
-    let limit = session.limit();
     let mut text = tokenizer.detokenizer(true);
+    let known = session.position();
     let begin = Instant::now();
-    let mut logits = session.prefill(prompt)?;
-    let prefill = Speed { tokens: prompt.len(), time: begin.elapsed() };
-    let mut decode = Speed::default();
-    history.extend(prompt);
-    let mut finish = Finish::Length;
-    for n in 0..max_tokens {
+    let mut generator = session.generate(prompt, sampler, config)?;
+    let prefill = Speed { tokens: prompt.len() - known, time: begin.elapsed() };
+    let mut ids = Vec::new();
+    let mut time = Duration::ZERO;
+    loop {
         let begin = Instant::now();
-        let id = sampler.sample(&logits, history)?;
-        decode.time += begin.elapsed();
-        if stop.contains(&id) {
-            finish = Finish::Stop;
-            break;
-        }
-        history.push(id);
+        let next = generator.next();
+        time += begin.elapsed();
+        let Some(id) = next.transpose()? else { break };
+        ids.push(id);
         emit(&text.push(id)?)?;
-        if session.position() == limit {
-            finish = Finish::Context;
-            break;
-        }
-        if n + 1 < max_tokens {
-            let begin = Instant::now();
-            logits = session.decode(id)?;
-            decode.time += begin.elapsed();
-            decode.tokens += 1;
-        }
     }
     emit(&text.finish())?;
-    Ok(Generated { finish, prefill, decode })
+    let (finish, stats) = (generator.finish(), generator.stats());
+    let finish = finish.context("a generation that did not end")?;
+    Ok(Generated { ids, finish, prefill, decode: Speed { tokens: stats.tokens(), time }, stats })
 }
 
 #[cfg(test)]
@@ -156,5 +154,17 @@ mod tests {
         let speed = |tokens, ms| Speed { tokens, time: Duration::from_millis(ms) }.per_second();
         assert_eq!(speed(0, 3), None);
         assert_eq!(speed(10, 500), Some(20.0));
+    }
+
+    #[test]
+    fn drafts_are_words_or_numbers() {
+        let numbers = [("0", Draft::Fixed(0)), ("12", Draft::Fixed(12))];
+        for (text, draft) in [("auto", Draft::Auto), ("off", Draft::Off)].into_iter().chain(numbers)
+        {
+            assert_eq!(parse_draft(text), Ok(draft));
+        }
+        for text in ["", "on", "-1", "1.5"] {
+            assert!(parse_draft(text).unwrap_err().contains("`auto`, `off` or a number"), "{text}");
+        }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
-use trine_runtime::Session;
+use trine_runtime::{GeneratorConfig, Session};
 
-use super::generate::{Generated, SamplingArgs, generate};
+use super::generate::{DraftArgs, Generated, SamplingArgs, generate, name};
 use crate::model;
 use crate::output::{self, note};
 
@@ -26,6 +26,8 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     /// Go on after end tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -50,52 +52,50 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = if args.ignore_eos { Vec::new() } else { loaded.stop_ids() };
     let mut sampler = args.sampling.sampler()?;
     let mut session = Session::new(&loaded.model);
-    let mut ids = Vec::new();
     let mut text = String::new();
     if !args.json {
         output::print(&prompt_text)?;
     }
+    let config = GeneratorConfig { max_tokens: args.max_tokens, stop, draft: args.draft.draft };
     let begin = Instant::now();
-    let Generated { finish, prefill, decode } = generate(
-        &mut session,
-        &mut sampler,
-        &loaded.tokenizer,
-        &mut ids,
-        &prompt,
-        args.max_tokens,
-        &stop,
-        |piece| {
+    let Generated { ids, finish, prefill, decode, stats } =
+        generate(&mut session, &mut sampler, &loaded.tokenizer, &prompt, config, |piece| {
             if args.json {
                 text.push_str(piece);
                 return Ok(());
             }
             output::print(piece)
-        },
-    )?;
+        })?;
     let seconds = begin.elapsed().as_secs_f64();
-    let generated = &ids[prompt.len()..];
     if args.json {
         let result = json!({
             "prompt": prompt_text,
             "text": text,
             "prompt_ids": prompt,
-            "ids": generated,
-            "finish": finish.name(),
+            "ids": ids,
+            "finish": name(finish),
             "prompt_tokens": prompt.len(),
             "prompt_tokens_per_second": prefill.per_second(),
-            "generated_tokens": generated.len(),
+            "generated_tokens": ids.len(),
             "generated_tokens_per_second": decode.per_second(),
+            "passes": stats.passes,
+            "drafted_tokens": stats.drafted,
+            "accepted_tokens": stats.accepted,
             "seconds": seconds,
         });
         return output::print_line(&result.to_string());
     }
     output::print("\n")?;
     let speed = |speed: Option<f64>| speed.map_or(String::new(), |n| format!(" {n:.1} tok/s"));
+    let drafts = match stats.drafted {
+        0 => String::new(),
+        drafted => format!(", {} of {drafted} drafts right", stats.accepted),
+    };
     note!(
-        "[prompt {} tokens{}, generated {} tokens{}, {seconds:.2} s, {} threads, {}]",
+        "[prompt {} tokens{}, generated {} tokens{}{drafts}, {seconds:.2} s, {} threads, {}]",
         prompt.len(),
         speed(prefill.per_second()),
-        generated.len(),
+        ids.len(),
         speed(decode.per_second()),
         trine_kernels::threads(),
         trine_kernels::isa()

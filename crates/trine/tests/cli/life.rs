@@ -190,6 +190,46 @@ fn prompt_and_generation_are_timed_apart() {
     assert!(line.contains("generated 1 tokens, "), "{line}");
 }
 
+/// Greedy and sampled, with a penalty and to the end of the context; only the passes are fewer.
+#[test]
+fn guesses_change_the_speed_and_not_the_text() {
+    let place = Place::with_gguf();
+    let prompt = "the fox and the dog and the fox and the dog and ".repeat(3);
+    let mut right = 0;
+    for more in [
+        &["-t", "0"][..],
+        &["-t", "0", "--ignore-eos", "-n", "600"],
+        &["--seed", "3"],
+        &["-t", "0.3", "--repetition-penalty", "1.05", "--top-k", "8", "--min-p", "0.02"],
+    ] {
+        let run = |draft: &[&str]| {
+            let args = [&["run", "model.gguf", "--json", "-p", &prompt], more, draft].concat();
+            json(&place.ok(&args))
+        };
+        let plain = run(&["--draft", "off"]);
+        assert_eq!((&plain["drafted_tokens"], &plain["accepted_tokens"]), (&0.into(), &0.into()));
+        for draft in [&[][..], &["--draft", "auto"], &["--draft", "1"], &["--draft", "9"]] {
+            let found = run(draft);
+            for key in ["ids", "text", "finish", "generated_tokens"] {
+                assert_eq!(found[key], plain[key], "{key} with {more:?} {draft:?}");
+            }
+            let count = |key: &str| found[key].as_u64().unwrap();
+            assert!(count("accepted_tokens") <= count("drafted_tokens"));
+            assert_eq!(
+                count("passes") + count("accepted_tokens"),
+                plain["passes"].as_u64().unwrap()
+            );
+            right += count("accepted_tokens");
+        }
+    }
+    assert!(right > 100, "{right}");
+    let said = place.run(&["run", "model.gguf", "-t", "0", "--draft", "4", "-p", &prompt]).stderr;
+    assert!(said.contains(" drafts right, "), "{said}");
+    let ran = place.run(&["run", "model.gguf", "--draft", "some"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("expected `auto`, `off` or a number, found `some`"));
+}
+
 /// Not the braces and quotes around them.
 #[test]
 fn a_tokenizer_learns_the_documents_of_json_lines() {
@@ -224,19 +264,26 @@ fn text_comes_back_from_a_tokenizer() {
 #[test]
 fn a_piped_conversation_has_one_answer_a_line() {
     let place = Place::with_gguf();
-    let mut child = place
-        .command(&["chat", "model.gguf", "-n", "6", "--system", "Be brief."])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all("Hello 🙂\r\nAnd you?\n".as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
+    let answers = |draft: &str| {
+        let args = ["chat", "model.gguf", "-n", "40", "--system", "Be brief.", "--draft", draft];
+        let mut child = place
+            .command(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all("Hello 🙂\r\nAnd you?\n".as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(output.stderr.is_empty());
+        output.stdout
+    };
     // Random weights answer with random bytes and lines; that there are answers is what counts.
-    assert!(output.stdout.iter().filter(|&&b| b == b'\n').count() >= 2);
-    assert!(output.stderr.is_empty());
+    let plain = answers("off");
+    assert!(plain.iter().filter(|&&b| b == b'\n').count() >= 2);
+    assert_eq!(answers("auto"), plain);
+    assert_eq!(answers("3"), plain);
 }
 
 #[test]
