@@ -14,7 +14,7 @@ use crate::arch;
 /// The variable that forces an instruction set.
 const VARIABLE: &str = "TRINE_ISA";
 
-/// Instruction sets that kernels exist for, in increasing order.
+/// Instruction sets that kernels exist for, in increasing order on each architecture.
 ///
 /// Every name exists on every machine; whether this machine has it, [`available`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,20 +23,44 @@ pub enum Isa {
     Generic,
     /// x86-64 with AVX2: 256-bit `vpmaddubsw`.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI: 512-bit `vpdpbusd`.
+    /// x86-64 with AVX2 and AVX-VNNI: 256-bit `vpdpbusd`.
+    AvxVnni,
+    /// x86-64 with AVX-512 F, BW, DQ and VL: 512-bit `vpmaddubsw`.
+    Avx512,
+    /// x86-64 with AVX-512 as above and VNNI: 512-bit `vpdpbusd`.
     Avx512Vnni,
+    /// x86-64 with AVX-512 as above, VNNI and VBMI: five trits of a byte come from a table.
+    Avx512Vbmi,
+    /// AArch64 with NEON: `smlal`, 16-bit sums of products.
+    Neon,
+    /// AArch64 with NEON and the dot products of ARMv8.2: `sdot`.
+    NeonDot,
 }
 
 impl Isa {
     /// All instruction sets, in increasing order.
-    pub const ALL: [Self; 3] = [Self::Generic, Self::Avx2, Self::Avx512Vnni];
+    pub const ALL: [Self; 8] = [
+        Self::Generic,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Vbmi,
+        Self::Neon,
+        Self::NeonDot,
+    ];
 
     /// The name that `TRINE_ISA` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Generic => "generic",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
+            Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Vbmi => "avx512vbmi",
+            Self::Neon => "neon",
+            Self::NeonDot => "neondot",
         }
     }
 }
@@ -155,7 +179,8 @@ mod tests {
         let error = choose(Some("AVX3")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown instruction set \"AVX3\": expected one of generic, avx2, avx512vnni"
+            "unknown instruction set \"AVX3\": expected one of generic, avx2, avxvnni, avx512, \
+             avx512vnni, avx512vbmi, neon, neondot"
         );
     }
 

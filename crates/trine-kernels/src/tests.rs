@@ -316,7 +316,16 @@ macro_rules! stamp {
 }
 
 // A macro cannot repeat the claims for each instruction set by itself: `$claims` is passed on whole.
-stamp!(generic: Isa::Generic, avx2: Isa::Avx2, avx512vnni: Isa::Avx512Vnni => [
+stamp!(
+    generic: Isa::Generic,
+    avx2: Isa::Avx2,
+    avxvnni: Isa::AvxVnni,
+    avx512: Isa::Avx512,
+    avx512vnni: Isa::Avx512Vnni,
+    avx512vbmi: Isa::Avx512Vbmi,
+    neon: Isa::Neon,
+    neondot: Isa::NeonDot
+ => [
     matmul_matches_scalar,
     large_matmul_matches_scalar,
     extreme_codes_do_not_overflow,

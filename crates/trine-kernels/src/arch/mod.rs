@@ -6,9 +6,10 @@
 //! that is compiled for the instruction set, so that the operations inline and the compiler may use
 //! the instructions for the plain Rust between them as well, such as the loop of a gate.
 //!
-//! A new instruction set is one file here and one arm in [`has`] and [`dispatch`]: NEON will be
-//! `aarch64/neon.rs`.
+//! A new instruction set is one file here and one line in `rungs`.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod generic;
 pub(crate) mod peak;
 #[cfg(target_arch = "x86_64")]
@@ -19,8 +20,6 @@ use half::{bf16, f16};
 use crate::isa::Isa;
 use crate::packed::{Line, PANEL};
 use generic::Generic;
-#[cfg(target_arch = "x86_64")]
-use x86_64::{Avx2, Avx512Vnni};
 
 /// Part sums of a float dot product; see `dense` for their order.
 pub(crate) const LANES: usize = 16;
@@ -191,34 +190,51 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Whether this CPU has `isa`.
-pub(crate) fn has(isa: Isa) -> bool {
-    match isa {
-        Isa::Generic => true,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Avx2::new().is_some(),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => Avx512Vnni::new().is_some(),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => false,
-    }
+/// [`has`] and [`dispatch`], of the rungs of each architecture.
+macro_rules! rungs {
+    ($($arch:literal: $($isa:ident => $rung:ty),+;)*) => {
+        /// Whether this CPU has `isa`.
+        pub(crate) fn has(isa: Isa) -> bool {
+            match isa {
+                Isa::Generic => true,
+                $($(
+                    #[cfg(target_arch = $arch)]
+                    Isa::$isa => <$rung>::new().is_some(),
+                    #[cfg(not(target_arch = $arch))]
+                    Isa::$isa => false,
+                )+)*
+            }
+        }
+
+        /// Runs `kernel` on `isa`.
+        ///
+        /// # Panics
+        /// When the CPU does not have `isa`.
+        #[inline]
+        pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+            match isa {
+                Isa::Generic => Generic.run(kernel),
+                $($(
+                    #[cfg(target_arch = $arch)]
+                    Isa::$isa => <$rung>::new().unwrap_or_else(|| missing(isa)).run(kernel),
+                    #[cfg(not(target_arch = $arch))]
+                    Isa::$isa => missing(isa),
+                )+)*
+            }
+        }
+    };
 }
 
-/// Runs `kernel` on `isa`.
-///
-/// # Panics
-/// When the CPU does not have `isa`.
-#[inline]
-pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    match isa {
-        Isa::Generic => Generic.run(kernel),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Avx2::new().unwrap_or_else(|| missing(isa)).run(kernel),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => Avx512Vnni::new().unwrap_or_else(|| missing(isa)).run(kernel),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => missing(isa),
-    }
+rungs! {
+    "x86_64":
+        Avx2 => x86_64::Avx2,
+        AvxVnni => x86_64::AvxVnni,
+        Avx512 => x86_64::Avx512,
+        Avx512Vnni => x86_64::Avx512Vnni,
+        Avx512Vbmi => x86_64::Avx512Vbmi;
+    "aarch64":
+        Neon => aarch64::Neon,
+        NeonDot => aarch64::NeonDot;
 }
 
 #[cold]

@@ -16,6 +16,10 @@ pub(crate) fn int8(isa: Isa, steps: usize) -> u64 {
     if let Some(done) = super::x86_64::peak::int8(isa, steps) {
         return done;
     }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(done) = super::aarch64::peak::int8(isa, steps) {
+        return done;
+    }
     let _generic = isa;
     let (a, b) = black_box(([3i8; BUFFER], [2i8; BUFFER]));
     for _ in 0..steps / 256 {
@@ -37,6 +41,10 @@ pub(crate) fn int8(isa: Isa, steps: usize) -> u64 {
 pub(crate) fn f32(isa: Isa, steps: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(done) = super::x86_64::peak::f32(isa, steps) {
+        return done;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(done) = super::aarch64::peak::f32(isa, steps) {
         return done;
     }
     let _generic = isa;

@@ -1,27 +1,37 @@
-//! x86-64: AVX2, and AVX-512 with VNNI.
+//! x86-64: registers of 256 bits (AVX2) and of 512 (AVX-512), each with and without VNNI.
 //!
-//! All unsafe code of the crate is here, and every block rests on one of two arguments. Either the
-//! CPU has the instructions, because `self` exists; or a load stays inside an array, because the
-//! array's length is in its type.
+//! `register` names the instructions, `avx2` and `avx512` supply them, `simd` builds the operations
+//! of the kernels from them. So a rung is a type: a register, how many make a line, and whether
+//! there are VNNI and VBMI.
 //!
-//! The operations of a [`Simd`](super::Simd) carry no `target_feature` of their own: they are
-//! inlined into the function of `run`, which does.
+//! Every unsafe block rests on one of two arguments. Either the CPU has the instructions, because
+//! the proof, a value of the rung's type, exists; or a load stays inside an array, because the
+//! array's length is in its type. What is called within it carries no `target_feature` of its own:
+//! all is inlined into the function of `run`, which does.
 
 #![allow(unsafe_code)]
 
 mod avx2;
 mod avx512;
 pub(super) mod peak;
+mod register;
+mod simd;
 
-pub(super) use avx2::Avx2;
-pub(super) use avx512::Avx512Vnni;
+use std::arch::x86_64::{__m256i, __m512i};
 
-use crate::packed::Line;
+use simd::X86;
 
-/// Asks memory for the line that lies `bytes` after `line`. Where nothing is, nothing happens.
-#[inline(always)]
-fn prefetch(line: &Line, bytes: usize) {
-    let at = line.as_ptr().wrapping_add(bytes);
-    // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
-    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
-}
+/// AVX2, and F16C.
+pub(super) type Avx2 = X86<__m256i, 2, false, false>;
+
+/// AVX2 and AVX-VNNI.
+pub(super) type AvxVnni = X86<__m256i, 2, true, false>;
+
+/// AVX-512 F, BW, DQ and VL.
+pub(super) type Avx512 = X86<__m512i, 1, false, false>;
+
+/// AVX-512 as [`Avx512`], and VNNI.
+pub(super) type Avx512Vnni = X86<__m512i, 1, true, false>;
+
+/// AVX-512 as [`Avx512Vnni`], and VBMI.
+pub(super) type Avx512Vbmi = X86<__m512i, 1, true, true>;

@@ -1,0 +1,129 @@
+//! What a register of 256 bits and one of 512 bits have in common: the instructions, by one name.
+//!
+//! A [`Register`] gives names to intrinsics and nothing else, so that `simd` can be written once.
+//! Products of bytes are the exception, which come in two ways: `vpdpbusd` where the CPU has VNNI,
+//! and pairs in 16 bits where it does not.
+
+use half::{bf16, f16};
+
+use super::super::{Kernel, Simd};
+
+/// A vector register, and the instructions on it that the kernels use.
+///
+/// # Safety
+/// Of every method: the CPU has what [`Self::detected`] asks for, with the same constants.
+pub(in crate::arch) trait Register: Copy + Send + Sync {
+    /// The same register as floats.
+    type Floats: Copy;
+
+    /// Whether the CPU has the instructions, those of VNNI and of VBMI only if they are asked for.
+    fn detected<const VNNI: bool, const VBMI: bool>() -> bool;
+
+    /// Runs `kernel` in a function compiled for the instructions that [`Self::detected`] names.
+    unsafe fn run<S: Simd, K: Kernel, const VNNI: bool, const VBMI: bool>(
+        simd: S,
+        kernel: K,
+    ) -> K::Output;
+
+    unsafe fn zero() -> Self;
+    unsafe fn load(from: *const u8) -> Self;
+    unsafe fn store(self, to: *mut u8);
+    unsafe fn splat_i8(value: i8) -> Self;
+    unsafe fn splat_i16(value: i16) -> Self;
+    unsafe fn splat_i32(value: i32) -> Self;
+    unsafe fn and(self, other: Self) -> Self;
+    /// `self & mask | other`.
+    unsafe fn and_or(self, mask: Self, other: Self) -> Self;
+    unsafe fn sub_i8(self, other: Self) -> Self;
+    unsafe fn min_u8(self, other: Self) -> Self;
+    unsafe fn add_i16(self, other: Self) -> Self;
+    unsafe fn add_i32(self, other: Self) -> Self;
+    /// The low 32 bits of the products.
+    unsafe fn multiply_i32(self, other: Self) -> Self;
+    /// Loads and widens to 32 bits as many bytes as there are such numbers in a register.
+    unsafe fn load_i8_to_i32(from: *const i8) -> Self;
+    /// 32-bit numbers, rounded.
+    unsafe fn to_f32(self) -> Self::Floats;
+
+    /// Less by one in every byte in which `a` and `b` are equal.
+    unsafe fn less_where_equal(self, a: Self, b: Self) -> Self;
+
+    /// Words of 16 bits, shifted left by 2 and 4 bits.
+    unsafe fn shift_left_2(self) -> Self;
+    unsafe fn shift_left_4(self) -> Self;
+
+    /// Words of 16 bits, shifted right by 2, 4, 6 and 7 bits.
+    unsafe fn shift_2(self) -> Self;
+    unsafe fn shift_4(self) -> Self;
+    unsafe fn shift_6(self) -> Self;
+    unsafe fn shift_7(self) -> Self;
+
+    /// `vpmaddubsw`: products of unsigned and signed bytes, added in pairs, saturated to 16 bits.
+    unsafe fn multiply_u8_i8(self, signed: Self) -> Self;
+
+    /// `vpmaddwd`: products of 16 bits, added in pairs to 32.
+    unsafe fn multiply_i16(self, other: Self) -> Self;
+
+    /// `vpdpbusd`: adds four products of unsigned and signed bytes to 32 bits, which wrap. VNNI.
+    unsafe fn add_dot(self, unsigned: Self, signed: Self) -> Self;
+
+    /// The digits of bytes of five trits, from the lowest; of bytes from 243 on, any that are at
+    /// most 2. Only with VBMI may its instructions be used.
+    #[inline(always)]
+    unsafe fn digits<const VBMI: bool>(self) -> [Self; 5] {
+        // SAFETY: as the caller promises.
+        unsafe { digits_by_subtraction(self) }
+    }
+
+    unsafe fn load_f32(from: *const f32) -> Self::Floats;
+    /// Loads and widens as many halves as there are floats in a register.
+    unsafe fn load_f16(from: *const f16) -> Self::Floats;
+    /// Loads and widens as many bfloats as there are floats in a register.
+    unsafe fn load_bf16(from: *const bf16) -> Self::Floats;
+    unsafe fn store_f32(floats: Self::Floats, to: *mut f32);
+    unsafe fn splat_f32(value: f32) -> Self::Floats;
+    unsafe fn add_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn multiply_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+}
+
+/// [`Register::digits`], one by one from the highest: it is how often its power can be subtracted.
+/// Where a power is too large, subtracting it wraps around to something larger, so the minimum is
+/// what was.
+///
+/// # Safety
+/// As the methods of [`Register`].
+#[inline(always)]
+pub(super) unsafe fn digits_by_subtraction<V: Register>(packed: V) -> [V; 5] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut rest = packed;
+        let mut digits = [packed; 5];
+        for (digit, power) in [(4, 81), (3, 27), (2, 9), (1, 3)] {
+            let power = V::splat_i8(power);
+            // Less one for each time that it could not be subtracted.
+            let mut times = V::splat_i8(2);
+            for _ in 0..2 {
+                let less = rest.min_u8(rest.sub_i8(power));
+                times = times.less_where_equal(less, rest);
+                rest = less;
+            }
+            digits[digit] = times;
+        }
+        // A byte above 242 leaves more than 2.
+        digits[0] = rest.min_u8(V::splat_i8(2));
+        digits
+    }
+}
+
+/// Methods that are an intrinsic each.
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $intrinsic:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($($arg: $type),*) $(-> $out)? {
+            // SAFETY: the CPU has the instruction, and pointers reach as far as a register, as the
+            // caller promises.
+            unsafe { $intrinsic($($arg),*) }
+        }
+    )*};
+}
+pub(super) use intrinsics;
