@@ -153,7 +153,11 @@ fn panel<S: Simd, B: Blocks, const T: usize>(
             out[t] = simd.multiply_add(out[t], sum, scales);
         }
     }
-    out.map(|lanes| simd.to_array(lanes))
+    let mut sums = [[0.0; PANEL]; T];
+    for t in 0..T {
+        sums[t] = simd.to_array(out[t]);
+    }
+    sums
 }
 
 /// How a type of blocks is multiplied.
@@ -180,7 +184,14 @@ fn ahead<S: Simd, const T: usize>(simd: S, line: &Line) {
 /// What the sums of a group start with.
 #[inline(always)]
 fn start<S: Simd, const T: usize>(simd: S, starts: &Starts<T>) -> [[S::Sums; T]; 2] {
-    starts.map(|starts| starts.map(|start| simd.splat_i32(start)))
+    // No `map`: a closure in it may not be compiled for the instruction set.
+    let mut sums = [[simd.zero(); T]; 2];
+    for p in 0..2 {
+        for t in 0..T {
+            sums[p][t] = simd.splat_i32(starts[p][t]);
+        }
+    }
+    sums
 }
 
 /// Adds the products of codes, at most 63, with both parts of all tokens.
@@ -242,8 +253,8 @@ impl Blocks for Q4_0 {
         for (line, parts) in lines.iter().zip(parts.as_chunks::<2>().0) {
             ahead::<S, T>(simd, line);
             let codes = simd.unpack_nibbles(line);
-            for (codes, parts) in codes.into_iter().zip(parts) {
-                multiply(simd, &mut sums, codes, parts);
+            for q in 0..2 {
+                multiply(simd, &mut sums, codes[q], &parts[q]);
             }
         }
         sums
@@ -264,16 +275,20 @@ impl Blocks for Q6_K {
         starts: &[Starts<T>],
     ) -> [[S::Sums; T]; 2] {
         let (scales, lines) = lines.split_at(SCALE_LINES);
-        scales.iter().for_each(|line| ahead::<S, T>(simd, line));
+        for line in scales {
+            ahead::<S, T>(simd, line);
+        }
         let scales = scales.as_flattened().as_chunks::<PANEL>().0;
         let mut total = [[simd.zero(); T]; 2];
         let groups = lines.as_chunks::<3>().0.iter().zip(parts.as_chunks::<4>().0);
         for ((([a, b, high], parts), starts), scales) in groups.zip(starts).zip(scales) {
-            [a, b, high].into_iter().for_each(|line| ahead::<S, T>(simd, line));
+            for line in [a, b, high] {
+                ahead::<S, T>(simd, line);
+            }
             let mut sums = start(simd, starts);
             let codes = simd.unpack_sixes([a, b], high);
-            for (codes, parts) in codes.into_iter().zip(parts) {
-                multiply(simd, &mut sums, codes, parts);
+            for q in 0..4 {
+                multiply(simd, &mut sums, codes[q], &parts[q]);
             }
             for p in 0..2 {
                 for t in 0..T {
