@@ -21,6 +21,9 @@ use trine_kernels::{BlockKind, BlockMatrix, DenseData, block_matmul, dense_matmu
 /// Tokens of the batch.
 const BATCH: usize = 8;
 
+/// A product with some tokens.
+type Matmul<'a> = dyn Fn(&[f32], usize, &mut [f32]) + 'a;
+
 fn main() {
     let mut sizes = std::env::args().skip(1).map(|size| size.parse().expect("rows and columns"));
     let (rows, cols) = (sizes.next().unwrap_or(128_256), sizes.next().unwrap_or(2560));
@@ -35,7 +38,7 @@ fn main() {
     let squares: f64 = exact.iter().map(|y| f64::from(*y).powi(2)).sum();
     let deviation = (squares / exact.len() as f64).sqrt();
 
-    let report = |name: &str, bytes: usize, matmul: &dyn Fn(&[f32], usize, &mut [f32])| {
+    let report = |name: &str, bytes: usize, matmul: &Matmul<'_>| {
         // The machine may be shared: the best of each, within seconds of each other.
         let bandwidth = measure(isa(), &Options::new(threads())).bandwidth.high / 1e9;
         let mut out = vec![0.0; BATCH * rows];
