@@ -20,9 +20,11 @@ use crate::isa::{Isa, isa};
 
 pub(crate) mod attention;
 pub(crate) mod exp;
+pub(crate) mod kv;
 
 pub use attention::{Blocks, Rows, attention, attention_backward, attention_weights};
 pub use exp::{exp, exp_sum, largest, softmax_gradient};
+pub use kv::{KV_BLOCK, KvLayout, KvPage, KvSequence, KvType, attention_kv};
 
 /// RMSNorm (arXiv 1910.07467): `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`.
 ///

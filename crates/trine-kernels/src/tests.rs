@@ -20,8 +20,10 @@ use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bit
 use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmul_i32, select};
 
 mod block;
+mod kv;
 mod nn;
 use block::*;
+use kv::*;
 use nn::*;
 
 const PACKINGS: [Packing; 2] = [Packing::Bits2, Packing::Trits5];
@@ -344,6 +346,10 @@ stamp!(
     softmax_passes_match_scalar,
     attention_matches_scalar,
     attention_backward_matches_scalar,
+    kv_attention_matches_scalar,
+    kv_attention_is_the_same_in_any_company,
+    kv_attention_keeps_poison_to_its_own,
+    kv_attention_of_extremes_matches_scalar,
     results_do_not_depend_on_threads,
 ]);
 

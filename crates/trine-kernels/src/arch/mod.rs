@@ -104,7 +104,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Adds to the sum of every row its four bytes, taken as signed, times the four numbers of `x`,
     /// which are at most 127.
-    #[allow(dead_code)]
     fn multiply_signed(self, sums: Self::Sums, values: Self::Codes, x: &[u8; 4]) -> Self::Sums;
 
     /// Multiplies `R` panels by one token: adds to each of `sums` its `D` groups of codes, which are

@@ -173,7 +173,7 @@ fn block_products<S: Simd, const N: usize>(
 }
 
 #[inline(always)]
-fn softmax(weights: &mut [f32]) {
+pub(super) fn softmax(weights: &mut [f32]) {
     let max = largest(weights);
     let mut lanes = [0.0; LANES];
     let (chunks, rest) = weights.as_chunks_mut::<LANES>();

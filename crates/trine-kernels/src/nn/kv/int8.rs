@@ -1,0 +1,661 @@
+//! Keys and values in int8, and attention over them in integers.
+//!
+//! Nearly all of the work is sums of products of small integers, which are exact, so that their order
+//! is free and every instruction set gets the same. A key or value of a position and head is int8 codes
+//! with one scale, as `trine_ternary` rounds a token's activations. What meets them has 14 bits, in two
+//! parts of 7 bits, `128 hi + lo`, each a factor of [`Simd::multiply_signed`]:
+//!
+//! ```text
+//! query    q_i  = round(x_i * 8191 / max |x|) + 8192
+//! score    t_j  = (sum over i of q_i k_ij - 8192 sum over i of k_ij) * scales * log2(e) / sqrt(d)
+//! span     m    = max over j of t_j      p_j = 2^(t_j - m)      l = sum over j of p_j
+//! weight   w_j  = round(p_j s_j * 16383 / max over j of p_j s_j)       s_j: what a value code stands for
+//! output   o_i  = (sum over j of w_j v_ij) * (max over j of p_j s_j) / 16383
+//! ```
+//!
+//! A span is 256 positions from a multiple of 256 on. Spans follow each other in the order of
+//! positions: `m' = max(m, m_span)`, and `l` and `o` are those so far times `2^(m - m')` plus those of
+//! the span times `2^(m_span - m')`. At the end, `out = o / l`. The sum `l` is in the 16 lanes of
+//! [`dot`](crate::dot), position `j` in lane `j % 16`.
+//!
+//! # Accuracy
+//!
+//! A query's rounding is 64 times finer than a key's, and a weight's error is at most `2^-15` of the
+//! largest of its span, so keys and values make nearly all of the error: `accuracy_is_as_documented` in
+//! the tests measures it.
+//!
+//! # Layout
+//!
+//! A block is, in lines of 64 bytes:
+//!
+//! | lines | what |
+//! | --- | --- |
+//! | 4 | what a key's code stands for, f32, of each of 64 positions |
+//! | 4 | 8192 times the sum of its codes, i32 |
+//! | 4 | what a value's code stands for, f32 |
+//! | `4 ceil(d / 4)` | keys: panels of 16 positions, of which byte `4 r + i` of line `l` is feature `4 l + i` of position `r` |
+//! | `16 ceil(d / 16)` | values: groups of 16 features, of which byte `4 r + i` of line `l` is feature `r` at position `4 l + i` |
+
+use std::cell::Cell;
+
+use trine_ternary::quantize_activations;
+
+use super::super::{Kernel, LANES, Simd, sum_lanes};
+use super::{BAND, Band, KV_BLOCK, KvLayout};
+use crate::aligned::AlignedBuf;
+use crate::packed::{Line, PANEL};
+use crate::parallel::SharedMut;
+
+/// Positions of which the weights are rounded together.
+pub(super) const SPAN: usize = 4 * KV_BLOCK;
+
+/// Groups of 16 positions in a span, and in a block.
+const SPAN_CHUNKS: usize = SPAN / LANES;
+const BLOCK_CHUNKS: usize = KV_BLOCK / LANES;
+
+/// Largest magnitude of a query's code, and what is added to make it positive.
+const QUERY_MAX: f32 = 8191.0;
+const QUERY_OFFSET: i32 = 8192;
+
+/// Largest weight.
+const WEIGHT_MAX: f32 = 16383.0;
+
+/// 1.5 * 2^23: added to a number of magnitude below 2^22, it leaves the nearest integer in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+const INFINITY: u32 = 0x7f80_0000;
+
+/// Lines before the keys.
+const HEAD: usize = 12;
+
+fn key_lines(d: usize) -> usize {
+    d.div_ceil(4)
+}
+
+fn groups(d: usize) -> usize {
+    d.div_ceil(PANEL)
+}
+
+pub(super) fn block_bytes(d: usize) -> usize {
+    (HEAD + BLOCK_CHUNKS * key_lines(d) + KV_BLOCK / 4 * groups(d)) * size_of::<Line>()
+}
+
+/// Floats of a partial result of one row: `m`, `l` and `o`.
+pub(super) fn partial_len(d: usize) -> usize {
+    2 + d
+}
+
+/// The parts of a block.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    lines: &'a [Line],
+    d: usize,
+}
+
+impl<'a> Block<'a> {
+    #[inline(always)]
+    fn new(bytes: &'a [u8], d: usize) -> Self {
+        Self { lines: bytes.as_chunks().0, d }
+    }
+
+    /// What key codes stand for, offsets, and what value codes stand for, of 16 positions.
+    #[inline(always)]
+    fn head(&self, chunk: usize) -> [&'a Line; 3] {
+        std::array::from_fn(|i| &self.lines[i * BLOCK_CHUNKS + chunk])
+    }
+
+    /// Keys of 16 positions.
+    #[inline(always)]
+    fn keys(&self, chunk: usize) -> &'a [Line] {
+        let lines = key_lines(self.d);
+        &self.lines[HEAD + chunk * lines..][..lines]
+    }
+
+    /// Values of 16 features.
+    #[inline(always)]
+    fn values(&self, group: usize) -> &'a [Line] {
+        let lines = KV_BLOCK / 4;
+        &self.lines[HEAD + BLOCK_CHUNKS * key_lines(self.d) + group * lines..][..lines]
+    }
+}
+
+/// Writes position `at` of a block.
+pub(super) struct Write<'a> {
+    pub(super) block: &'a mut [u8],
+    pub(super) at: usize,
+    pub(super) key: &'a [f32],
+    pub(super) value: &'a [f32],
+}
+
+impl Kernel for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { block, at, key, value } = self;
+        let d = key.len();
+        let lines: &mut [Line] = block.as_chunks_mut().0;
+        let mut codes = [0; KvLayout::MAX_HEAD_DIM];
+        let (chunk, r) = (at / LANES, at % LANES);
+
+        let unit = 1.0 / quantize_activations(key, &mut codes[..d]);
+        lines[chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
+        let sum: i32 = codes[..d].iter().map(|code| i32::from(*code)).sum();
+        let offset = QUERY_OFFSET * sum;
+        lines[BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&offset.to_le_bytes());
+        let keys = &mut lines[HEAD + chunk * key_lines(d)..][..key_lines(d)];
+        for (line, word) in keys.iter_mut().zip(codes.as_chunks::<4>().0) {
+            line[4 * r..][..4].copy_from_slice(&word.map(|code| code as u8));
+        }
+
+        codes[..d].fill(0);
+        let unit = 1.0 / quantize_activations(value, &mut codes[..d]);
+        lines[2 * BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
+        let values = lines[HEAD + BLOCK_CHUNKS * key_lines(d)..].iter_mut();
+        let values = values.skip(at / 4).step_by(KV_BLOCK / 4);
+        for (line, codes) in values.zip(codes[..groups(d) * PANEL].as_chunks::<PANEL>().0) {
+            for (word, code) in line.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                word[at % 4] = *code as u8;
+            }
+        }
+    }
+}
+
+/// A band over its past.
+pub(super) struct Attend<'a> {
+    pub(super) band: &'a Band<'a>,
+    pub(super) to: To<'a>,
+}
+
+/// How much of the past, and what for.
+pub(super) enum To<'a> {
+    /// All of it, for the outputs.
+    Outputs(&'a SharedMut<'a, f32>),
+    /// One span, for its partial results, `(rows, 2 + d)`.
+    Partials(usize, &'a mut [f32]),
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { band, to } = self;
+        let d = band.layout.d;
+        let mut scratch = SCRATCH.take();
+        scratch.fit(d);
+        let mut rows = queries(band, &mut scratch);
+        let spans = match to {
+            To::Outputs(_) => 0..band.seen(band.rows - 1).div_ceil(SPAN),
+            To::Partials(span, _) => span..span + 1,
+        };
+        for span in spans {
+            one_span(simd, band, span, &mut rows, &mut scratch);
+        }
+        let outputs = scratch.outputs.chunks_exact(scratch.stride).zip(&rows);
+        match to {
+            To::Outputs(out) => {
+                for (r, (o, row)) in outputs.take(band.rows).enumerate() {
+                    finish(o, row.l, band.out(out, r));
+                }
+            }
+            To::Partials(_, partials) => {
+                for (to, (o, row)) in partials.chunks_exact_mut(partial_len(d)).zip(outputs) {
+                    (to[0], to[1]) = (row.m, row.l);
+                    to[2..].copy_from_slice(&o[..d]);
+                }
+            }
+        }
+        SCRATCH.set(scratch);
+    }
+}
+
+/// The spans of a band, one after another.
+pub(super) struct Merge<'a> {
+    pub(super) band: &'a Band<'a>,
+    /// `(spans, rows, 2 + d)`
+    pub(super) partials: &'a mut [f32],
+    pub(super) out: &'a SharedMut<'a, f32>,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { band, partials, out } = self;
+        let len = partial_len(band.layout.d);
+        for r in 0..band.rows {
+            let spans = band.seen(r).div_ceil(SPAN);
+            let (first, others) = partials.split_at_mut(band.rows * len);
+            let first = &mut first[r * len..][..len];
+            let mut row = Row { m: first[0], l: first[1], ..Row::default() };
+            for span in 1..spans {
+                let part = &others[((span - 1) * band.rows + r) * len..][..len];
+                let (a, b) = row.advance(part[0], part[1]);
+                for (o, part) in first[2..].iter_mut().zip(&part[2..]) {
+                    *o = *o * a + part * b;
+                }
+            }
+            finish(&first[2..], row.l, band.out(out, r));
+        }
+    }
+}
+
+#[inline(always)]
+fn finish(o: &[f32], l: f32, out: &mut [f32]) {
+    for (out, o) in out.iter_mut().zip(o) {
+        *out = o / l;
+    }
+}
+
+/// What is known of a query row besides its output.
+#[derive(Clone, Copy)]
+struct Row {
+    /// What one unit of its integer score stands for, to the base of 2.
+    scale: f32,
+    m: f32,
+    l: f32,
+    /// What the row's integer output stands for, and the factors of the last two sums.
+    unit: f32,
+    factors: (f32, f32),
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Self { scale: 0.0, m: f32::NEG_INFINITY, l: 0.0, unit: 0.0, factors: (1.0, 0.0) }
+    }
+}
+
+impl Row {
+    /// Takes up a span, and returns the factors of what was and of what came.
+    #[inline(always)]
+    fn advance(&mut self, m: f32, l: f32) -> (f32, f32) {
+        let max = if m > self.m { m } else { self.m };
+        let (a, b) = (exp2(self.m - max), exp2(m - max));
+        self.m = max;
+        self.l = self.l * a + l * b;
+        (a, b)
+    }
+}
+
+/// Rows of a tile, which are multiplied together: twice as many vectors of 7 bits.
+const TILE: usize = 4;
+
+/// How many of `left` rows are in the next tile: 4, 2 or 1.
+#[inline(always)]
+fn tile_width(left: usize) -> usize {
+    match left {
+        TILE.. => TILE,
+        2..TILE => 2,
+        _ => 1,
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    d: usize,
+    /// Floats of a row of `outputs`.
+    stride: usize,
+    /// By tile: `(ceil(d / 4), rows, 2, 4)` halves of codes.
+    queries: AlignedBuf<u8>,
+    /// `(rows, 16, 16)`
+    scores: AlignedBuf<i32>,
+    /// By tile: `(64, rows, 2, 4)` halves of weights.
+    weights: AlignedBuf<u8>,
+    /// `(rows, stride)`
+    outputs: AlignedBuf<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl Scratch {
+    fn fit(&mut self, d: usize) {
+        if self.d != d {
+            let stride = groups(d) * PANEL;
+            *self = Self {
+                d,
+                stride,
+                queries: AlignedBuf::new(BAND * 8 * key_lines(d)),
+                scores: AlignedBuf::new(BAND * SPAN),
+                weights: AlignedBuf::new(BAND * 2 * SPAN),
+                outputs: AlignedBuf::new(BAND * stride),
+            };
+        }
+    }
+}
+
+/// Rounds the queries of a band.
+#[inline(always)]
+fn queries(band: &Band<'_>, scratch: &mut Scratch) -> [Row; BAND] {
+    let d = band.layout.d;
+    let (words, mut rows) = (key_lines(d), [Row::default(); BAND]);
+    let codes: &mut [[u8; 4]] = scratch.queries.as_chunks_mut().0;
+    let base = std::f32::consts::LOG2_E / (d as f32).sqrt();
+    let mut first = 0;
+    while first < band.rows {
+        let width = tile_width(band.rows - first);
+        let tile = &mut codes[first * 2 * words..][..width * 2 * words];
+        for r in 0..width {
+            let query = band.query(first + r);
+            let max = query.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
+            let max = if max < INFINITY { f32::from_bits(max) } else { f32::NAN };
+            // A row of zeros, or nearly so, has codes of 0.
+            let factor = QUERY_MAX / if max < 1e-30 { 1e-30 } else { max };
+            for k in 0..words {
+                // Behind the last feature, both halves are 0.
+                let mut halves = [[0; 4]; 2];
+                for (i, x) in query[4 * k..].iter().take(4).enumerate() {
+                    let code = (x * factor + MAGIC).to_bits();
+                    let code = code.wrapping_add(QUERY_OFFSET as u32) & 0x3fff;
+                    (halves[0][i], halves[1][i]) = ((code >> 7) as u8, (code & 0x7f) as u8);
+                }
+                let at = (k * width + r) * 2;
+                (tile[at], tile[at + 1]) = (halves[0], halves[1]);
+            }
+            rows[first + r].scale = max / QUERY_MAX * base;
+        }
+        first += width;
+    }
+    // Nothing has been added up yet.
+    scratch.outputs[..band.rows * scratch.stride].fill(0.0);
+    rows
+}
+
+/// Adds a span of the past to the rows of a band.
+#[inline(always)]
+fn one_span<S: Simd>(
+    simd: S,
+    band: &Band<'_>,
+    span: usize,
+    rows: &mut [Row; BAND],
+    scratch: &mut Scratch,
+) {
+    let d = band.layout.d;
+    // How many positions of the span a row sees.
+    let seen = |r: usize| band.seen(r).saturating_sub(span * SPAN).min(SPAN);
+    let most = seen(band.rows - 1);
+    let mut blocks = [Block { lines: &[], d }; SPAN / KV_BLOCK];
+    let used = most.div_ceil(KV_BLOCK);
+    for b in 0..used {
+        blocks[b] = Block::new(band.block(span * (SPAN / KV_BLOCK) + b), d);
+    }
+    let blocks = &blocks[..used];
+
+    let words = key_lines(d);
+    let queries: &[[u8; 4]] = scratch.queries.as_chunks().0;
+    let scores: &mut [[i32; LANES]] = scratch.scores.as_chunks_mut().0;
+    for chunk in (0..most.div_ceil(LANES)).step_by(2) {
+        let block = &blocks[chunk / BLOCK_CHUNKS];
+        let keys = [block.keys(chunk % BLOCK_CHUNKS), block.keys(chunk % BLOCK_CHUNKS + 1)];
+        let mut first = 0;
+        while first < band.rows {
+            let width = tile_width(band.rows - first);
+            if chunk * LANES < seen(first + width - 1) {
+                let x = &queries[first * 2 * words..][..width * 2 * words];
+                let to = &mut scores[first * SPAN_CHUNKS + chunk..];
+                match width {
+                    4 => score::<S, 8>(simd, x, keys, to),
+                    2 => score::<S, 4>(simd, x, keys, to),
+                    _ => score::<S, 2>(simd, x, keys, to),
+                }
+            }
+            first += width;
+        }
+    }
+
+    let weights: &mut [[u8; 4]] = scratch.weights.as_chunks_mut().0;
+    let mut first = 0;
+    while first < band.rows {
+        let width = tile_width(band.rows - first);
+        let chunks = seen(first + width - 1).div_ceil(LANES);
+        for r in 0..width {
+            let to = &mut weights[first * SPAN / 2..][2 * r..];
+            let scores = &scores[(first + r) * SPAN_CHUNKS..][..chunks];
+            weigh(&mut rows[first + r], blocks, scores, seen(first + r), to, 2 * width);
+        }
+        first += width;
+    }
+
+    let stride = scratch.stride;
+    for group in (0..groups(d)).step_by(2) {
+        let mut first = 0;
+        while first < band.rows {
+            let width = tile_width(band.rows - first);
+            let steps = seen(first + width - 1).div_ceil(LANES) * (LANES / 4);
+            let x = &weights[first * SPAN / 2..][..steps * 2 * width];
+            let rows = &rows[first..][..width];
+            let out = &mut scratch.outputs[first * stride + group * PANEL..];
+            let pair = group + 1 < groups(d);
+            match (width, pair) {
+                (4, true) => add_values::<S, 8, 2>(simd, x, blocks, group, rows, out, stride),
+                (4, false) => add_values::<S, 8, 1>(simd, x, blocks, group, rows, out, stride),
+                (2, true) => add_values::<S, 4, 2>(simd, x, blocks, group, rows, out, stride),
+                (2, false) => add_values::<S, 4, 1>(simd, x, blocks, group, rows, out, stride),
+                (_, true) => add_values::<S, 2, 2>(simd, x, blocks, group, rows, out, stride),
+                (_, false) => add_values::<S, 2, 1>(simd, x, blocks, group, rows, out, stride),
+            }
+            first += width;
+        }
+    }
+}
+
+/// Adds the products of `T` vectors of 7 bits with `P` panels of int8.
+#[inline(always)]
+fn multiply<S: Simd, const T: usize, const P: usize>(
+    simd: S,
+    sums: &mut [[S::Sums; P]; T],
+    x: &[[[u8; 4]; T]],
+    panels: [&[Line]; P],
+) {
+    let panels: [&[Line]; P] = std::array::from_fn(|p| &panels[p][..x.len()]);
+    for step in 0..x.len() {
+        let mut values = [simd.no_codes(); P];
+        for p in 0..P {
+            values[p] = simd.load_codes(&panels[p][step]);
+        }
+        for t in 0..T {
+            for p in 0..P {
+                sums[t][p] = simd.multiply_signed(sums[t][p], values[p], &x[step][t]);
+            }
+        }
+    }
+}
+
+/// Integer scores of the rows of a tile, offset and all, for two chunks of positions.
+#[inline(always)]
+fn score<S: Simd, const T: usize>(
+    simd: S,
+    x: &[[u8; 4]],
+    keys: [&[Line]; 2],
+    to: &mut [[i32; LANES]],
+) {
+    let mut sums = [[simd.zero(); 2]; T];
+    multiply(simd, &mut sums, x.as_chunks::<T>().0, keys);
+    for r in 0..T / 2 {
+        for p in 0..2 {
+            to[r * SPAN_CHUNKS + p] = join(simd, sums[2 * r][p], sums[2 * r + 1][p]);
+        }
+    }
+}
+
+/// `128 high + low`.
+#[inline(always)]
+fn join<S: Simd>(simd: S, high: S::Sums, low: S::Sums) -> [i32; LANES] {
+    let (high, low) = (simd.to_i32(high), simd.to_i32(low));
+    let mut joined = [0; LANES];
+    for l in 0..LANES {
+        joined[l] = (high[l] << 7).wrapping_add(low[l]);
+    }
+    joined
+}
+
+/// The softmax of a row over a span, of which it sees the first `seen` positions: rounded weights for
+/// all of `scores`, 0 for what it does not see.
+#[inline(always)]
+fn weigh(
+    row: &mut Row,
+    blocks: &[Block<'_>],
+    scores: &[[i32; LANES]],
+    seen: usize,
+    to: &mut [[u8; 4]],
+    step: usize,
+) {
+    let mut floats = [[0.0f32; LANES]; SPAN_CHUNKS];
+    let floats = &mut floats[..scores.len()];
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for (c, scores) in scores.iter().enumerate() {
+        let [unit, offset, _] = blocks[c / BLOCK_CHUNKS].head(c % BLOCK_CHUNKS);
+        let (unit, offset) = (to_f32(unit), to_i32(offset));
+        let left = seen.saturating_sub(c * LANES);
+        let t = &mut floats[c];
+        for l in 0..LANES {
+            t[l] = scores[l].wrapping_sub(offset[l]) as f32 * unit[l] * row.scale;
+        }
+        if left < LANES {
+            t[left..].fill(f32::NEG_INFINITY);
+        }
+        for l in 0..LANES {
+            largest[l] = if t[l] > largest[l] { t[l] } else { largest[l] };
+        }
+    }
+    let max = largest.iter().fold(f32::NEG_INFINITY, |max, x| if *x > max { *x } else { max });
+
+    let (mut sums, mut heaviest) = ([0.0; LANES], [0u32; LANES]);
+    for (c, t) in floats.iter_mut().enumerate() {
+        let [.., unit] = blocks[c / BLOCK_CHUNKS].head(c % BLOCK_CHUNKS);
+        let unit = to_f32(unit);
+        let left = seen.saturating_sub(c * LANES);
+        if left == 0 {
+            *t = [0.0; LANES];
+            continue;
+        }
+        for l in 0..LANES {
+            t[l] = exp2(t[l] - max);
+            sums[l] += t[l];
+            t[l] *= unit[l];
+        }
+        if left < LANES {
+            // A NaN in what the row does not see is nothing to it.
+            t[left..].fill(0.0);
+        }
+        for l in 0..LANES {
+            // No weight is below 0, so they order like their bits, NaN above all.
+            heaviest[l] = heaviest[l].max(t[l].to_bits());
+        }
+    }
+    let heaviest = heaviest.iter().fold(0, |max, w| max.max(*w));
+    let heaviest = if heaviest < INFINITY { f32::from_bits(heaviest) } else { f32::NAN };
+    row.unit = heaviest / WEIGHT_MAX;
+    if seen > 0 {
+        row.factors = row.advance(max, sum_lanes(sums));
+    }
+
+    let factor = if heaviest > 0.0 { WEIGHT_MAX / heaviest } else { 0.0 };
+    for (c, w) in floats.iter().enumerate() {
+        let (mut high, mut low) = ([0u8; LANES], [0u8; LANES]);
+        for l in 0..LANES {
+            let code = (w[l] * factor + MAGIC).to_bits() & 0x3fff;
+            (high[l], low[l]) = ((code >> 7) as u8, (code & 0x7f) as u8);
+        }
+        let (high, low) = (high.as_chunks::<4>().0, low.as_chunks::<4>().0);
+        for k in 0..LANES / 4 {
+            let at = (c * (LANES / 4) + k) * step;
+            (to[at], to[at + 1]) = (high[k], low[k]);
+        }
+    }
+}
+
+/// Adds the weighted values of a span, of `P * 16` features from those of `group` on.
+#[inline(always)]
+fn add_values<S: Simd, const T: usize, const P: usize>(
+    simd: S,
+    x: &[[u8; 4]],
+    blocks: &[Block<'_>],
+    group: usize,
+    rows: &[Row],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let mut sums = [[simd.zero(); P]; T];
+    let x = x.as_chunks::<T>().0;
+    for (x, block) in x.chunks(KV_BLOCK / 4).zip(blocks) {
+        let mut values: [&[Line]; P] = [&[]; P];
+        for p in 0..P {
+            values[p] = block.values(group + p);
+        }
+        multiply(simd, &mut sums, x, values);
+    }
+    for r in 0..T / 2 {
+        let Row { unit, factors: (a, b), .. } = rows[r];
+        if unit == 0.0 {
+            // It sees nothing here.
+            continue;
+        }
+        for p in 0..P {
+            let sums = join(simd, sums[2 * r][p], sums[2 * r + 1][p]);
+            let out = &mut out[r * stride + p * PANEL..][..PANEL];
+            for l in 0..PANEL {
+                out[l] = out[l] * a + sums[l] as f32 * unit * b;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn to_f32(line: &Line) -> [f32; LANES] {
+    let words = line.as_chunks::<4>().0;
+    let mut floats = [0.0; LANES];
+    for l in 0..LANES {
+        floats[l] = f32::from_le_bytes(words[l]);
+    }
+    floats
+}
+
+#[inline(always)]
+fn to_i32(line: &Line) -> [i32; LANES] {
+    let words = line.as_chunks::<4>().0;
+    let mut integers = [0; LANES];
+    for l in 0..LANES {
+        integers[l] = i32::from_le_bytes(words[l]);
+    }
+    integers
+}
+
+/// `2^x` of `x` up to 0, within 1e-6 of its size, exactly 1 of 0; 0 below -126, NaN for NaN.
+///
+/// `2^n` times a polynomial of degree 5 on `|r| <= 1/2`, with `n = round(x)`; its coefficients make
+/// the largest relative error least while it is 1 at 0.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let clamped = if x < -126.0 { -126.0 } else { x };
+    let shifted = clamped + MAGIC;
+    let r = clamped - (shifted - MAGIC);
+    let mut p = 1.112_550_8e-3;
+    for c in [9.666_283e-3, 5.557_400_5e-2, 0.240_223_51, 0.693_142_8, 1.0] {
+        p = p * r + c;
+    }
+    // The last bits of `shifted` are n, from -126 to 0.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    let y = p * power;
+    if x < -126.0 { 0.0 } else { y }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp2_is_within_a_millionth() {
+        for i in 0..=1_260_000 {
+            let x = -(i as f32) / 1e4;
+            let expected = f64::from(x).exp2();
+            assert!((f64::from(exp2(x)) / expected - 1.0).abs() < 1e-6, "2^{x} = {}", exp2(x));
+        }
+        assert_eq!((exp2(0.0), exp2(-1.0), exp2(-126.0)), (1.0, 0.5, f32::MIN_POSITIVE));
+        assert_eq!((exp2(-126.1), exp2(f32::NEG_INFINITY)), (0.0, 0.0));
+        assert!(exp2(f32::NAN).is_nan());
+    }
+}
