@@ -55,7 +55,7 @@ mod ternary;
 mod tests;
 
 pub use activations::Activations;
-pub use block::{BlockKind, BlockMatrix, block_matmul};
+pub use block::{BlockKind, BlockMatrix, HeadRows, Top, TwoStageHead, block_matmul};
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
 pub use packed::{PackedMatrix, Packing};

@@ -19,7 +19,7 @@ use crate::product::Shape;
 use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bitlinear_on};
 use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmul_i32, select};
 
-mod block;
+pub(crate) mod block;
 mod kv;
 mod nn;
 use block::*;

@@ -1,4 +1,5 @@
-//! What a head costs in each type: time of one token, of eight, and errors of logits.
+//! What a head costs in each type: time of one token, of eight, and errors of logits; and how long
+//! the largest logits take in two stages.
 //!
 //! ```text
 //! cargo run --release -p trine-runtime --example heads -- 128256 2560
@@ -16,7 +17,10 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use trine_format::{DenseTensor, Dtype};
 use trine_kernels::limits::{Options, measure};
-use trine_kernels::{BlockKind, BlockMatrix, DenseData, block_matmul, dense_matmul, isa, threads};
+use trine_kernels::{
+    BlockKind, BlockMatrix, DenseData, HeadRows, TwoStageHead, block_matmul, dense_matmul, isa,
+    threads,
+};
 
 /// Tokens of the batch.
 const BATCH: usize = 8;
@@ -62,7 +66,20 @@ fn main() {
     report("f16", 2 * half.len(), &|x, tokens, out| {
         dense_matmul(DenseData::F16(&half), rows, cols, x, tokens, out);
     });
-    drop(half);
+    let begin = Instant::now();
+    let sketch = TwoStageHead::new(rows, cols, |r, row| {
+        row.copy_from_slice(&weights[r * cols..][..cols]);
+    });
+    println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
+    let two_stages = |sketch: &TwoStageHead, head: HeadRows<'_>| {
+        for k in [1, 40] {
+            let mut candidates = 0;
+            let seconds = fastest(|| candidates = sketch.top_k(head, &x[..cols], k).candidates);
+            println!("      two stages, top {k}: {:.2} ms, {candidates} candidates", seconds * 1e3);
+        }
+    };
+    two_stages(&sketch, HeadRows::Dense(DenseData::F16(&half)));
+    drop((half, sketch));
     let tensor = DenseTensor::from_f32("head", &[rows, cols], &weights);
     for (dtype, kind) in [
         (Dtype::Q8_0, BlockKind::Q8_0),
@@ -78,6 +95,10 @@ fn main() {
             block_matmul(&matrix, x, tokens, out);
         });
         println!("      encoded in {encoded:.2?}, laid out in {laid_out:.2?}");
+        if kind != BlockKind::Q4_0 {
+            let sketch = TwoStageHead::new(rows, cols, |r, row| matrix.row(r, row));
+            two_stages(&sketch, HeadRows::Blocks(&matrix));
+        }
     }
 }
 

@@ -25,8 +25,10 @@
 mod inputs;
 mod layout;
 mod product;
+mod two_stage;
 
 pub use layout::{BlockKind, BlockMatrix};
 pub use product::block_matmul;
 #[cfg(test)]
 pub(crate) use product::block_matmul_on;
+pub use two_stage::{HeadRows, Top, TwoStageHead};

@@ -74,13 +74,13 @@ pub(crate) fn block_matmul_on(
 }
 
 /// Some panels of a product, for all tokens.
-struct Panels<'a> {
-    weights: &'a BlockMatrix,
-    first: usize,
-    panels: usize,
-    inputs: &'a [Inputs],
+pub(super) struct Panels<'a> {
+    pub(super) weights: &'a BlockMatrix,
+    pub(super) first: usize,
+    pub(super) panels: usize,
+    pub(super) inputs: &'a [Inputs],
     /// `(tokens, rows)`, of which the rows of these panels are ours alone.
-    out: &'a SharedMut<'a, f32>,
+    pub(super) out: &'a SharedMut<'a, f32>,
 }
 
 impl Kernel for Panels<'_> {
@@ -161,7 +161,7 @@ fn panel<S: Simd, B: Blocks, const T: usize>(
 }
 
 /// How a type of blocks is multiplied.
-trait Blocks {
+pub(super) trait Blocks {
     const KIND: BlockKind;
 
     /// The sums of the high and of the low parts in one block of sixteen rows.
@@ -237,7 +237,7 @@ impl Blocks for Q8_0 {
 }
 
 #[allow(non_camel_case_types)]
-struct Q4_0;
+pub(super) struct Q4_0;
 
 impl Blocks for Q4_0 {
     const KIND: BlockKind = BlockKind::Q4_0;
