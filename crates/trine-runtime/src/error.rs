@@ -16,6 +16,16 @@ pub enum RuntimeError {
         /// What is there.
         value: f32,
     },
+    /// A head or embedding that cannot be held in the type that was asked for.
+    #[error("tensor `{tensor}` cannot be held as {dtype}: {reason}")]
+    HeadType {
+        /// Canonical name of the tensor.
+        tensor: String,
+        /// Name of the type.
+        dtype: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     TokenId {

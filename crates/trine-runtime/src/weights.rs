@@ -1,7 +1,7 @@
 //! A model in memory.
 
 use rayon::prelude::*;
-use trine_format::{HiddenAct, ModelConfig, ModelFile, Projection, Weight, names};
+use trine_format::{Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Weight, names};
 use trine_kernels::nn::Gate;
 use trine_kernels::{PackedMatrix, Packing};
 
@@ -9,11 +9,14 @@ use crate::RuntimeError;
 use crate::dense::{DenseMatrix, finite};
 use crate::linear::{Linear, Norm, Projected};
 
-/// How a model is held in memory. What it computes does not depend on it.
+/// How a model is held in memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
     /// How trits lie in memory.
     pub packing: Packing,
+    /// Type to hold head and embedding in; `None` for the one in which they are stored. A smaller one
+    /// makes every token quicker and changes the logits by its rounding.
+    pub head: Option<Dtype>,
 }
 
 /// The weights of one layer.
@@ -72,10 +75,18 @@ impl Model {
     pub fn load_with(file: &ModelFile, options: &LoadOptions) -> Result<Self, RuntimeError> {
         let config = file.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let matrix = |name| {
-            let matrix = DenseMatrix::new(&file.dense(name)?, vocab, hidden);
+        let matrix = |name| -> Result<DenseMatrix, RuntimeError> {
+            let tensor = file.dense(name)?;
+            let dtype = options.head.unwrap_or(tensor.dtype);
+            let matrix = DenseMatrix::new(&tensor, vocab, hidden, dtype)?;
             file.release(name);
-            matrix
+            Ok(matrix)
+        };
+        // First, as conversion needs memory that the layers then use.
+        let embed = matrix(names::EMBED)?;
+        let head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(matrix(names::HEAD)?),
         };
         // All are loaded before the first error is looked for, so that it is always the same one.
         let layers: Vec<_> = (0..config.num_hidden_layers)
@@ -83,11 +94,6 @@ impl Model {
             .map(|layer| load_layer(file, options, layer))
             .collect();
         let layers = layers.into_iter().collect::<Result<_, RuntimeError>>()?;
-        let head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(matrix(names::HEAD)?),
-        };
-        let embed = matrix(names::EMBED)?;
         let final_norm = norm(file, names::FINAL_NORM, config.rms_norm_eps)?;
         let inv_freq = config.rope_inv_freq();
         Ok(Self { config, embed, layers, final_norm, head, inv_freq })
@@ -122,7 +128,7 @@ fn load_layer(
             Weight::Ternary(matrix) => Linear::Ternary(PackedMatrix::new(&matrix, options.packing)),
             Weight::Dense(tensor) => {
                 let (rows, cols) = config.projection_shape(p);
-                Linear::Dense(DenseMatrix::new(&tensor, rows, cols)?)
+                Linear::Dense(DenseMatrix::new(&tensor, rows, cols, tensor.dtype)?)
             }
         };
         // It has been copied: the file's own bytes need not stay in memory beside.
