@@ -23,6 +23,10 @@
 //! layout lives in memory only. It is made from the canonical packing of `trine-ternary`; what lies
 //! in files is the business of `trine-format`.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
 use trine_ternary::TernaryMatrix;
 
 use crate::aligned::AlignedBuf;
@@ -74,32 +78,60 @@ pub struct PackedMatrix {
     cols: usize,
     scale: f32,
     packing: Packing,
-    /// `(ceil(rows / 16), lines, 64)` bytes.
-    bytes: AlignedBuf<u8>,
+    /// Holds the trits, perhaps of other matrices too.
+    buffer: Arc<AlignedBuf<u8>>,
+    /// Where they are: `(ceil(rows / 16), lines, 64)` bytes.
+    bytes: Range<usize>,
 }
 
 impl PackedMatrix {
     /// Packs `matrix`.
     pub fn new(matrix: &TernaryMatrix, packing: Packing) -> Self {
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        // Without rows, columns may be more than there is memory for.
-        let lines = if rows == 0 { 0 } else { cols.div_ceil(packing.line_cols()) };
-        let panel_bytes = lines * size_of::<Line>();
-        let mut bytes = AlignedBuf::new(rows.div_ceil(PANEL) * panel_bytes);
-        if !bytes.is_empty() {
-            parallel::for_each_chunk(&mut bytes, panel_bytes, |p, panel| {
-                let mut trits = vec![0; lines * packing.line_cols()];
-                for r in 0..PANEL {
-                    // The padding stays 0, the trit that adds nothing.
-                    match p * PANEL + r {
-                        row if row < rows => matrix.unpack_row(row, &mut trits[..cols]),
-                        _ => trits.fill(0),
-                    }
-                    pack_row(&trits, packing, r, panel);
-                }
-            });
-        }
-        Self { rows, cols, scale: matrix.scale(), packing, bytes }
+        let size = size(matrix.rows(), matrix.cols(), packing);
+        let mut buffer = AlignedBuf::new(size);
+        pack(matrix, packing, &mut buffer);
+        let (rows, cols, scale) = (matrix.rows(), matrix.cols(), matrix.scale());
+        Self { rows, cols, scale, packing, buffer: Arc::new(buffer), bytes: 0..size }
+    }
+
+    /// Packs matrices of the given shapes `(rows, cols)` into one stretch of memory, one after
+    /// another: a pass over all of them then reads on and on, mostly in large pages. `matrix` makes
+    /// the one of an index; it is called once for each, from several threads.
+    ///
+    /// # Errors
+    /// The first error of `matrix`, in the order of the indices.
+    ///
+    /// # Panics
+    /// When a matrix is not of its shape.
+    pub fn pack_all<E: Send>(
+        shapes: &[(usize, usize)],
+        packing: Packing,
+        matrix: impl Fn(usize) -> Result<TernaryMatrix, E> + Sync,
+    ) -> Result<Vec<Self>, E> {
+        let sizes: Vec<_> = shapes.iter().map(|&(rows, cols)| size(rows, cols, packing)).collect();
+        let mut buffer = AlignedBuf::new(sizes.iter().sum());
+        let mut rest = &mut buffer[..];
+        let parts = sizes.iter().filter_map(|&size| rest.split_off_mut(..size)).collect::<Vec<_>>();
+        let packed: Vec<_> = parts
+            .into_par_iter()
+            .enumerate()
+            .map(|(i, bytes)| {
+                let matrix = matrix(i)?;
+                assert_eq!((matrix.rows(), matrix.cols()), shapes[i], "a matrix of another shape");
+                pack(&matrix, packing, bytes);
+                // Its trits are not needed any more.
+                Ok((matrix.rows(), matrix.cols(), matrix.scale()))
+            })
+            .collect();
+        let buffer = Arc::new(buffer);
+        let mut start = 0;
+        let place = |(described, size): (Result<_, E>, usize)| {
+            let (rows, cols, scale) = described?;
+            start += size;
+            let bytes = start - size..start;
+            Ok(Self { rows, cols, scale, packing, buffer: Arc::clone(&buffer), bytes })
+        };
+        packed.into_iter().zip(sizes).map(place).collect()
     }
 
     /// Number of rows: output features.
@@ -124,7 +156,7 @@ impl PackedMatrix {
 
     /// The packed trits: what one product reads from memory.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.buffer[self.bytes.clone()]
     }
 
     /// Number of panels.
@@ -141,7 +173,7 @@ impl PackedMatrix {
     #[inline(always)]
     pub(crate) fn panel(&self, p: usize) -> &[Line] {
         let lines = self.lines();
-        &self.bytes.as_chunks().0[p * lines..][..lines]
+        &self.bytes().as_chunks().0[p * lines..][..lines]
     }
 }
 
@@ -150,6 +182,36 @@ impl From<&TernaryMatrix> for PackedMatrix {
     fn from(matrix: &TernaryMatrix) -> Self {
         Self::new(matrix, Packing::default())
     }
+}
+
+/// Bytes of a packed matrix.
+fn size(rows: usize, cols: usize, packing: Packing) -> usize {
+    // Without rows, columns may be more than there is memory for.
+    if rows == 0 { 0 } else { rows.div_ceil(PANEL) * panel_size(cols, packing) }
+}
+
+fn panel_size(cols: usize, packing: Packing) -> usize {
+    cols.div_ceil(packing.line_cols()) * size_of::<Line>()
+}
+
+/// Writes the panels of a matrix.
+fn pack(matrix: &TernaryMatrix, packing: Packing, bytes: &mut [u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let panel_size = panel_size(cols, packing);
+    parallel::for_each_chunk(bytes, panel_size, |p, panel| {
+        let mut trits = vec![0; cols.next_multiple_of(packing.line_cols())];
+        for r in 0..PANEL {
+            // The padding stays 0, the trit that adds nothing.
+            match p * PANEL + r {
+                row if row < rows => matrix.unpack_row(row, &mut trits[..cols]),
+                _ => trits.fill(0),
+            }
+            pack_row(&trits, packing, r, panel);
+        }
+    });
 }
 
 /// Writes row `r` of a panel; `trits` fill its lines.
@@ -195,6 +257,29 @@ mod tests {
             }
             assert_eq!(m.bytes().as_ptr().align_offset(64), 0);
         }
+    }
+
+    #[test]
+    fn matrices_packed_together_are_those_packed_alone() {
+        let shapes = [(19, 43), (0, 5), (16, 20), (3, 0), (33, 16)];
+        let matrix = |i: usize| {
+            let (rows, cols) = shapes[i];
+            let trits: Vec<i8> = (0..rows * cols).map(|j| ((i + j * j) % 3) as i8 - 1).collect();
+            TernaryMatrix::from_trits(&trits, rows, cols, 1.0 + i as f32)
+        };
+        for packing in [Packing::Bits2, Packing::Trits5] {
+            let packed = PackedMatrix::pack_all(&shapes, packing, matrix).unwrap();
+            for (i, m) in packed.iter().enumerate() {
+                let alone = PackedMatrix::new(&matrix(i).unwrap(), packing);
+                assert_eq!(
+                    (m.rows(), m.cols(), m.scale()),
+                    (shapes[i].0, shapes[i].1, alone.scale)
+                );
+                assert_eq!(m.bytes(), alone.bytes());
+            }
+        }
+        let fail = |i| if i % 2 == 1 { Err(i) } else { Ok(matrix(i).unwrap()) };
+        assert_eq!(PackedMatrix::pack_all(&shapes, Packing::Bits2, fail).unwrap_err(), 1);
     }
 
     #[test]

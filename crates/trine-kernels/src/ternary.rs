@@ -344,14 +344,12 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
 
     fn tiles<const R: usize>(&self, p: usize, form: Form, panels: [&[Line]; R]) {
         let mut sums = [[[0; PANEL]; GROUP * TILE]; R];
-        let mut tiles = tiles(self.x.tokens()).peekable();
-        while let Some(&Tile { first, .. }) = tiles.peek() {
-            let mut tokens = 0;
-            for Tile { first: token, width } in tiles.by_ref().take(GROUP) {
-                let out = sums.each_mut().map(|sums| &mut sums[tokens..tokens + width]);
-                dispatch(self.isa, OneTile { form, panels, x: self.x, token, out });
-                tokens += width;
-            }
+        let tiles: Vec<_> = tiles(self.x.tokens()).collect();
+        for tiles in tiles.chunks(GROUP) {
+            let first = tiles[0].first;
+            let tokens = tiles.iter().map(|tile| tile.width).sum();
+            let out = sums.each_mut().map(|sums| &mut sums[..tokens]);
+            dispatch(self.isa, Tiles { form, panels, x: self.x, tiles, out });
             let sums = sums.each_ref().map(|sums| &sums[..tokens]);
             if N == 2 {
                 let both = std::array::from_fn(|n| sums[n]);
@@ -468,18 +466,17 @@ impl OneToken<'_> {
     }
 }
 
-/// The sums of codes of `R` panels for a tile of tokens.
-struct OneTile<'a, const R: usize> {
+/// The sums of codes of `R` panels for some tiles of tokens.
+struct Tiles<'a, const R: usize> {
     form: Form,
     panels: [&'a [Line]; R],
     x: &'a Activations,
-    /// The first token.
-    token: usize,
-    /// `(tokens of the tile,)` of each panel.
+    tiles: &'a [Tile],
+    /// `(tokens of the tiles,)` of each panel.
     out: [&'a mut [[i32; PANEL]]; R],
 }
 
-impl<const R: usize> Kernel for OneTile<'_, R> {
+impl<const R: usize> Kernel for Tiles<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -492,24 +489,31 @@ impl<const R: usize> Kernel for OneTile<'_, R> {
     }
 }
 
-impl<const R: usize> OneTile<'_, R> {
+impl<const R: usize> Tiles<'_, R> {
     #[inline(always)]
-    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
-        match self.out[0].len() {
-            8 => self.tile::<S, U, L, D, 8>(simd),
-            4 => self.tile::<S, U, L, D, 4>(simd),
-            2 => self.tile::<S, U, L, D, 2>(simd),
-            _ => self.tile::<S, U, L, D, 1>(simd),
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(mut self, simd: S) {
+        let mut at = 0;
+        for tile in self.tiles {
+            match tile.width {
+                8 => self.tile::<S, U, L, D, 8>(simd, tile.first, at),
+                4 => self.tile::<S, U, L, D, 4>(simd, tile.first, at),
+                2 => self.tile::<S, U, L, D, 2>(simd, tile.first, at),
+                _ => self.tile::<S, U, L, D, 1>(simd, tile.first, at),
+            }
+            at += tile.width;
         }
     }
 
+    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on.
     #[inline(always)]
     fn tile<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize, const T: usize>(
-        self,
+        &mut self,
         simd: S,
+        token: usize,
+        at: usize,
     ) {
         let steps = self.panels[0].len() / L;
-        let x = &self.x.tile::<T>(self.token).as_chunks::<D>().0[..steps];
+        let x = &self.x.tile::<T>(token).as_chunks::<D>().0[..steps];
         let panels: [&[[Line; L]]; R] =
             std::array::from_fn(|r| &self.panels[r].as_chunks::<L>().0[..steps]);
         let mut sums = [[simd.zero(); R]; T];
@@ -525,7 +529,7 @@ impl<const R: usize> OneTile<'_, R> {
         }
         for t in 0..T {
             for r in 0..R {
-                self.out[r][t] = simd.to_i32(sums[t][r]);
+                self.out[r][at + t] = simd.to_i32(sums[t][r]);
             }
         }
     }

@@ -16,6 +16,12 @@ pub enum RuntimeError {
         /// What is there.
         value: f32,
     },
+    /// A full-precision projection in a model that says that it is ternary.
+    #[error("tensor `{tensor}`: expected trits, found full precision")]
+    Full {
+        /// Canonical name of the tensor.
+        tensor: String,
+    },
     /// A head or embedding that cannot be held in the type that was asked for.
     #[error("tensor `{tensor}` cannot be held as {dtype}: {reason}")]
     HeadType {

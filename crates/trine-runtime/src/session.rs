@@ -5,7 +5,7 @@ use crate::sequence::Sequence;
 use crate::{Model, RuntimeError};
 
 /// Tokens that go through the layers together during prefill; bounds the memory of a pass.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 
 /// One sequence on a model: what it has seen is in its cache.
 pub struct Session<'m> {

@@ -1,9 +1,12 @@
 //! A model in memory.
 
 use rayon::prelude::*;
-use trine_format::{Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Weight, names};
+use trine_format::{
+    Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, Weight, names,
+};
 use trine_kernels::nn::Gate;
 use trine_kernels::{PackedMatrix, Packing};
+use trine_ternary::TernaryMatrix;
 
 use crate::RuntimeError;
 use crate::dense::{DenseMatrix, finite};
@@ -88,12 +91,10 @@ impl Model {
             true => None,
             false => Some(matrix(names::HEAD)?),
         };
-        // All are loaded before the first error is looked for, so that it is always the same one.
-        let layers: Vec<_> = (0..config.num_hidden_layers)
-            .into_par_iter()
-            .map(|layer| load_layer(file, options, layer))
-            .collect();
-        let layers = layers.into_iter().collect::<Result<_, RuntimeError>>()?;
+        let mut projections = projections(file, options)?.into_iter();
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| load_layer(file, layer, projections.by_ref()))
+            .collect::<Result<_, RuntimeError>>()?;
         let final_norm = norm(file, names::FINAL_NORM, config.rms_norm_eps)?;
         let inv_freq = config.rope_inv_freq();
         Ok(Self { config, embed, layers, final_norm, head, inv_freq })
@@ -117,41 +118,70 @@ fn norm(file: &ModelFile, name: &str, eps: f32) -> Result<Norm, RuntimeError> {
     Ok(Norm { weight: finite(&tensor.name, tensor.to_f32())?, eps })
 }
 
-fn load_layer(
-    file: &ModelFile,
-    options: &LoadOptions,
-    layer: usize,
-) -> Result<Layer, RuntimeError> {
+/// The weights of all projections, layer after layer in the order of [`Projection::ALL`].
+fn projections(file: &ModelFile, options: &LoadOptions) -> Result<Vec<Linear>, RuntimeError> {
     let config = file.config();
-    let linear = |p| -> Result<Projected, RuntimeError> {
-        let linear = match file.projection(layer, p)? {
-            Weight::Ternary(matrix) => Linear::Ternary(PackedMatrix::new(&matrix, options.packing)),
+    let all: Vec<_> = (0..config.num_hidden_layers)
+        .flat_map(|layer| Projection::ALL.map(|p| (layer, p)))
+        .collect();
+    let shapes: Vec<_> = all.iter().map(|&(_, p)| config.projection_shape(p)).collect();
+    if config.quantization == Quantization::None {
+        let dense = |(&(layer, p), (rows, cols))| match file.projection(layer, p)? {
             Weight::Dense(tensor) => {
-                let (rows, cols) = config.projection_shape(p);
-                Linear::Dense(DenseMatrix::new(&tensor, rows, cols, tensor.dtype)?)
+                let matrix = DenseMatrix::new(&tensor, rows, cols, tensor.dtype);
+                file.release(&names::projection(layer, p));
+                Ok(Linear::Dense(matrix?))
+            }
+            Weight::Ternary(matrix) => Ok(Linear::Ternary(PackedMatrix::from(&matrix))),
+        };
+        // All are loaded before the first error is looked for, so that it is always the same one.
+        let loaded: Vec<_> = all.par_iter().zip(shapes).map(dense).collect();
+        return loaded.into_iter().collect();
+    }
+    let ternary = |i: usize| -> Result<TernaryMatrix, RuntimeError> {
+        let (layer, p) = all[i];
+        let matrix = match file.projection(layer, p)? {
+            Weight::Ternary(matrix) => matrix,
+            Weight::Dense(tensor) => {
+                return Err(RuntimeError::Full { tensor: tensor.name });
             }
         };
         // It has been copied: the file's own bytes need not stay in memory beside.
         file.release(&names::projection(layer, p));
+        Ok(matrix)
+    };
+    let packed = PackedMatrix::pack_all(&shapes, options.packing, ternary)?;
+    Ok(packed.into_iter().map(Linear::Ternary).collect())
+}
+
+/// A layer, of which `linears` gives the projections in the order of [`Projection::ALL`].
+fn load_layer(
+    file: &ModelFile,
+    layer: usize,
+    linears: &mut impl Iterator<Item = Linear>,
+) -> Result<Layer, RuntimeError> {
+    let config = file.config();
+    let mut projected = |p| -> Result<Projected, RuntimeError> {
         let norm = match config.projection_norm_eps {
             None => None,
             Some(eps) => Some(norm(file, &names::projection_norm(layer, p), eps)?),
         };
-        Ok(Projected { linear, norm })
+        Ok(Projected { linear: linears.next().expect("one for each projection"), norm })
     };
     let norm = |name: String| norm(file, &name, config.rms_norm_eps);
     let sub_norm = |name: String| config.sub_norms.then(|| norm(name)).transpose();
+    let [q, k, v, o, gate, up, down] = Projection::ALL.map(&mut projected);
     Ok(Layer {
         input_norm: norm(names::input_norm(layer))?,
-        q: linear(Projection::Q)?,
-        k: linear(Projection::K)?,
-        v: linear(Projection::V)?,
+        q: q?,
+        k: k?,
+        v: v?,
         attn_sub_norm: sub_norm(names::attn_sub_norm(layer))?,
-        o: linear(Projection::O)?,
+        o: o?,
         post_attention_norm: norm(names::post_attention_norm(layer))?,
-        gate: linear(Projection::Gate)?,
-        up: linear(Projection::Up)?,
+        gate: gate?,
+        up: up?,
         ffn_sub_norm: sub_norm(names::ffn_sub_norm(layer))?,
-        down: linear(Projection::Down)?,
+        down: down?,
     })
 }

@@ -14,6 +14,7 @@ const INFINITY: u32 = 0x7f80_0000;
 ///
 /// # Panics
 /// When `out` does not have the length of `x`.
+#[inline]
 pub fn quantize_activations(x: &[f32], out: &mut [i8]) -> f32 {
     assert_eq!(x.len(), out.len(), "codes and activations differ in length");
     let max_bits = x.iter().fold(0, |max, v| (v.to_bits() & MAGNITUDE).max(max));
