@@ -48,16 +48,16 @@ pub enum RuntimeError {
         /// Positions that the model was trained for.
         limit: usize,
     },
-    /// A sequence that was made for a model of another shape.
-    #[error(
-        "a sequence of another model: expected layers, heads, key/value heads and features \
-         {expected:?}, found {found:?}"
-    )]
-    ForeignSequence {
-        /// Those of the model.
-        expected: [usize; 4],
-        /// Those of the sequence.
-        found: [usize; 4],
+    /// A sequence that was made for a model of another shape, or with another KV cache.
+    #[error("a sequence of another model: expected one that was made for this model")]
+    ForeignSequence,
+    /// Heads that the KV cache has no layout for.
+    #[error("heads of {head_dim} features: expected 1 to {limit}")]
+    HeadDim {
+        /// Features of a head.
+        head_dim: usize,
+        /// Most that there may be.
+        limit: usize,
     },
     /// A forward pass over no tokens.
     #[error("no tokens given: a prompt needs at least one")]

@@ -59,7 +59,7 @@ impl Model {
         if requested > limit {
             return Err(RuntimeError::ContextFull { requested, limit });
         }
-        step.sequence.check(&self.config)
+        step.sequence.check(self)
     }
 
     /// The residual stream `(T, D)` after all layers, T being the ids of all steps.
@@ -70,6 +70,9 @@ impl Model {
         let ids = steps.iter().flat_map(|step| step.ids);
         for (row, &id) in x.chunks_exact_mut(width).zip(ids) {
             self.embed.row(id as usize, row);
+        }
+        for step in &mut *steps {
+            step.sequence.reserve(step.ids.len());
         }
         let mut pass = Pass::new(self, steps, tokens);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -185,16 +188,19 @@ impl<'m> Pass<'m> {
         rotate(config.num_attention_heads, &mut self.q);
         rotate(config.num_key_value_heads, &mut self.k);
 
-        let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+        let width = config.num_key_value_heads * d;
         let mut at = 0;
-        for step in steps {
-            let tokens = at..at + step.ids.len();
-            at = tokens.end;
-            let kv = tokens.start * kv_width..tokens.end * kv_width;
-            let q = tokens.start * q_width..tokens.end * q_width;
-            step.sequence.append(index, &self.k[kv.clone()], &self.v[kv]);
-            step.sequence.attend(index, &self.q[q.clone()], &mut self.y[q]);
+        for step in &mut *steps {
+            let kv = at..at + step.ids.len() * width;
+            at = kv.end;
+            step.sequence.write(index, &self.k[kv.clone()], &self.v[kv]);
         }
+        let pages: Vec<_> = steps.iter().map(|step| step.sequence.pages()).collect();
+        let views = steps.iter().zip(&pages);
+        let views: Vec<_> =
+            views.map(|(step, pages)| step.sequence.view(pages, index, step.ids.len())).collect();
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        nn::attention_kv(self.model.kv, heads, kv_heads, &views, &self.q, &mut self.y);
         let input = Input::new(&self.y, self.tokens, layer.attn_sub_norm.as_ref());
         layer.o.add_to(&input, x);
     }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `weights` | [`Model`]: weights in memory, in the layout the kernels multiply |
 //! | `linear`, `dense` | projections on ternary and on full-precision weights |
-//! | `sequence`, `kv_cache` | [`Sequence`]: keys and values of the positions that were seen |
+//! | `sequence` | [`Sequence`]: keys and values of the positions that were seen |
 //! | `forward` | [`Model::step`]: one pass for any number of sequences, parts of prompts and single tokens alike |
 //! | `session` | [`Session`]: one sequence on a model, prefill and decode |
 //! | `sampler` | [`Sampler`]: from logits to the next id |
@@ -41,7 +41,6 @@ mod dense;
 mod error;
 mod forward;
 mod generator;
-mod kv_cache;
 mod linear;
 mod loss;
 mod sampler;

@@ -1,82 +1,179 @@
 //! What a sequence has seen.
 
-use trine_format::ModelConfig;
-use trine_kernels::{nn, parallel};
+use std::sync::Arc;
 
-use crate::kv_cache::KvCache;
+use trine_format::ModelConfig;
+use trine_kernels::nn::{KV_BLOCK, KvLayout, KvPage, KvSequence};
+use trine_kernels::parallel;
+
 use crate::{Model, RuntimeError};
 
-/// From this many multiplications on, threads share the attention of a pass.
-const PARALLEL_WORK: usize = 1 << 16;
-
 /// A sequence: the keys and values of its positions. It belongs to a model, but does not borrow it.
+///
+/// They lie in pages of 64 positions, so memory grows with the sequence and nothing is ever moved. A
+/// clone shares the pages with the original until one of them writes to the last: many sequences
+/// that begin with the same text hold it once.
+#[derive(Clone)]
 pub struct Sequence {
-    cache: KvCache,
-    /// Layers, query heads, key/value heads and features of a head.
-    shape: [usize; 4],
+    shape: Shape,
+    /// For 64 positions each: the blocks of all key/value heads of the first layer, of the second...
+    pages: Vec<Arc<KvPage>>,
+    positions: usize,
+}
+
+/// What a sequence must have in common with its model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shape {
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    layout: KvLayout,
+}
+
+impl Shape {
+    /// Bytes of a layer in a page.
+    fn layer_bytes(self) -> usize {
+        self.kv_heads * self.layout.block_bytes()
+    }
 }
 
 impl Sequence {
     /// An empty sequence for `model`.
     pub fn new(model: &Model) -> Self {
-        let shape = shape(&model.config);
-        Self { cache: KvCache::new(shape[0], shape[2], shape[3]), shape }
+        Self { shape: shape(&model.config, model.kv), pages: Vec::new(), positions: 0 }
     }
 
     /// Number of positions seen.
     pub fn positions(&self) -> usize {
-        self.cache.positions()
+        self.positions
+    }
+
+    /// Bytes that the keys and values take; pages that are shared with clones are counted too.
+    pub fn bytes(&self) -> usize {
+        self.pages.iter().map(|page| page.len()).sum()
     }
 
     /// Forgets all but the first `positions` positions.
     pub fn truncate(&mut self, positions: usize) {
-        self.cache.truncate(positions);
+        self.positions = self.positions.min(positions);
+        self.pages.truncate(self.positions.div_ceil(KV_BLOCK));
     }
 
-    /// Whether it is a sequence for models of this shape.
-    pub(crate) fn check(&self, config: &ModelConfig) -> Result<(), RuntimeError> {
-        let expected = shape(config);
-        if self.shape == expected {
+    /// Whether it is a sequence for `model`.
+    pub(crate) fn check(&self, model: &Model) -> Result<(), RuntimeError> {
+        if self.shape == shape(&model.config, model.kv) {
             return Ok(());
         }
-        Err(RuntimeError::ForeignSequence { expected, found: self.shape })
+        Err(RuntimeError::ForeignSequence)
     }
 
-    /// Appends keys and values `(T, K * d)` to a layer. All layers are given the same tokens, then
-    /// [`Self::advance`] counts them.
-    pub(crate) fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        self.cache.append(layer, keys, values);
+    /// Makes room for `tokens` more positions, in pages that nobody else sees.
+    pub(crate) fn reserve(&mut self, tokens: usize) {
+        let first = self.positions / KV_BLOCK;
+        for page in self.pages.iter_mut().skip(first) {
+            Arc::make_mut(page);
+        }
+        let pages = (self.positions + tokens).div_ceil(KV_BLOCK);
+        let bytes = self.shape.layers * self.shape.layer_bytes();
+        self.pages.resize_with(pages.max(self.pages.len()), || Arc::new(KvPage::new(bytes)));
+    }
+
+    /// Writes the keys and values `(T, K * d)` of the next T positions in a layer, for which there is
+    /// room. All layers are given the same tokens, then [`Self::advance`] counts them.
+    pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+        let Shape { kv_heads, layout, .. } = self.shape;
+        let (d, bytes) = (layout.head_dim(), self.shape.layer_bytes());
+        let tokens = keys.len() / (kv_heads * d);
+        let (start, end) = (self.positions, self.positions + tokens);
+        let first = start / KV_BLOCK;
+        let mut pages: Vec<_> = self.pages[first..].iter_mut().filter_map(Arc::get_mut).collect();
+        parallel::for_each(&mut pages, |i, page| {
+            let page_start = (first + i) * KV_BLOCK;
+            let blocks = &mut page[layer * bytes..][..bytes];
+            for position in start.max(page_start)..end.min(page_start + KV_BLOCK) {
+                let token = (position - start) * kv_heads * d;
+                for (h, block) in blocks.chunks_exact_mut(layout.block_bytes()).enumerate() {
+                    let at = token + h * d..token + (h + 1) * d;
+                    layout.write(block, position, &keys[at.clone()], &values[at]);
+                }
+            }
+        });
+    }
+
+    /// The pages, as attention takes them.
+    pub(crate) fn pages(&self) -> Vec<&[u8]> {
+        self.pages.iter().map(|page| &page[..]).collect()
+    }
+
+    /// What attention of the next `tokens` positions of a layer looks at.
+    pub(crate) fn view<'a>(
+        &self,
+        pages: &'a [&'a [u8]],
+        layer: usize,
+        tokens: usize,
+    ) -> KvSequence<'a> {
+        let offset = layer * self.shape.layer_bytes();
+        KvSequence { pages, offset, start: self.positions, tokens }
     }
 
     /// Counts `tokens` positions as seen.
     pub(crate) fn advance(&mut self, tokens: usize) {
-        self.cache.advance(tokens);
-    }
-
-    /// Attention of the queries `(T, H * d)` of the last T positions appended: `out` `(T, H * d)`.
-    pub(crate) fn attend(&self, layer: usize, q: &[f32], out: &mut [f32]) {
-        let [_, heads, kv_heads, d] = self.shape;
-        let start = self.positions();
-        let head = |i: usize, out: &mut [f32]| {
-            let (t, h) = (i / heads, i % heads);
-            let (keys, values) = self.cache.head(layer, h / (heads / kv_heads));
-            let mut weights = vec![0.0; start + t + 1];
-            nn::attention(&q[i * d..][..d], keys, values, &mut weights, out);
-        };
-        let tokens = q.len() / (heads * d);
-        if q.len() * (start + tokens) >= PARALLEL_WORK {
-            parallel::for_each_chunk(out, d, head);
-        } else {
-            out.chunks_exact_mut(d).enumerate().for_each(|(i, out)| head(i, out));
-        }
+        self.positions += tokens;
     }
 }
 
-fn shape(config: &ModelConfig) -> [usize; 4] {
-    [
-        config.num_hidden_layers,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    ]
+fn shape(config: &ModelConfig, layout: KvLayout) -> Shape {
+    Shape {
+        layers: config.num_hidden_layers,
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        layout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trine_kernels::nn::KvType;
+
+    use super::*;
+
+    fn sequence() -> Sequence {
+        let layout = KvLayout::new(KvType::F32, 2).unwrap();
+        let shape = Shape { layers: 2, heads: 3, kv_heads: 3, layout };
+        Sequence { shape, pages: Vec::new(), positions: 0 }
+    }
+
+    fn append(sequence: &mut Sequence, tokens: std::ops::Range<usize>) {
+        let values: Vec<f32> = (tokens.start * 6..tokens.end * 6).map(|i| i as f32).collect();
+        sequence.reserve(tokens.len());
+        (0..2).for_each(|layer| sequence.write(layer, &values, &values));
+        sequence.advance(tokens.len());
+    }
+
+    #[test]
+    fn positions_written_in_parts_are_those_written_at_once() {
+        let (mut whole, mut parts) = (sequence(), sequence());
+        append(&mut whole, 0..200);
+        for part in [0..1, 1..64, 64..65, 65..190, 190..200] {
+            append(&mut parts, part);
+        }
+        assert_eq!(whole.pages(), parts.pages());
+        assert_eq!((whole.positions(), whole.pages.len()), (200, 4));
+        whole.truncate(64);
+        assert_eq!((whole.positions(), whole.pages.len()), (64, 1));
+    }
+
+    #[test]
+    fn a_clone_shares_what_is_not_written_to() {
+        let mut original = sequence();
+        append(&mut original, 0..100);
+        let before: Vec<Vec<u8>> = original.pages().iter().map(|page| page.to_vec()).collect();
+        let mut clone = original.clone();
+        clone.truncate(70);
+        append(&mut clone, 500..510);
+        assert_eq!(original.pages(), before);
+        assert!(Arc::ptr_eq(&original.pages[0], &clone.pages[0]));
+        assert!(!Arc::ptr_eq(&original.pages[1], &clone.pages[1]));
+        assert_eq!((original.positions(), clone.positions()), (100, 80));
+    }
 }

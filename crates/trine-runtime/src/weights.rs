@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use trine_format::{
     Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, Weight, names,
 };
-use trine_kernels::nn::Gate;
+use trine_kernels::nn::{Gate, KvLayout, KvType};
 use trine_kernels::{PackedMatrix, Packing};
 use trine_ternary::TernaryMatrix;
 
@@ -20,6 +20,8 @@ pub struct LoadOptions {
     /// Type to hold head and embedding in; `None` for the one in which they are stored. A smaller one
     /// makes every token quicker and changes the logits by its rounding.
     pub head: Option<Dtype>,
+    /// How sequences store keys and values.
+    pub kv: KvType,
 }
 
 /// The weights of one layer.
@@ -60,6 +62,8 @@ pub struct Model {
     pub(crate) head: Option<DenseMatrix>,
     /// Rotary frequencies, `(d/2,)`. No table of positions: a file may claim any number of them.
     pub(crate) inv_freq: Vec<f32>,
+    /// How sequences store the keys and values of a head.
+    pub(crate) kv: KvLayout,
 }
 
 impl Model {
@@ -77,6 +81,9 @@ impl Model {
     /// As [`Self::load`].
     pub fn load_with(file: &ModelFile, options: &LoadOptions) -> Result<Self, RuntimeError> {
         let config = file.config().clone();
+        let head_dim = config.head_dim;
+        let kv = KvLayout::new(options.kv, head_dim)
+            .ok_or(RuntimeError::HeadDim { head_dim, limit: KvLayout::MAX_HEAD_DIM })?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let matrix = |name| -> Result<DenseMatrix, RuntimeError> {
             let tensor = file.dense(name)?;
@@ -97,7 +104,7 @@ impl Model {
             .collect::<Result<_, RuntimeError>>()?;
         let final_norm = norm(file, names::FINAL_NORM, config.rms_norm_eps)?;
         let inv_freq = config.rope_inv_freq();
-        Ok(Self { config, embed, layers, final_norm, head, inv_freq })
+        Ok(Self { config, embed, layers, final_norm, head, inv_freq, kv })
     }
 
     /// What the network looks like.
