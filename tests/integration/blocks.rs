@@ -100,10 +100,14 @@ fn models_with_embeddings_in_blocks_convert_verify_and_run() {
             println!("{dtype:?}, tied {tied}: relative error of logits {found:.1e}");
             assert!(found > 0.0 && found < error, "{dtype:?} {found}");
 
-            // Widened into a file of f32 they are the same numbers, so the same logits.
+            // Widened into a file of f32 they are the same numbers; only the product with the head is
+            // another, of inputs in two parts of 8 bits.
             let path = temp.path().join("widened.gguf");
             convert(&file, &path, target(Dtype::F32)).unwrap();
-            assert!(logits(&ModelFile::open(&path).unwrap()) == in_blocks, "{dtype:?}");
+            let widened = logits(&ModelFile::open(&path).unwrap());
+            let found = relative_error(&in_blocks, &widened);
+            println!("{dtype:?}, tied {tied}: against the widened numbers {found:.1e}");
+            assert!(found < 1e-4, "{dtype:?} {found}");
         }
     }
 }

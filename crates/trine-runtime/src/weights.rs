@@ -13,7 +13,7 @@ use crate::dense::{DenseMatrix, finite};
 use crate::linear::{Linear, Norm, Projected};
 
 /// How a model is held in memory.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// How trits lie in memory.
     pub packing: Packing,
@@ -22,6 +22,13 @@ pub struct LoadOptions {
     pub head: Option<Dtype>,
     /// How sequences store keys and values.
     pub kv: KvType,
+}
+
+impl Default for LoadOptions {
+    /// Everything as it is stored, and f32 for keys and values: the bits that the trainer computes.
+    fn default() -> Self {
+        Self { packing: Packing::default(), head: None, kv: KvType::F32 }
+    }
 }
 
 /// The weights of one layer.
