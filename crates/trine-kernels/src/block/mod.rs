@@ -22,6 +22,20 @@
 //! from the first block to the last. So the bits are the same on every instruction set and for any
 //! number of threads and tokens.
 
+//! # What a head costs
+//!
+//! A head of 2B4T's shape, (128256, 2560), with Gaussian weights and inputs. Errors of logits are those
+//! against f32 weights, relative to the standard deviation of the logits;
+//! `cargo run --release -p trine-runtime --example heads` makes them, and measures the time, which for
+//! one token is that of reading the bytes from memory.
+//!
+//! | type | bits a weight | MB | error, root mean square | largest of a million |
+//! | --- | --- | --- | --- | --- |
+//! | f16 | 16 | 656 | 0.0002 | 0.001 |
+//! | q8_0 | 8.5 | 348 | 0.0054 | 0.028 |
+//! | q6_k | 6.5625 | 269 | 0.0165 | 0.088 |
+//! | q4_0 | 4.5 | 184 | 0.0859 | 0.416 |
+
 mod inputs;
 mod layout;
 mod product;
