@@ -2,7 +2,8 @@
 //!
 //! A number is `(256 * high + low) * scale` with `high` and `low` in int8: the nearest of 65279 steps
 //! between the largest magnitude among the columns of a block and its negative. For Gaussian inputs
-//! that moves a product by some 3e-5 of its own spread; a single part would move it by more than half a percent.
+//! that moves a product by some 3e-5 of its own spread; a single part would move it by more than half
+//! a percent.
 //!
 //! Tokens come in tiles, as [`Activations`](crate::Activations) do. A tile has, for every four columns,
 //! the high parts of its tokens, four bytes each, and then the low parts; and for every group of

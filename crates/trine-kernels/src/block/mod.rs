@@ -21,7 +21,7 @@
 //! and every product and sum of the last line is rounded by itself, in the order of the parentheses,
 //! from the first block to the last. So the bits are the same on every instruction set and for any
 //! number of threads and tokens.
-
+//!
 //! # What a head costs
 //!
 //! A head of 2B4T's shape, (128256, 2560), with Gaussian weights and inputs. Errors of logits are those
