@@ -23,8 +23,9 @@
 mod float;
 mod int8;
 
+use std::cell::Cell;
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -39,6 +40,9 @@ pub const KV_BLOCK: usize = 64;
 
 /// Query rows of a band, at most.
 const BAND: usize = 32;
+
+/// Tasks for each thread, at least, where there is enough to divide.
+const TASKS: usize = 8;
 
 /// Products from which on threads are worth their start.
 const PARALLEL_WORK: usize = 1 << 17;
@@ -233,28 +237,32 @@ pub(crate) fn attention_kv_on(
     let out = SharedMut::new(out);
     let plan = Plan::new(layout, heads, kv_heads, sequences, q);
     let done: Vec<AtomicUsize> = plan.bands.iter().map(|_| AtomicUsize::new(0)).collect();
-    let mut partials = vec![0.0; plan.partials];
-    let partials = SharedMut::new(&mut partials);
+    let mut buffer = PARTIALS.take();
+    if buffer.len() < plan.partials {
+        buffer = AlignedBuf::new(plan.partials.next_power_of_two());
+    }
+    let partials = SharedMut::new(&mut buffer[..plan.partials]);
     let run = |i: usize| {
         let task = &plan.tasks[i];
         let band = &plan.bands[task.band];
         match layout.kind {
             KvType::F32 => dispatch(isa, float::Band::<f32>::new(band, &out)),
             KvType::F16 => dispatch(isa, float::Band::<f16>::new(band, &out)),
-            KvType::Int8 if band.parts == 1 => {
+            KvType::Int8 if task.spans.len() == band.spans => {
                 dispatch(isa, int8::Attend { band, to: int8::To::Outputs(&out) });
             }
             KvType::Int8 => {
                 let len = band.rows * int8::partial_len(layout.d);
-                // SAFETY: every span of every band has its own partials, and is one task.
+                let (first, spans) = (task.spans.start, task.spans.len());
+                // SAFETY: every span of every band has its own partials, and is part of one task.
                 #[allow(unsafe_code)]
-                let partial = unsafe { partials.slice(band.partials + task.span * len, len) };
-                let to = int8::To::Partials(task.span, partial);
+                let part = unsafe { partials.slice(band.partials + first * len, spans * len) };
+                let to = int8::To::Partials(task.spans.clone(), part);
                 dispatch(isa, int8::Attend { band, to });
-                if done[task.band].fetch_add(1, Ordering::AcqRel) + 1 == band.parts {
+                if done[task.band].fetch_add(spans, Ordering::AcqRel) + spans == band.spans {
                     // SAFETY: this was the last task of the band, and none touches its partials again.
                     #[allow(unsafe_code)]
-                    let partials = unsafe { partials.slice(band.partials, band.parts * len) };
+                    let partials = unsafe { partials.slice(band.partials, band.spans * len) };
                     dispatch(isa, int8::Merge { band, partials, out: &out });
                 }
             }
@@ -264,6 +272,12 @@ pub(crate) fn attention_kv_on(
         0..PARALLEL_WORK => (0..plan.tasks.len()).for_each(run),
         _ => parallel::run(plan.tasks.len(), run),
     }
+    PARTIALS.set(buffer);
+}
+
+thread_local! {
+    /// Results of the tasks of the loop that a thread has asked for.
+    static PARTIALS: Cell<AlignedBuf<f32>> = Cell::default();
 }
 
 /// Query rows of one key/value head of a sequence. Row `r` is head `r % group` of token `r / group`.
@@ -283,8 +297,8 @@ struct Band<'a> {
     start: usize,
     first_row: usize,
     rows: usize,
-    /// Tasks that the band is divided into, and where their results are.
-    parts: usize,
+    /// Spans that the band looks at, and where the results of each begin.
+    spans: usize,
     partials: usize,
 }
 
@@ -327,10 +341,10 @@ impl<'a> Band<'a> {
     }
 }
 
-/// What one thread takes at a time: a band, or one span of the past for it.
+/// What one thread takes at a time: a band, or some spans of the past for it.
 struct Task {
     band: usize,
-    span: usize,
+    spans: Range<usize>,
 }
 
 struct Plan<'a> {
@@ -370,25 +384,39 @@ impl<'a> Plan<'a> {
                         start: s.start,
                         first_row,
                         rows: BAND.min(rows - first_row),
-                        parts: 1,
-                        partials: plan.partials,
+                        spans: 0,
+                        partials: 0,
                     };
                     let seen = band.seen(band.rows - 1);
+                    band.spans = seen.div_ceil(int8::SPAN);
                     plan.work += band.rows * seen * layout.d;
-                    if layout.kind == KvType::Int8 && rows <= BAND {
-                        band.parts = seen.div_ceil(int8::SPAN);
-                    }
-                    if band.parts > 1 {
-                        plan.partials += band.parts * band.rows * int8::partial_len(layout.d);
-                    }
-                    let (band_index, parts) = (plan.bands.len(), band.parts);
-                    plan.tasks.extend((0..parts).map(|span| Task { band: band_index, span }));
                     plan.bands.push(band);
                 }
             }
             first_token += s.tokens;
         }
+        plan.divide(layout);
         plan
+    }
+
+    /// Makes tasks of the bands, divided where there would be too few.
+    fn divide(&mut self, layout: KvLayout) {
+        let spans: usize = self.bands.iter().map(|band| band.spans).sum();
+        let run = match layout.kind {
+            KvType::Int8 => (spans / (TASKS * parallel::threads())).max(1),
+            KvType::F32 | KvType::F16 => usize::MAX,
+        };
+        for (index, band) in self.bands.iter_mut().enumerate() {
+            let run = run.min(band.spans);
+            for first in (0..band.spans).step_by(run) {
+                let spans = first..band.spans.min(first + run);
+                self.tasks.push(Task { band: index, spans });
+            }
+            if run < band.spans {
+                band.partials = self.partials;
+                self.partials += band.spans * band.rows * int8::partial_len(layout.d);
+            }
+        }
     }
 }
 
