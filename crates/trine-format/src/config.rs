@@ -101,11 +101,11 @@ pub struct ModelConfig {
     pub quantization: Quantization,
 }
 
-/// The bounds below are far above any model and keep every product of sizes under 2^63.
-const _: () = assert!(usize::BITS >= 64, "models are larger than a 32-bit address space");
-
 impl ModelConfig {
     /// Checks that the sizes describe a possible model.
+    ///
+    /// The bounds are far above any model and keep every product of sizes under 2^63. Where addresses
+    /// are narrower, as in WebAssembly, every matrix must fit them in f32.
     ///
     /// # Errors
     /// [`FormatError::Config`] naming the field.
@@ -157,6 +157,12 @@ impl ModelConfig {
             if !(value.is_finite() && value > 0.0) {
                 return Err(FormatError::config(key, "a positive finite number", value));
             }
+        }
+        let rows = self.vocab_size.max(self.intermediate_size).max(self.attention_width());
+        let cols = self.hidden_size.max(self.intermediate_size).max(self.attention_width());
+        if 4 * rows as u64 * cols as u64 > isize::MAX as u64 {
+            let found = format!("a matrix of ({rows}, {cols})");
+            return Err(FormatError::config("hidden_size", "what the address space holds", found));
         }
         let ids = self.bos_token_id.iter().map(|id| ("bos_token_id", id));
         for (key, &id) in ids.chain(self.eos_token_ids.iter().map(|id| ("eos_token_id", id))) {

@@ -37,8 +37,9 @@ const STEP: usize = 4;
 /// Pieces of arithmetic in a sample, for each thread.
 const PIECES: usize = 64;
 
-/// Steps of all chains in a piece of arithmetic: a fraction of a millisecond.
-const CHAIN_STEPS: usize = 1 << 17;
+/// Steps of all chains in a piece of arithmetic: a fraction of a millisecond. Few in tests, which
+/// also run in emulators.
+const CHAIN_STEPS: usize = if cfg!(test) { 1 << 10 } else { 1 << 17 };
 
 /// In which order memory is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 const CHUNKS_PER_THREAD: usize = 4;
 
 /// Multiplications from which on threads are worth their start.
-const PARALLEL_WORK: usize = 1 << 20;
+const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 20 };
 
 /// A matrix product that can compute any tile of its outputs.
 pub(crate) trait Product: Sync {

@@ -29,7 +29,7 @@ const SMALLEST_PART: usize = 32 << 10;
 const AHEAD: usize = 2048;
 
 /// Multiplications from which on threads are worth their start.
-const PARALLEL_WORK: usize = 1 << 18;
+const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };
 
 /// Panels of one token, or tiles of two panels, whose sums are kept before outputs are made of them.
 const GROUP: usize = 8;
