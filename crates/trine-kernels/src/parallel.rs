@@ -70,7 +70,12 @@ impl Job<'_> {
         if let Err(payload) = done {
             // Nobody need begin what is left.
             self.next.store(self.tasks, Ordering::Relaxed);
-            *lock(&self.panic) = Some(payload);
+            let mut first = lock(&self.panic);
+            match &*first {
+                None => *first = Some(payload),
+                // To drop it could panic too, and nothing here may unwind.
+                Some(_) => std::mem::forget(payload),
+            }
         }
     }
 }
@@ -98,8 +103,10 @@ impl Pool {
     /// # Panics
     /// When `body` does, after all threads have left it.
     pub fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+        if tasks <= 1 || self.workers.is_empty() || NESTED.get() {
+            return (0..tasks).for_each(body);
+        }
         let guard = match self.busy.try_lock() {
-            _ if tasks <= 1 || self.workers.is_empty() || NESTED.get() => None,
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
@@ -166,11 +173,13 @@ impl Shared {
         // it will find null.
         let mut spins = 0;
         while self.inside.load(Ordering::SeqCst) != 0 {
-            spins += 1;
-            if spins % SPINS == 0 {
+            if spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                // It has most likely lost its core, perhaps to this thread.
                 thread::yield_now();
             }
-            std::hint::spin_loop();
         }
     }
 
@@ -228,14 +237,15 @@ fn with_current<R>(f: impl FnOnce(&Pool) -> R) -> R {
     }
 }
 
-/// Number of threads that loops use.
+/// Number of threads that a loop would use: one inside of another loop.
 pub fn threads() -> usize {
-    with_current(Pool::threads)
+    if NESTED.get() { 1 } else { with_current(Pool::threads) }
 }
 
 /// Calls `body` once with each of `0..tasks`, on the threads of the pool; see [`Pool::run`].
 pub fn run(tasks: usize, body: impl Fn(usize) + Sync) {
-    if tasks <= 1 {
+    // A worker of a pool knows nothing of where that is installed, and need not.
+    if tasks <= 1 || NESTED.get() {
         return (0..tasks).for_each(body);
     }
     with_current(|pool| pool.run(tasks, body));
@@ -345,6 +355,43 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 45);
         }
+    }
+
+    /// A payload that panics when it is dropped, on every thread at once.
+    #[test]
+    fn panics_of_all_threads_leave_the_pool_usable() {
+        struct Sharp;
+        impl Drop for Sharp {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let pool = Pool::new(3);
+        for _ in 0..if cfg!(miri) { 1 } else { 50 } {
+            let barrier = std::sync::Barrier::new(3);
+            let panicking = || {
+                pool.run(3, |_| {
+                    barrier.wait();
+                    std::panic::panic_any(Sharp);
+                });
+            };
+            std::mem::forget(catch_unwind(AssertUnwindSafe(panicking)).unwrap_err());
+            let sum = AtomicUsize::new(0);
+            pool.run(10, |i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn a_loop_inside_a_loop_has_one_thread() {
+        let pool = Arc::new(Pool::new(3));
+        pool.install(|| {
+            assert_eq!(threads(), 3);
+            run(7, |_| assert_eq!(threads(), 1));
+            assert_eq!(threads(), 3);
+        });
     }
 
     #[test]
