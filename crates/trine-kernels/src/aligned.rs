@@ -54,7 +54,7 @@ impl Storage {
             && let Ok(map) = MmapMut::map_anon(bytes)
         {
             // A system without large pages is only slower.
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", not(miri)))]
             let _ = map.advise(memmap2::Advice::HugePage);
             return Self::Large(map);
         }
