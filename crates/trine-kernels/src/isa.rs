@@ -179,6 +179,13 @@ mod tests {
     }
 
     #[test]
+    fn only_a_table_in_registers_makes_five_trits_a_byte_worth_it() {
+        let dense: Vec<_> =
+            Isa::ALL.into_iter().filter(|isa| isa.packing() == Packing::Trits5).collect();
+        assert_eq!(dense, [Isa::Avx512Vbmi]);
+    }
+
+    #[test]
     fn an_available_instruction_set_can_be_forced() {
         for isa in available() {
             assert_eq!(choose(Some(isa.name())), Ok(isa));

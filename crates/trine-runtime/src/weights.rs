@@ -15,7 +15,7 @@ use crate::linear::{Linear, Norm, Projected};
 /// How a model is held in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// How trits lie in memory. By default as is best for the instruction set in use.
+    /// How trits lie in memory.
     pub packing: Packing,
     /// Type to hold head and embedding in; `None` for the one in which they are stored. A smaller one
     /// makes every token quicker and changes the logits by its rounding.
@@ -27,7 +27,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// Everything as it is stored, and f32 for keys and values: the bits that the trainer computes.
     fn default() -> Self {
-        Self { packing: trine_kernels::isa().packing(), head: None, kv: KvType::F32 }
+        Self { packing: Packing::default(), head: None, kv: KvType::F32 }
     }
 }
 
