@@ -34,6 +34,9 @@ const PIECE: usize = 1 << 16;
 /// Lines that are read from one stream at a time.
 const STEP: usize = 4;
 
+/// How far ahead a line is asked for where it is, in bytes.
+const AHEAD: usize = 4096;
+
 /// Pieces of arithmetic in a sample, for each thread.
 const PIECES: usize = 64;
 
@@ -50,11 +53,16 @@ pub enum Pattern {
     TwoStreams,
     /// Four quarters of a piece in turn.
     FourStreams,
+    /// As [`Self::Linear`], each line asked for some time before it is read.
+    Prefetched,
+    /// As [`Self::FourStreams`], each line asked for some time before it is read.
+    FourPrefetched,
 }
 
 impl Pattern {
     /// All patterns.
-    pub const ALL: [Self; 3] = [Self::Linear, Self::TwoStreams, Self::FourStreams];
+    pub const ALL: [Self; 5] =
+        [Self::Linear, Self::TwoStreams, Self::FourStreams, Self::Prefetched, Self::FourPrefetched];
 
     /// A name for people.
     pub fn name(self) -> &'static str {
@@ -62,6 +70,8 @@ impl Pattern {
             Self::Linear => "linear",
             Self::TwoStreams => "2 streams",
             Self::FourStreams => "4 streams",
+            Self::Prefetched => "prefetched",
+            Self::FourPrefetched => "4 streams, prefetched",
         }
     }
 }
@@ -204,20 +214,22 @@ fn rate(
 /// The bytes of a piece, summed into the bytes of a line; wraps. So every byte has to be read.
 fn sum(isa: Isa, pattern: Pattern, piece: &[Line]) -> Line {
     match pattern {
-        Pattern::Linear => dispatch(isa, Sum::<1>(piece)),
-        Pattern::TwoStreams => dispatch(isa, Sum::<2>(piece)),
-        Pattern::FourStreams => dispatch(isa, Sum::<4>(piece)),
+        Pattern::Linear => dispatch(isa, Sum::<1, 0>(piece)),
+        Pattern::TwoStreams => dispatch(isa, Sum::<2, 0>(piece)),
+        Pattern::FourStreams => dispatch(isa, Sum::<4, 0>(piece)),
+        Pattern::Prefetched => dispatch(isa, Sum::<1, AHEAD>(piece)),
+        Pattern::FourPrefetched => dispatch(isa, Sum::<4, AHEAD>(piece)),
     }
 }
 
-/// Lines, summed in `N` streams.
-struct Sum<'a, const N: usize>(&'a [Line]);
+/// Lines, summed in `N` streams, each line asked for `AHEAD` bytes before.
+struct Sum<'a, const N: usize, const AHEAD: usize>(&'a [Line]);
 
-impl<const N: usize> Kernel for Sum<'_, N> {
+impl<const N: usize, const AHEAD: usize> Kernel for Sum<'_, N, AHEAD> {
     type Output = Line;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) -> Line {
+    fn run<S: Simd>(self, simd: S) -> Line {
         let mut sums = [[0u8; LINE]; STEP];
         let streams = self.0.chunks_exact(self.0.len() / N);
         let mut parts: [&[[Line; STEP]]; N] = [&[]; N];
@@ -227,6 +239,9 @@ impl<const N: usize> Kernel for Sum<'_, N> {
         for i in 0..parts[0].len() {
             for part in parts {
                 for (sum, line) in sums.iter_mut().zip(&part[i]) {
+                    if AHEAD > 0 {
+                        simd.prefetch(line, AHEAD);
+                    }
                     for (sum, byte) in sum.iter_mut().zip(line) {
                         *sum = sum.wrapping_add(*byte);
                     }

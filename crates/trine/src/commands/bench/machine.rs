@@ -40,6 +40,44 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
+/// Time that the processors spent, all together, in ticks of a hundredth of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Busy {
+    /// Running anything, or held by the host of a virtual machine.
+    all: u64,
+    /// Running this process.
+    own: u64,
+    /// Passed, on each of them.
+    total: u64,
+}
+
+impl Busy {
+    /// The time so far, where the system says.
+    pub(crate) fn now() -> Option<Self> {
+        let (all, own) = ("/proc/stat", "/proc/self/stat");
+        Self::parse(&fs::read_to_string(all).ok()?, &fs::read_to_string(own).ok()?)
+    }
+
+    fn parse(stat: &str, own: &str) -> Option<Self> {
+        // user, nice, system, idle, iowait, irq, softirq, steal; the first two hold the guests.
+        let line = stat.lines().next()?.strip_prefix("cpu ")?;
+        let ticks: Vec<u64> = line.split_whitespace().take(8).flat_map(str::parse).collect();
+        let total = ticks.iter().sum::<u64>();
+        let idle = ticks.get(3)? + ticks.get(4)?;
+        // After the name, which may hold spaces, the eleventh is user, the next system.
+        let own = own.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+        Some(Self { all: total - idle, own: own.flat_map(str::parse::<u64>).sum(), total })
+    }
+
+    /// The share of all processors' time since `begin` that went to others than this process.
+    pub(crate) fn others_since(self, begin: Self) -> Option<f64> {
+        let since = |now: u64, begin: u64| now.checked_sub(begin);
+        let (all, own) = (since(self.all, begin.all)?, since(self.own, begin.own)?);
+        let total = since(self.total, begin.total).filter(|total| *total > 0)?;
+        Some(all.saturating_sub(own) as f64 / total as f64)
+    }
+}
+
 /// What the processor calls itself.
 pub(crate) fn processor() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
@@ -123,6 +161,19 @@ mod tests {
         let status = "Name:\ttrine\nVmHWM:\t    2048 kB\nVmRSS:\t     100 kB\nThreads:\t1\n";
         assert_eq!(memory_in(status), Some(Memory { now: 102_400, peak: 2_097_152 }));
         assert_eq!(memory_in("Name:\ttrine\n"), None);
+    }
+
+    #[test]
+    fn others_are_what_the_processors_did_besides() {
+        let stat = |user, idle| format!("cpu  {user} 0 100 {idle} 50 0 0 50 0 0\ncpu0 1 1 1 1\n");
+        let own = |user| format!("7 (a) b) R 1 1 1 0 -1 4 1 1 1 1 {user} 20 0 0 20 0 9 0 1 1\n");
+        let begin = Busy::parse(&stat(1000, 700), &own(200)).unwrap();
+        assert_eq!(begin, Busy { all: 1150, own: 220, total: 1900 });
+        let end = Busy::parse(&stat(1100, 800), &own(250)).unwrap();
+        // 200 ticks passed, 100 of them idle; 50 were this process.
+        assert_eq!(end.others_since(begin), Some(0.25));
+        assert_eq!(begin.others_since(begin), None);
+        assert_eq!(Busy::parse("cpu0 1 1 1 1\n", &own(1)), None);
     }
 
     #[test]

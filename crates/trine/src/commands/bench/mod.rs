@@ -5,6 +5,7 @@
 //! decode, the peak of int8 products bounds prefill (see `trine_kernels::limits`). The rows of the
 //! table have the names of llama-bench.
 
+mod kernels;
 mod machine;
 mod report;
 mod runs;
@@ -17,12 +18,13 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::ArgGroup;
 use trine_export::RandomTrits;
-use trine_format::{Dtype, ModelFile, Quantization, names};
+use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
 use trine_runtime::Model;
 
-use self::machine::Energy;
-use self::report::Report;
+use self::kernels::Kernel;
+use self::machine::{Busy, Energy};
+use self::report::{Report, Setting};
 use self::runs::Test;
 use self::traffic::{Formats, Traffic, Weights};
 use super::synth_model::Shape;
@@ -63,6 +65,9 @@ pub(crate) struct Args {
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
+    /// Time single products at the model's shapes instead of the model
+    #[arg(long, conflicts_with_all = ["prompt", "generate", "depth", "repetitions"])]
+    kernels: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -98,19 +103,68 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{}: expected a ternary model, found full precision", file.path().display());
     }
     let limit = config.max_position_embeddings;
-    if let Some(test) = tests.iter().find(|test| test.positions() > limit) {
+    if let Some(test) = tests.iter().find(|test| test.positions() > limit && !args.kernels) {
         let (name, positions) = (test.name(), test.positions());
         bail!("{name} needs {positions} positions, the model has {limit}");
     }
     let formats = formats(&file)?;
-    let progress = BenchProgress::new(tests.len() + 4);
+    let begin = Busy::now();
+    let setting = |limits| Setting {
+        model: name(args, &file),
+        parameters: file.config().parameter_count(),
+        formats,
+        processor: machine::processor(),
+        threads,
+        limits,
+        others: Busy::now().zip(begin).and_then(|(now, begin)| now.others_since(begin)),
+    };
+    let result = if args.kernels {
+        let (kernels, limits) = time_kernels(config, formats, threads)?;
+        setting(limits).kernels(&kernels, args.json)
+    } else {
+        let report = time_model(args, &file, &tests, formats, setting)?;
+        if args.json { report.json().to_string() } else { report.table() }
+    };
+    output::print_line(&result)
+}
 
+/// Times the products of a model of this shape, and the limits before and after.
+fn time_kernels(
+    config: &ModelConfig,
+    formats: Formats,
+    threads: usize,
+) -> anyhow::Result<(Vec<Kernel>, [Limits; 2])> {
+    let shapes = kernels::shapes(config);
+    let progress = BenchProgress::new(shapes.len() + 2);
     progress.step("limits of the machine");
     let before = measure_limits(threads);
+    let mut measured = Vec::new();
+    for shape in &shapes {
+        progress.step(&shape.0);
+        let kernels = kernels::ternary(config, shape, formats);
+        measured.extend(kernels.map_err(anyhow::Error::from_boxed)?);
+    }
+    progress.step("limits of the machine");
+    Ok((measured, [before, measure_limits(threads)]))
+}
+
+/// Loads the model and runs the tests on it.
+fn time_model(
+    args: &Args,
+    file: &ModelFile,
+    tests: &[Test],
+    formats: Formats,
+    setting: impl FnOnce([Limits; 2]) -> Setting,
+) -> anyhow::Result<Report> {
+    let threads = trine_kernels::threads();
+    let progress = BenchProgress::new(tests.len() + 4);
+    progress.step("limits of the machine");
+    let before = measure_limits(threads);
+
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let model = Model::load(&file)?;
+    let model = Model::load(file)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     let loaded = machine::memory();
     let from_file = args.model.is_some();
@@ -119,28 +173,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     machine::forget_peak();
 
     progress.step("first token");
-    let prompt = FIRST_PROMPT.min(limit);
+    let prompt = FIRST_PROMPT.min(model.config().max_position_embeddings);
     let first_token = (prompt, runs::first_token(&model, prompt)?);
     let energy = Energy::open();
     let mut measured = Vec::new();
     for test in tests {
         progress.step(&test.name());
         let repetitions = args.repetitions.get();
-        measured.push(runs::measure(&model, test, repetitions, energy.as_ref().ok())?);
+        measured.push(runs::measure(&model, *test, repetitions, energy.as_ref().ok())?);
     }
     peak = peak.max(machine::memory().map(|memory| memory.peak));
 
     progress.step("limits of the machine");
     let after = measure_limits(threads);
-    drop(progress);
-    let report = Report {
-        model: name(args, &file),
-        parameters: model.config().parameter_count(),
-        processor: machine::processor(),
-        threads,
-        formats,
+    Ok(Report {
+        setting: setting([before, after]),
         traffic: Traffic::new(model.config(), formats),
-        limits: [before, after],
         load_seconds,
         from_file,
         first_token,
@@ -148,8 +196,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         peak,
         measured,
         no_energy: energy.err(),
-    };
-    output::print_line(&if args.json { report.json().to_string() } else { report.table() })
+    })
 }
 
 /// The model, or one of random weights that is made when it is loaded.

@@ -1,38 +1,32 @@
 //! The result, as a table and as JSON.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use trine_format::Dtype;
-use trine_kernels::limits::{Limits, Rate};
+use trine_kernels::limits::{Limits, Pattern, Rate};
 
+use super::kernels::Kernel;
 use super::machine::Memory;
 use super::runs::{Measured, Test};
 use super::traffic::{Formats, Traffic};
 use crate::output;
 
-/// Everything that a run found out.
-pub(crate) struct Report {
+/// The share of the processors' time from which on others are worth a line.
+const DISTURBED: f64 = 0.02;
+
+/// What was measured, and on what.
+pub(crate) struct Setting {
     pub(crate) model: String,
     pub(crate) parameters: u64,
+    pub(crate) formats: Formats,
     pub(crate) processor: Option<String>,
     pub(crate) threads: usize,
-    pub(crate) formats: Formats,
-    pub(crate) traffic: Traffic,
     /// Before and after the work.
     pub(crate) limits: [Limits; 2],
-    pub(crate) load_seconds: f64,
-    /// Whether the model came from a file: else its making is part of the load.
-    pub(crate) from_file: bool,
-    /// Length of a prompt, and seconds from it to the first token, right after the load.
-    pub(crate) first_token: (usize, f64),
-    pub(crate) loaded: Option<Memory>,
-    /// The most memory while the model was loaded and while it ran, without that of the limits.
-    pub(crate) peak: Option<u64>,
-    pub(crate) measured: Vec<Measured>,
-    /// Why there is no energy.
-    pub(crate) no_energy: Option<String>,
+    /// The share of all processors' time that others took meanwhile, where the system says.
+    pub(crate) others: Option<f64>,
 }
 
-impl Report {
+impl Setting {
     /// Bytes a second: the better of the two measurements. What disturbs one makes it smaller than
     /// the limit is, so a share of the larger is a share that was reached.
     fn bandwidth(&self) -> f64 {
@@ -48,6 +42,122 @@ impl Report {
         self.limits.iter().map(|limits| rate(limits).median).fold(0.0, f64::max)
     }
 
+    /// The keys that every result begins with.
+    fn json(&self) -> Map<String, Value> {
+        let [before, after] = &self.limits;
+        let value = json!({
+            "model": self.model,
+            "parameters": self.parameters,
+            "processor": self.processor,
+            "threads": self.threads,
+            "isa": trine_kernels::isa().name(),
+            "weights_format": self.formats.weights.name(),
+            "head_format": short(self.formats.head),
+            "kv_format": short(self.formats.kv),
+            "bandwidth_gb_s": self.bandwidth() / 1e9,
+            "int8_peak_gmac_s": self.int8_peak() / 1e9,
+            "f32_peak_gflop_s": self.best(|limits| limits.f32) / 1e9,
+            "processors_used_by_others": self.others,
+            "limits": { "before": limits_json(before), "after": limits_json(after) },
+        });
+        match value {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// The lines above a table.
+    fn head(&self) -> String {
+        format!(
+            "{}, {} parameters, weights {}, head {}, cache {}\n{} threads, {}, {}\n\n",
+            self.model,
+            output::count(self.parameters),
+            self.formats.weights.name(),
+            short(self.formats.head),
+            short(self.formats.kv),
+            self.threads,
+            trine_kernels::isa(),
+            self.processor.as_deref().unwrap_or("unknown processor"),
+        )
+    }
+
+    /// The line below a table that says what shares are of.
+    fn limits_line(&self) -> String {
+        let [before, after] = &self.limits;
+        let of = |rate: fn(&Limits) -> Rate| {
+            let [before, after] = [before, after].map(|limits| rate(limits).median / 1e9);
+            format!("{:.1} before, {:.1} after", before, after)
+        };
+        let better = |a: &Limits, b: &Limits| a.bandwidth.median.total_cmp(&b.bandwidth.median);
+        let pattern = self.limits.iter().max_by(|a, b| better(a, b)).map(|limits| limits.pattern);
+        let mut out = format!(
+            "\nlimits      read {:.1} GB/s ({}; {}), int8 {:.0} GMAC/s ({}), f32 {:.0} GFLOP/s\n",
+            self.bandwidth() / 1e9,
+            of(|limits| limits.bandwidth),
+            pattern.map_or("-", Pattern::name),
+            self.int8_peak() / 1e9,
+            of(|limits| limits.int8),
+            self.best(|limits| limits.f32) / 1e9,
+        );
+        if let Some(others) = self.others.filter(|others| *others > DISTURBED) {
+            let percent = 100.0 * others;
+            out += &format!(
+                "disturbed   other programs took {percent:.0} % of the processors' time meanwhile\n"
+            );
+        }
+        out
+    }
+
+    /// The result of timing single products: one object, or a table.
+    pub(crate) fn kernels(&self, kernels: &[Kernel], as_json: bool) -> String {
+        let (bandwidth, int8_peak) = (self.bandwidth(), self.int8_peak());
+        if as_json {
+            let mut map = self.json();
+            let rows = kernels.iter().map(|kernel| kernel.json(bandwidth, int8_peak)).collect();
+            map.insert("kernels".into(), rows);
+            return Value::Object(map).to_string();
+        }
+        let mut out = self.head();
+        out += "| kernel         |   rows |  cols | tokens |       ms |  GB/s | of bandwidth | GMAC/s | of int8 peak | x scalar |\n";
+        out += "| -------------- | -----: | ----: | -----: | -------: | ----: | -----------: | -----: | -----------: | -------: |\n";
+        for kernel in kernels {
+            let int8 = kernel.int8.then(|| kernel.macs_per_second() / int8_peak);
+            out += &format!(
+                "| {:<14} | {:>6} | {:>5} | {:>6} | {:>8.3} | {:>5.1} | {:>12} | {:>6.1} | {:>12} | {:>8} |\n",
+                kernel.name,
+                kernel.rows,
+                kernel.cols,
+                kernel.tokens,
+                1e3 / kernel.calls.median,
+                kernel.bandwidth() / 1e9,
+                percent(Some(kernel.bandwidth() / bandwidth)),
+                kernel.macs_per_second() / 1e9,
+                percent(int8),
+                kernel.speedup.map_or("-".to_owned(), |speedup| format!("{speedup:.1}")),
+            );
+        }
+        out + self.limits_line().trim_end()
+    }
+}
+
+/// What was found out about a model.
+pub(crate) struct Report {
+    pub(crate) setting: Setting,
+    pub(crate) traffic: Traffic,
+    pub(crate) load_seconds: f64,
+    /// Whether the model came from a file: else its making is part of the load.
+    pub(crate) from_file: bool,
+    /// Length of a prompt, and seconds from it to the first token, right after the load.
+    pub(crate) first_token: (usize, f64),
+    pub(crate) loaded: Option<Memory>,
+    /// The most memory while the model was loaded and while it ran, without that of the limits.
+    pub(crate) peak: Option<u64>,
+    pub(crate) measured: Vec<Measured>,
+    /// Why there is no energy.
+    pub(crate) no_energy: Option<String>,
+}
+
+impl Report {
     /// The share of the bandwidth that the bytes of a test's tokens are; of decode only, as a
     /// prompt reads the weights as often as it likes.
     fn share_of_bandwidth(&self, measured: &Measured) -> Option<f64> {
@@ -57,13 +167,13 @@ impl Report {
                 // A token attends to those before it and itself.
                 let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
                 let bytes = self.traffic.bytes_per_token(1, positions);
-                Some(bytes * median(&measured.samples) / self.bandwidth())
+                Some(bytes * median(&measured.samples) / self.setting.bandwidth())
             }
         }
     }
 
     fn share_of_int8_peak(&self, measured: &Measured) -> f64 {
-        self.traffic.macs as f64 * median(&measured.samples) / self.int8_peak()
+        self.traffic.macs as f64 * median(&measured.samples) / self.setting.int8_peak()
     }
 
     /// The first measured prompt.
@@ -83,22 +193,11 @@ impl Report {
             let of_kind = |m: &&Measured| matches!(m.test, Test::Prefill { .. }) == prefill;
             self.measured.iter().filter(of_kind).map(|m| self.row_json(m)).collect()
         };
-        json!({
-            "model": self.model,
-            "parameters": self.parameters,
-            "processor": self.processor,
-            "threads": self.threads,
-            "isa": trine_kernels::isa().name(),
-            "weights_format": self.formats.weights.name(),
-            "head_format": short(self.formats.head),
-            "kv_format": short(self.formats.kv),
+        let value = json!({
             "prefill_tok_s": speed(self.prefill()),
             "decode_tok_s": speed(self.decode()),
             "decode_fraction_of_bandwidth": self.decode().and_then(|m| self.share_of_bandwidth(m)),
             "prefill_fraction_of_int8_peak": self.prefill().map(|m| self.share_of_int8_peak(m)),
-            "bandwidth_gb_s": self.bandwidth() / 1e9,
-            "int8_peak_gmac_s": self.int8_peak() / 1e9,
-            "f32_peak_gflop_s": self.best(|limits| limits.f32) / 1e9,
             "peak_rss_bytes": self.peak,
             "loaded_rss_bytes": self.loaded.map(|memory| memory.now),
             "load_s": self.load_seconds,
@@ -112,12 +211,13 @@ impl Report {
             "macs_per_token": self.traffic.macs,
             "prefill": sweep(true),
             "decode": sweep(false),
-            "limits": {
-                "before": limits_json(&self.limits[0]),
-                "after": limits_json(&self.limits[1]),
-            },
             "energy": self.no_energy.as_ref().map(|reason| json!({ "not_available": reason })),
-        })
+        });
+        let mut map = self.setting.json();
+        if let Value::Object(own) = value {
+            map.extend(own);
+        }
+        Value::Object(map)
     }
 
     fn row_json(&self, m: &Measured) -> Value {
@@ -140,71 +240,42 @@ impl Report {
 
     /// The table and what it rests on.
     pub(crate) fn table(&self) -> String {
-        let mut out = vec![
-            format!(
-                "{}, {} parameters, weights {}, head {}, cache {}",
-                self.model,
-                output::count(self.parameters),
-                self.formats.weights.name(),
-                short(self.formats.head),
-                short(self.formats.kv),
-            ),
-            format!(
-                "{} threads, {}, {}",
-                self.threads,
-                trine_kernels::isa(),
-                self.processor.as_deref().unwrap_or("unknown processor"),
-            ),
-            String::new(),
-            "| test           |          tok/s    | of bandwidth | of int8 peak | J/tok |"
-                .to_owned(),
-            "| -------------- | ----------------: | -----------: | -----------: | ----: |"
-                .to_owned(),
-        ];
+        let mut out = self.setting.head();
+        out += "| test           |          tok/s    | of bandwidth | of int8 peak | J/tok |\n";
+        out += "| -------------- | ----------------: | -----------: | -----------: | ----: |\n";
         for m in &self.measured {
-            let percent = |share: Option<f64>| {
-                share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share))
-            };
-            out.push(format!(
-                "| {:<14} | {:>8.2} ± {:>6.2} | {:>12} | {:>12} | {:>5} |",
+            out += &format!(
+                "| {:<14} | {:>8.2} ± {:>6.2} | {:>12} | {:>12} | {:>5} |\n",
                 m.test.name(),
                 median(&m.samples),
                 stddev(&m.samples),
                 percent(self.share_of_bandwidth(m)),
                 percent(Some(self.share_of_int8_peak(m))),
                 m.joules.map_or("-".to_owned(), |joules| format!("{joules:.3}")),
-            ));
+            );
         }
-        let [before, after] = &self.limits;
-        out.push(String::new());
-        out.push(format!(
-            "limits      read {:.1} GB/s ({:.1} before, {:.1} after; {}), int8 {:.0} GMAC/s ({:.0}, {:.0}), f32 {:.0} GFLOP/s",
-            self.bandwidth() / 1e9,
-            before.bandwidth.median / 1e9,
-            after.bandwidth.median / 1e9,
-            after.pattern.name(),
-            self.int8_peak() / 1e9,
-            before.int8.median / 1e9,
-            after.int8.median / 1e9,
-            self.best(|limits| limits.f32) / 1e9,
-        ));
+        out += &self.setting.limits_line();
         let bytes = |n: Option<u64>| n.map_or("not available".to_owned(), output::bytes);
-        out.push(format!(
-            "memory      {} loaded, {} at most",
+        out += &format!(
+            "memory      {} loaded, {} at most\n",
             bytes(self.loaded.map(|memory| memory.now)),
             bytes(self.peak),
-        ));
+        );
         let load = if self.from_file { "loaded" } else { "made" };
         let (prompt, seconds) = self.first_token;
-        out.push(format!(
+        out += &format!(
             "start       {load} in {:.2} s, first token {seconds:.3} s after a prompt of {prompt}",
             self.load_seconds,
-        ));
+        );
         if let Some(reason) = &self.no_energy {
-            out.push(format!("energy      not available: {reason}"));
+            out += &format!("\nenergy      not available: {reason}");
         }
-        out.join("\n")
+        out
     }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share))
 }
 
 /// The name of a type as GGUF and llama-bench users write it: bf16, q6_k.
