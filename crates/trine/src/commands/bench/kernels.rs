@@ -13,7 +13,7 @@ use trine_kernels::limits::Rate;
 use trine_kernels::{Activations, PackedMatrix, bitlinear};
 use trine_ternary::{TernaryMatrix, reference};
 
-use super::traffic::{Formats, Weights};
+use super::traffic::Formats;
 
 /// Tokens that are multiplied together: decode, a batch, a prompt.
 const TOKENS: [usize; 3] = [1, 8, 512];
@@ -105,7 +105,7 @@ pub(crate) fn ternary(
     let matrix = RandomTrits::new(config.clone(), 0).projection(0, *projection)?;
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let scalar = reference_macs_per_second(&matrix);
-    let packed = pack(&matrix, formats.weights);
+    let packed = PackedMatrix::new(&matrix, formats.weights.packing());
     let bytes = packed.bytes().len();
     let copies: Vec<_> = std::iter::repeat_n(packed, COPIES_BYTES.div_ceil(bytes.max(1))).collect();
     let time = |tokens: usize| {
@@ -124,13 +124,6 @@ pub(crate) fn ternary(
         kernel
     };
     Ok(TOKENS.map(time).into())
-}
-
-/// A matrix as the runtime would hold it.
-fn pack(matrix: &TernaryMatrix, weights: Weights) -> PackedMatrix {
-    match weights {
-        Weights::Bits2 => PackedMatrix::from(matrix),
-    }
 }
 
 /// Multiplications a second of the scalar reference, on rows of the matrix with one token.

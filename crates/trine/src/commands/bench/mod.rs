@@ -20,7 +20,7 @@ use clap::ArgGroup;
 use trine_export::RandomTrits;
 use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
-use trine_runtime::Model;
+use trine_runtime::{LoadOptions, Model};
 
 use self::kernels::Kernel;
 use self::machine::{Busy, Energy};
@@ -62,11 +62,17 @@ pub(crate) struct Args {
     /// Tokens in the context before generation is timed, separated by commas
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
+    /// Numbers of sequences that generate together, separated by commas; their tokens are added up
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    batch: Vec<NonZeroUsize>,
+    /// How the ternary weights lie in memory
+    #[arg(long, value_enum, default_value_t = Weights::Bits2)]
+    weights: Weights,
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
     /// Time single products at the model's shapes instead of the model
-    #[arg(long, conflicts_with_all = ["prompt", "generate", "depth", "repetitions"])]
+    #[arg(long, conflicts_with_all = ["prompt", "generate", "depth", "batch", "repetitions"])]
     kernels: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -79,7 +85,14 @@ impl Args {
         let prompts = self.prompt.iter().filter(|n| **n > 0);
         let mut tests: Vec<_> = prompts.map(|&tokens| Test::Prefill { tokens }).collect();
         for &tokens in self.generate.iter().filter(|n| **n > 0) {
-            tests.extend(self.depth.iter().map(|&depth| Test::Decode { tokens, depth }));
+            for depth in &self.depth {
+                let decode = |batch: &NonZeroUsize| Test::Decode {
+                    tokens,
+                    depth: *depth,
+                    batch: batch.get(),
+                };
+                tests.extend(self.batch.iter().map(decode));
+            }
         }
         tests
     }
@@ -107,7 +120,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (name, positions) = (test.name(), test.positions());
         bail!("{name} needs {positions} positions, the model has {limit}");
     }
-    let formats = formats(&file)?;
+    let formats = formats(args, &file)?;
     let begin = Busy::now();
     let setting = |limits| Setting {
         model: name(args, &file),
@@ -164,7 +177,7 @@ fn time_model(
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let model = Model::load(file)?;
+    let model = Model::load_with(file, &LoadOptions { packing: formats.weights.packing() })?;
     let load_seconds = begin.elapsed().as_secs_f64();
     let loaded = machine::memory();
     let from_file = args.model.is_some();
@@ -218,14 +231,14 @@ fn name(args: &Args, file: &ModelFile) -> String {
 }
 
 /// How the runtime holds the model that it loads from `file`.
-fn formats(file: &ModelFile) -> anyhow::Result<Formats> {
+fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
     let tied = file.config().tie_word_embeddings;
     let stored = file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype;
     let head = match stored {
         Dtype::F16 | Dtype::BF16 => stored,
         Dtype::F32 | Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => Dtype::F32,
     };
-    Ok(Formats { weights: Weights::Bits2, head, kv: Dtype::F32 })
+    Ok(Formats { weights: args.weights, head, kv: Dtype::F32 })
 }
 
 fn measure_limits(threads: usize) -> Limits {

@@ -163,10 +163,10 @@ impl Report {
     fn share_of_bandwidth(&self, measured: &Measured) -> Option<f64> {
         match measured.test {
             Test::Prefill { .. } => None,
-            Test::Decode { tokens, depth } => {
+            Test::Decode { tokens, depth, batch } => {
                 // A token attends to those before it and itself.
                 let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
-                let bytes = self.traffic.bytes_per_token(1, positions);
+                let bytes = self.traffic.bytes_per_token(batch, positions);
                 Some(bytes * median(&measured.samples) / self.setting.bandwidth())
             }
         }
@@ -174,6 +174,18 @@ impl Report {
 
     fn share_of_int8_peak(&self, measured: &Measured) -> f64 {
         self.traffic.macs as f64 * median(&measured.samples) / self.setting.int8_peak()
+    }
+
+    /// What the context costs: seconds by which a token takes longer than without, and bytes of keys
+    /// and values that are read for it. `None` where that was not measured, or is not longer.
+    fn context(&self, measured: &Measured) -> Option<(f64, f64)> {
+        let Test::Decode { tokens, depth: depth @ 1.., batch } = measured.test else {
+            return None;
+        };
+        let without = Test::Decode { tokens, depth: 0, batch };
+        let without = self.measured.iter().find(|m| m.test == without)?;
+        let seconds = 1.0 / median(&measured.samples) - 1.0 / median(&without.samples);
+        (seconds > 0.0).then_some((seconds, self.traffic.position as f64 * depth as f64))
     }
 
     /// The first measured prompt.
@@ -221,19 +233,23 @@ impl Report {
     }
 
     fn row_json(&self, m: &Measured) -> Value {
-        let (tokens, depth) = match m.test {
-            Test::Prefill { tokens } => (tokens, 0),
-            Test::Decode { tokens, depth } => (tokens, depth),
+        let (tokens, depth, batch) = match m.test {
+            Test::Prefill { tokens } => (tokens, 0, 1),
+            Test::Decode { tokens, depth, batch } => (tokens, depth, batch),
         };
+        let context = self.context(m);
         json!({
             "test": m.test.name(),
             "tokens": tokens,
             "depth": depth,
+            "batch": batch,
             "tok_s": median(&m.samples),
             "tok_s_stddev": stddev(&m.samples),
             "samples": m.samples,
             "fraction_of_bandwidth": self.share_of_bandwidth(m),
             "fraction_of_int8_peak": self.share_of_int8_peak(m),
+            "context_s_per_token": context.map(|(seconds, _)| seconds),
+            "context_gb_s": context.map(|(seconds, bytes)| bytes / seconds / 1e9),
             "joules_per_token": m.joules,
         })
     }
@@ -255,6 +271,17 @@ impl Report {
             );
         }
         out += &self.setting.limits_line();
+        for m in &self.measured {
+            if let Some((seconds, bytes)) = self.context(m) {
+                out += &format!(
+                    "context     {} takes {:.2} ms a token longer, {} at {:.1} GB/s\n",
+                    m.test.name(),
+                    1e3 * seconds,
+                    output::bytes(bytes as u64),
+                    bytes / seconds / 1e9,
+                );
+            }
+        }
         let bytes = |n: Option<u64>| n.map_or("not available".to_owned(), output::bytes);
         out += &format!(
             "memory      {} loaded, {} at most\n",
@@ -309,6 +336,76 @@ fn stddev(samples: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::bench::traffic::Weights;
+
+    fn rate(median: f64) -> Rate {
+        Rate { median, low: median, high: median }
+    }
+
+    /// 400 products, 800 bytes of weights and head, 2 bytes of cache a position; a machine of 100 kB/s
+    /// and 100 k products a second, at its better moment.
+    fn report() -> Report {
+        let limits = |scale: f64| Limits {
+            bandwidth: rate(1e5 * scale),
+            pattern: Pattern::Linear,
+            int8: rate(1e5 * scale),
+            f32: rate(1e5 * scale),
+        };
+        let measured =
+            |test, samples: &[f64]| Measured { test, samples: samples.to_vec(), joules: None };
+        let decode = |depth, batch| Test::Decode { tokens: 1, depth, batch };
+        Report {
+            setting: Setting {
+                model: "m".into(),
+                parameters: 1,
+                formats: Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: Dtype::F16 },
+                processor: None,
+                threads: 2,
+                limits: [limits(0.7), limits(1.0)],
+                others: Some(0.5),
+            },
+            traffic: Traffic { macs: 400, weights: 600, head: 200, position: 2 },
+            load_seconds: 0.5,
+            from_file: true,
+            first_token: (128, 0.25),
+            loaded: Some(Memory { now: 5, peak: 7 }),
+            peak: Some(7),
+            measured: vec![
+                measured(Test::Prefill { tokens: 8 }, &[190.0, 200.0, 230.0]),
+                measured(decode(0, 1), &[100.0]),
+                measured(decode(100, 1), &[50.0]),
+                measured(decode(0, 8), &[400.0]),
+            ],
+            no_energy: Some("no counters".into()),
+        }
+    }
+
+    #[test]
+    fn shares_are_of_the_better_limits() {
+        let json = report().json();
+        assert_eq!(json["prefill_tok_s"], 200.0);
+        assert_eq!(json["prefill_fraction_of_int8_peak"], 400.0 * 200.0 / 1e5);
+        assert_eq!(json["decode_tok_s"], 100.0);
+        // The token attends to itself.
+        assert_eq!(json["decode_fraction_of_bandwidth"], (800.0 + 2.0) * 100.0 / 1e5);
+        assert_eq!(json["decode"][1]["fraction_of_bandwidth"], (800.0 + 202.0) * 50.0 / 1e5);
+        assert_eq!(json["decode"][2]["fraction_of_bandwidth"], (100.0 + 2.0) * 400.0 / 1e5);
+        assert_eq!(json["decode"][2]["batch"], 8);
+        assert_eq!(json["prefill"][0]["fraction_of_bandwidth"], Value::Null);
+        assert_eq!(json["start_to_first_token_s"], 0.75);
+        assert_eq!(json["energy"]["not_available"], "no counters");
+    }
+
+    #[test]
+    fn a_context_costs_the_time_beyond_that_without() {
+        let json = report().json();
+        assert_eq!(json["decode"][0]["context_s_per_token"], Value::Null);
+        let seconds = json["decode"][1]["context_s_per_token"].as_f64().unwrap();
+        assert!((seconds - 0.01).abs() < 1e-12, "{seconds}");
+        let table = report().table();
+        assert!(table.contains("tg1@d100 takes 10.00 ms a token longer, 200 B"), "{table}");
+        assert!(table.contains("other programs took 50 %"), "{table}");
+    }
 
     #[test]
     fn a_deviation_is_that_of_a_sample() {

@@ -2,38 +2,53 @@
 
 use std::time::Instant;
 
-use trine_runtime::{Model, RuntimeError, Session};
+use trine_runtime::{Logits, Model, RuntimeError, Sequence, Session, Step};
 
-use super::machine::{Energy, Reading};
+use super::machine::Energy;
 
-/// Tokens that go through a session before it is timed.
+/// Steps of decode before it is timed.
 const WARM_UP: usize = 8;
+
+/// Tokens of a context that go through the model together.
+const CHUNK: usize = 256;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Test {
     /// A prompt of so many tokens in an empty context, at once, and the logits after the last.
     Prefill { tokens: usize },
-    /// So many tokens one by one after a context of `depth` tokens, the logits after each, and the
-    /// likeliest next token.
-    Decode { tokens: usize, depth: usize },
+    /// So many steps of `batch` sequences together, each a token after a context of `depth` tokens:
+    /// the logits after each, and the likeliest next token.
+    Decode { tokens: usize, depth: usize, batch: usize },
 }
 
 impl Test {
-    /// The name that llama-bench would give it: pp512, tg128, tg128@d2048.
+    /// The name that llama-bench would give it: pp512, tg128, tg128@d2048; several sequences add
+    /// their number, x8.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Prefill { tokens } => format!("pp{tokens}"),
-            Self::Decode { tokens, depth: 0 } => format!("tg{tokens}"),
-            Self::Decode { tokens, depth } => format!("tg{tokens}@d{depth}"),
+            Self::Decode { tokens, depth, batch } => {
+                let depth = if depth > 0 { format!("@d{depth}") } else { String::new() };
+                let batch = if batch > 1 { format!(" x{batch}") } else { String::new() };
+                format!("tg{tokens}{depth}{batch}")
+            }
         }
     }
 
-    /// Positions that it needs.
+    /// Positions that it needs in each sequence.
     pub(crate) fn positions(self) -> usize {
         match self {
             Self::Prefill { tokens } => tokens,
-            Self::Decode { tokens, depth } => depth + tokens,
+            Self::Decode { tokens, depth, .. } => depth + tokens,
+        }
+    }
+
+    /// Tokens that go through the model each time.
+    fn tokens(self) -> usize {
+        match self {
+            Self::Prefill { tokens } => tokens,
+            Self::Decode { tokens, batch, .. } => tokens * batch,
         }
     }
 }
@@ -56,40 +71,62 @@ pub(crate) fn measure(
     energy: Option<&Energy>,
 ) -> Result<Measured, RuntimeError> {
     let mut ids = Ids::new(model.config().vocab_size);
-    let mut session = Session::new(model);
-    let mut samples = Vec::with_capacity(repetitions);
-    let (tokens, depth) = match test {
-        Test::Prefill { tokens } => (tokens, 0),
-        Test::Decode { tokens, depth } => (tokens, depth),
-    };
-    if depth > 0 {
-        session.prefill(&ids.take(depth))?;
-    }
-    let mut begin_energy: Option<Reading> = None;
-    for repetition in 0..=repetitions {
-        let warm_up = repetition == 0;
-        let ids = ids.take(tokens);
-        let begin = Instant::now();
-        match test {
-            Test::Prefill { .. } => drop(session.prefill(&ids)?),
-            Test::Decode { .. } => {
-                for id in ids.iter().take(if warm_up { WARM_UP } else { tokens }) {
-                    likeliest(&session.decode(*id)?);
-                }
+    let mut run: Box<dyn FnMut(bool) -> Result<f64, RuntimeError> + '_> = match test {
+        Test::Prefill { tokens } => Box::new(move |_| {
+            let ids = ids.take(tokens);
+            let mut session = Session::new(model);
+            let begin = Instant::now();
+            likeliest(&session.prefill(&ids)?);
+            Ok(begin.elapsed().as_secs_f64())
+        }),
+        Test::Decode { tokens, depth, batch } => {
+            let mut sequences = Vec::new();
+            for _ in 0..batch {
+                sequences.push(filled(model, &ids.take(depth))?);
             }
+            Box::new(move |warm_up| {
+                let ids = ids.take(batch * if warm_up { tokens.min(WARM_UP) } else { tokens });
+                let begin = Instant::now();
+                for ids in ids.chunks_exact(batch) {
+                    decode(model, &mut sequences, ids)?;
+                }
+                let seconds = begin.elapsed().as_secs_f64();
+                sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
+                Ok(seconds)
+            })
         }
-        let seconds = begin.elapsed().as_secs_f64();
-        session.truncate(depth);
-        if warm_up {
-            begin_energy = energy.and_then(|energy| energy.read().ok());
-        } else {
-            samples.push(tokens as f64 / seconds.max(1e-9));
-        }
+    };
+    run(true)?;
+    let begin = energy.and_then(|energy| energy.read().ok());
+    let mut samples = Vec::with_capacity(repetitions);
+    for _ in 0..repetitions {
+        samples.push(test.tokens() as f64 / run(false)?.max(1e-9));
     }
-    let joules = energy.zip(begin_energy).and_then(|(energy, begin)| {
-        Some(energy.joules_since(&begin).ok()? / (repetitions * tokens) as f64)
+    let joules = energy.zip(begin).and_then(|(energy, begin)| {
+        Some(energy.joules_since(&begin).ok()? / (repetitions * test.tokens()) as f64)
     });
     Ok(Measured { test, samples, joules })
+}
+
+/// A sequence that has seen `ids`.
+fn filled(model: &Model, ids: &[u32]) -> Result<Sequence, RuntimeError> {
+    let mut sequence = Sequence::new(model);
+    for ids in ids.chunks(CHUNK) {
+        model.step(&mut [Step { sequence: &mut sequence, ids, logits: Logits::None }])?;
+    }
+    Ok(sequence)
+}
+
+/// Appends one id to each sequence, all in one pass, and takes the likeliest ids after them.
+fn decode(model: &Model, sequences: &mut [Sequence], ids: &[u32]) -> Result<(), RuntimeError> {
+    let pairs = sequences.iter_mut().zip(ids);
+    let step =
+        |(sequence, id)| Step { sequence, ids: std::slice::from_ref(id), logits: Logits::Last };
+    let mut steps: Vec<_> = pairs.map(step).collect();
+    for logits in model.step(&mut steps)? {
+        likeliest(&logits);
+    }
+    Ok(())
 }
 
 /// Seconds from a prompt of `tokens` tokens to the token that follows it, in a new session.
@@ -143,9 +180,11 @@ mod tests {
     #[test]
     fn tests_are_named_as_llama_bench_names_them() {
         assert_eq!(Test::Prefill { tokens: 512 }.name(), "pp512");
-        assert_eq!(Test::Decode { tokens: 128, depth: 0 }.name(), "tg128");
-        assert_eq!(Test::Decode { tokens: 32, depth: 2048 }.name(), "tg32@d2048");
-        assert_eq!(Test::Decode { tokens: 32, depth: 2048 }.positions(), 2080);
+        let decode = |depth, batch| Test::Decode { tokens: 32, depth, batch };
+        assert_eq!(decode(0, 1).name(), "tg32");
+        assert_eq!(decode(2048, 1).name(), "tg32@d2048");
+        assert_eq!(decode(2048, 8).name(), "tg32@d2048 x8");
+        assert_eq!((decode(2048, 8).positions(), decode(2048, 8).tokens()), (2080, 256));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the embedding, activations and padding: together under a percent.
 
 use trine_format::{Dtype, ModelConfig, Projection};
+use trine_kernels::Packing;
 
 /// How the parts of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +18,14 @@ pub(crate) struct Formats {
 }
 
 /// How trits lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Weights {
-    /// Four trits a byte.
+    /// Four trits a byte
+    #[value(name = "2bit")]
     Bits2,
+    /// Five trits a byte
+    #[value(name = "1.6bit")]
+    Trits5,
 }
 
 impl Weights {
@@ -28,14 +33,21 @@ impl Weights {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bits2 => "2bit",
+            Self::Trits5 => "1.6bit",
+        }
+    }
+
+    /// What the kernels call it.
+    pub(crate) fn packing(self) -> Packing {
+        match self {
+            Self::Bits2 => Packing::Bits2,
+            Self::Trits5 => Packing::Trits5,
         }
     }
 
     /// Bytes of so many trits.
     fn bytes(self, trits: u64) -> u64 {
-        match self {
-            Self::Bits2 => trits.div_ceil(4),
-        }
+        trits.div_ceil(self.packing().digits() as u64)
     }
 }
 
@@ -91,6 +103,8 @@ mod tests {
         assert_eq!(traffic.position, 30 * 2 * 640 * 2);
         let bf16 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::BF16, ..formats });
         assert_eq!(bf16.head, 656_670_720);
+        let dense = Formats { weights: Weights::Trits5, ..formats };
+        assert_eq!(Traffic::new(&Shape::B2.config(), dense).weights, 416_808_960);
     }
 
     #[test]
