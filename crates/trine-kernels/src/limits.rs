@@ -150,7 +150,9 @@ fn read_bandwidth(isa: Isa, options: &Options) -> (Pattern, Rate) {
     let bytes = options.buffer.next_multiple_of(PIECE * LINE);
     let mut buffer = AlignedBuf::<u8>::new(bytes);
     // Pages that were never written are all the same page of zeros.
-    buffer.fill(1);
+    for (i, line) in buffer.as_chunks_mut::<LINE>().0.iter_mut().enumerate() {
+        line.fill((i % 251) as u8);
+    }
     let lines: &[Line] = buffer.as_chunks().0;
     let measure = |pattern| {
         let pieces = bytes / (PIECE * LINE);

@@ -6,11 +6,15 @@
 
 use std::time::Instant;
 
+use half::{bf16, f16};
 use serde_json::{Value, json};
 use trine_export::RandomTrits;
-use trine_format::{BoxError, ModelConfig, Projection, TensorSource};
+use trine_format::{BoxError, Dtype, ModelConfig, Projection, TensorSource, names};
 use trine_kernels::limits::Rate;
-use trine_kernels::{Activations, PackedMatrix, bitlinear};
+use trine_kernels::{
+    Activations, BlockKind, BlockMatrix, DenseData, PackedMatrix, bitlinear, block_matmul,
+    dense_matmul,
+};
 use trine_ternary::{TernaryMatrix, reference};
 
 use super::traffic::Formats;
@@ -124,6 +128,49 @@ pub(crate) fn ternary(
         kernel
     };
     Ok(TOKENS.map(time).into())
+}
+
+/// Times the head on one token.
+pub(crate) fn head(config: &ModelConfig, formats: Formats) -> Result<Kernel, BoxError> {
+    let (rows, cols) = (config.vocab_size, config.hidden_size);
+    let random = RandomTrits::new(config.clone(), 0);
+    let tensor = random.dense(names::EMBED)?;
+    let data = tensor.convert(formats.head)?;
+    let bytes = data.len();
+    let x = numbers(cols);
+    let mut out = vec![0.0; rows];
+    let mut dense = |weights: DenseData<'_>| {
+        calls_per_second(|| dense_matmul(weights, rows, cols, &x, 1, &mut out))
+    };
+    let blocks = match formats.head {
+        Dtype::Q8_0 => Some(BlockKind::Q8_0),
+        Dtype::Q6_K => Some(BlockKind::Q6_K),
+        Dtype::Q4_0 => Some(BlockKind::Q4_0),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
+    };
+    let calls = match (formats.head, blocks) {
+        (_, Some(kind)) => {
+            let weights = BlockMatrix::new(kind, rows, cols, &data);
+            calls_per_second(|| block_matmul(&weights, &x, 1, &mut out))
+        }
+        (Dtype::F16, _) => dense(DenseData::F16(&halves(&data, f16::from_le_bytes))),
+        (Dtype::BF16, _) => dense(DenseData::Bf16(&halves(&data, bf16::from_le_bytes))),
+        _ => dense(DenseData::F32(&tensor.to_f32())),
+    };
+    Ok(Kernel {
+        name: "head".into(),
+        rows,
+        cols,
+        tokens: 1,
+        calls,
+        bytes,
+        int8: false,
+        speedup: None,
+    })
+}
+
+fn halves<T>(bytes: &[u8], number: impl Fn([u8; 2]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().map(|pair| number(*pair)).collect()
 }
 
 /// Multiplications a second of the scalar reference, on rows of the matrix with one token.

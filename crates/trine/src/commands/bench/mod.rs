@@ -148,7 +148,7 @@ fn time_kernels(
     threads: usize,
 ) -> anyhow::Result<(Vec<Kernel>, [Limits; 2])> {
     let shapes = kernels::shapes(config);
-    let progress = BenchProgress::new(shapes.len() + 2);
+    let progress = BenchProgress::new(shapes.len() + 3);
     progress.step("limits of the machine");
     let before = measure_limits(threads);
     let mut measured = Vec::new();
@@ -157,6 +157,8 @@ fn time_kernels(
         let kernels = kernels::ternary(config, shape, formats);
         measured.extend(kernels.map_err(anyhow::Error::from_boxed)?);
     }
+    progress.step("head");
+    measured.push(kernels::head(config, formats).map_err(anyhow::Error::from_boxed)?);
     progress.step("limits of the machine");
     Ok((measured, [before, measure_limits(threads)]))
 }
