@@ -109,8 +109,9 @@ enum BitOrderName {
     Lsb,
 }
 
+/// The types of embeddings and heads.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Embed {
+pub(crate) enum Embed {
     F32,
     F16,
     Bf16,
@@ -123,6 +124,20 @@ enum Embed {
     /// 4.5 bits a number
     #[value(name = "q4_0")]
     Q4_0,
+}
+
+impl Embed {
+    /// The type that it names.
+    pub(crate) fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::Q8_0 => Dtype::Q8_0,
+            Self::Q6K => Dtype::Q6_K,
+            Self::Q4_0 => Dtype::Q4_0,
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -328,12 +343,7 @@ fn target(args: &Args, file: &ModelFile) -> anyhow::Result<Target> {
     };
     let embedding = match args.embed {
         None => embedding_dtype(file)?,
-        Some(Embed::F32) => Dtype::F32,
-        Some(Embed::F16) => Dtype::F16,
-        Some(Embed::Bf16) => Dtype::BF16,
-        Some(Embed::Q8_0) => Dtype::Q8_0,
-        Some(Embed::Q6K) => Dtype::Q6_K,
-        Some(Embed::Q4_0) => Dtype::Q4_0,
+        Some(embed) => embed.dtype(),
     };
     Ok(Target::Gguf(WriteOptions { ternary, embedding }))
 }

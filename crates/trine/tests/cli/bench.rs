@@ -43,6 +43,39 @@ fn a_bench_is_one_object_with_the_numbers_that_are_compared() {
 }
 
 #[test]
+fn formats_batches_and_depths_are_chosen() {
+    let place = Place::new();
+    let args = ["bench", "--shape", "tiny", "-t", "2", "-r", "1", "-p", "0", "-n", "4", "--json"];
+    let chosen = ["--weights", "1.6bit", "--head", "q8_0", "-b", "1,3", "-d", "0,9"];
+    let report = json(&place.ok(&[&args[..], &chosen].concat()));
+    assert_eq!(report["weights_format"], "1.6bit");
+    assert_eq!(report["head_format"], "q8_0");
+    assert_eq!(report["head_bytes"], 1024 * 256 * 34 / 32);
+    assert_eq!(report["prefill_tok_s"], Value::Null);
+    let rows = report["decode"].as_array().unwrap();
+    let tests: Vec<_> = rows.iter().map(|row| row["test"].clone()).collect();
+    assert_eq!(tests, ["tg4", "tg4 x3", "tg4@d9", "tg4@d9 x3"]);
+    assert_eq!(rows[3]["batch"], 3);
+}
+
+#[test]
+fn kernels_are_timed_at_the_shapes_of_the_model() {
+    let place = Place::new();
+    let args = ["bench", "--shape", "tiny", "--kernels"];
+    let report = json(&place.ok(&[&args[..], &["--json"]].concat()));
+    let kernels = report["kernels"].as_array().unwrap();
+    // Four shapes of projections with three numbers of tokens, and the head.
+    assert_eq!(kernels.len(), 13, "{report}");
+    for kernel in kernels {
+        assert!(kernel["gb_s"].as_f64() > Some(0.0), "{kernel}");
+        assert!(kernel["fraction_of_bandwidth"].as_f64() > Some(0.0), "{kernel}");
+    }
+    assert_eq!(kernels[0]["kernel"], "q, o");
+    assert!(kernels[0]["times_scalar_reference"].as_f64() > Some(0.0));
+    assert!(place.ok(&args).contains("| head "));
+}
+
+#[test]
 fn a_bench_of_a_file_is_a_table() {
     let place = Place::new();
     let table = place.ok(&["bench", FIXTURE, "-p", "8", "-n", "2", "-r", "1"]);
@@ -62,12 +95,17 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["-p", "513"], &["pp513", "513 positions", "has 512"]);
     refused(&["-n", "100", "-d", "0,500"], &["tg100@d500", "600 positions", "has 512"]);
     place.refused(&["bench", "missing.gguf"], &["missing.gguf"]);
+    // 64 columns are no whole block.
+    place.refused_later(&["bench", FIXTURE, "--head", "q6_k"], &["q6_k", "multiple of 256"]);
     for args in [
         &["bench"][..],
         &["bench", "m.gguf", "--shape", "tiny"],
         &["bench", "--shape", "nonsense"],
         &["bench", "--shape", "tiny", "--threads", "0"],
         &["bench", "--shape", "tiny", "-r", "0"],
+        &["bench", "--shape", "tiny", "-b", "0"],
+        &["bench", "--shape", "tiny", "--weights", "3bit"],
+        &["bench", "--shape", "tiny", "--kernels", "-n", "3"],
         &["bench", "--shape", "tiny", "-p", "many"],
     ] {
         let ran = place.run(args);

@@ -27,6 +27,7 @@ use self::machine::{Busy, Energy};
 use self::report::{Report, Setting};
 use self::runs::Test;
 use self::traffic::{Formats, Traffic, Weights};
+use super::convert::Embed;
 use super::synth_model::Shape;
 use crate::model;
 use crate::output;
@@ -68,6 +69,9 @@ pub(crate) struct Args {
     /// How the ternary weights lie in memory
     #[arg(long, value_enum, default_value_t = Weights::Bits2)]
     weights: Weights,
+    /// Type to hold head and embedding in; by default that of the model, q6_k for random weights
+    #[arg(long, value_enum, value_name = "TYPE")]
+    head: Option<Embed>,
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
@@ -179,7 +183,8 @@ fn time_model(
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let model = Model::load_with(file, &LoadOptions { packing: formats.weights.packing() })?;
+    let options = LoadOptions { packing: formats.weights.packing(), head: Some(formats.head) };
+    let model = Model::load_with(file, &options)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     let loaded = machine::memory();
     let from_file = args.model.is_some();
@@ -235,10 +240,10 @@ fn name(args: &Args, file: &ModelFile) -> String {
 /// How the runtime holds the model that it loads from `file`.
 fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
     let tied = file.config().tie_word_embeddings;
-    let stored = file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype;
-    let head = match stored {
-        Dtype::F16 | Dtype::BF16 => stored,
-        Dtype::F32 | Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => Dtype::F32,
+    let head = match (args.head, args.shape) {
+        (Some(head), _) => head.dtype(),
+        (None, Some(_)) => Dtype::Q6_K,
+        (None, None) => file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype,
     };
     Ok(Formats { weights: args.weights, head, kv: Dtype::F32 })
 }
