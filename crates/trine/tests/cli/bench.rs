@@ -46,10 +46,12 @@ fn a_bench_is_one_object_with_the_numbers_that_are_compared() {
 fn formats_batches_and_depths_are_chosen() {
     let place = Place::new();
     let args = ["bench", "--shape", "tiny", "-t", "2", "-r", "1", "-p", "0", "-n", "4", "--json"];
-    let chosen = ["--weights", "1.6bit", "--head", "q8_0", "-b", "1,3", "-d", "0,9"];
+    let chosen =
+        ["--weights", "1.6bit", "--head", "q8_0", "--kv", "int8", "-b", "1,3", "-d", "0,9"];
     let report = json(&place.ok(&[&args[..], &chosen].concat()));
     assert_eq!(report["weights_format"], "1.6bit");
     assert_eq!(report["head_format"], "q8_0");
+    assert_eq!(report["kv_format"], "int8");
     assert_eq!(report["head_bytes"], 1024 * 256 * 34 / 32);
     assert_eq!(report["prefill_tok_s"], Value::Null);
     let rows = report["decode"].as_array().unwrap();
@@ -105,6 +107,7 @@ fn what_cannot_be_measured_is_refused() {
         &["bench", "--shape", "tiny", "-r", "0"],
         &["bench", "--shape", "tiny", "-b", "0"],
         &["bench", "--shape", "tiny", "--weights", "3bit"],
+        &["bench", "--shape", "tiny", "--kv", "int4"],
         &["bench", "--shape", "tiny", "--kernels", "-n", "3"],
         &["bench", "--shape", "tiny", "-p", "many"],
     ] {

@@ -20,6 +20,7 @@ use clap::ArgGroup;
 use trine_export::RandomTrits;
 use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
+use trine_kernels::nn::KvType;
 use trine_runtime::{LoadOptions, Model};
 
 use self::kernels::Kernel;
@@ -72,6 +73,9 @@ pub(crate) struct Args {
     /// Type to hold head and embedding in; by default that of the model, q6_k for random weights
     #[arg(long, value_enum, value_name = "TYPE")]
     head: Option<Embed>,
+    /// How keys and values lie in memory: f32, f16 or int8; by default as in `trine run`
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvType>,
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
@@ -183,7 +187,8 @@ fn time_model(
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let options = LoadOptions { packing: formats.weights.packing(), head: Some(formats.head) };
+    let Formats { weights, head, kv } = formats;
+    let options = LoadOptions { packing: weights.packing(), head: Some(head), kv };
     let model = Model::load_with(file, &options)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     let loaded = machine::memory();
@@ -245,7 +250,8 @@ fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
         (None, Some(_)) => Dtype::Q6_K,
         (None, None) => file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype,
     };
-    Ok(Formats { weights: args.weights, head, kv: Dtype::F32 })
+    let kv = args.kv.unwrap_or(LoadOptions::default().kv);
+    Ok(Formats { weights: args.weights, head, kv })
 }
 
 fn measure_limits(threads: usize) -> Limits {

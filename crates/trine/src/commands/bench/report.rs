@@ -53,7 +53,7 @@ impl Setting {
             "isa": trine_kernels::isa().name(),
             "weights_format": self.formats.weights.name(),
             "head_format": short(self.formats.head),
-            "kv_format": short(self.formats.kv),
+            "kv_format": self.formats.kv.name(),
             "bandwidth_gb_s": self.bandwidth() / 1e9,
             "int8_peak_gmac_s": self.int8_peak() / 1e9,
             "f32_peak_gflop_s": self.best(|limits| limits.f32) / 1e9,
@@ -74,7 +74,7 @@ impl Setting {
             output::count(self.parameters),
             self.formats.weights.name(),
             short(self.formats.head),
-            short(self.formats.kv),
+            self.formats.kv.name(),
             self.threads,
             trine_kernels::isa(),
             self.processor.as_deref().unwrap_or("unknown processor"),
@@ -337,6 +337,7 @@ fn stddev(samples: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::commands::bench::traffic::Weights;
+    use trine_kernels::nn::KvType;
 
     fn rate(median: f64) -> Rate {
         Rate { median, low: median, high: median }
@@ -358,7 +359,7 @@ mod tests {
             setting: Setting {
                 model: "m".into(),
                 parameters: 1,
-                formats: Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: Dtype::F16 },
+                formats: Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: KvType::F16 },
                 processor: None,
                 threads: 2,
                 limits: [limits(0.7), limits(1.0)],

@@ -6,6 +6,7 @@
 
 use trine_format::{Dtype, ModelConfig, Projection};
 use trine_kernels::Packing;
+use trine_kernels::nn::{KV_BLOCK, KvLayout, KvType};
 
 /// How the parts of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +14,7 @@ pub(crate) struct Formats {
     pub(crate) weights: Weights,
     /// Of the head, which may be the embedding.
     pub(crate) head: Dtype,
-    /// Of keys and values.
-    pub(crate) kv: Dtype,
+    pub(crate) kv: KvType,
 }
 
 /// How trits lie in memory.
@@ -70,11 +70,13 @@ impl Traffic {
         let layers = config.num_hidden_layers as u64;
         let trits = |(rows, cols)| rows as u64 * cols as u64;
         let bytes = |dtype: Dtype, shape: &[usize]| dtype.bytes(shape).unwrap_or(0) as u64;
+        let block = KvLayout::new(formats.kv, config.head_dim).map_or(0, KvLayout::block_bytes);
+        let position = (config.num_key_value_heads * block / KV_BLOCK) as u64;
         Self {
             macs: layers * shapes.into_iter().map(trits).sum::<u64>(),
             weights: layers * shapes.map(|s| formats.weights.bytes(trits(s))).iter().sum::<u64>(),
             head: bytes(formats.head, &[config.vocab_size, config.hidden_size]),
-            position: layers * 2 * bytes(formats.kv, &[config.key_value_width()]),
+            position: layers * position,
         }
     }
 
@@ -93,7 +95,7 @@ mod tests {
     /// Counted by hand: a layer has 2560 * (2560 + 640 + 640 + 2560) + 3 * 2560 * 6912 weights.
     #[test]
     fn the_costs_of_2b4t_are_those_counted_by_hand() {
-        let formats = Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: Dtype::F16 };
+        let formats = Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: KvType::F16 };
         let traffic = Traffic::new(&Shape::B2.config(), formats);
         let layer = 16_384_000 + 53_084_160;
         assert_eq!(traffic.macs, 30 * layer);
@@ -101,6 +103,9 @@ mod tests {
         // 256 numbers in 210 bytes.
         assert_eq!(traffic.head, 128_256 * 10 * 210);
         assert_eq!(traffic.position, 30 * 2 * 640 * 2);
+        let int8 = Traffic::new(&Shape::B2.config(), Formats { kv: KvType::Int8, ..formats });
+        // For each of 5 heads a code of each feature, and 12 bytes of scales and sums.
+        assert_eq!(int8.position, 30 * 5 * (2 * 128 + 12));
         let bf16 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::BF16, ..formats });
         assert_eq!(bf16.head, 656_670_720);
         let dense = Formats { weights: Weights::Trits5, ..formats };
