@@ -27,8 +27,8 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// Bytes a second: the better of the two measurements. What disturbs one makes it smaller than
-    /// the limit is, so a share of the larger is a share that was reached.
+    /// Bytes a second: the better of the two measurements, as what disturbs one makes it smaller than
+    /// the limit is. Where both were disturbed, shares of it come out too large.
     fn bandwidth(&self) -> f64 {
         self.best(|limits| limits.bandwidth)
     }
