@@ -7,6 +7,7 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod commands;
+mod memory;
 mod model;
 mod output;
 mod progress;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use trine_format::ModelFile;
 use trine_hub::{Fetched, Hub, Reference, SCHEME, Settings};
-use trine_runtime::Model;
+use trine_runtime::{LoadOptions, Model};
 use trine_tokenizer::{ChatTemplate, Message, Tokenizer};
 
 use crate::progress::DownloadProgress;
@@ -59,7 +59,11 @@ pub(crate) struct Loaded {
 }
 
 /// Loads a model and the tokenizer that travels with it, or the one given instead.
-pub(crate) fn load(path: &Path, tokenizer: Option<&Path>) -> anyhow::Result<Loaded> {
+pub(crate) fn load(
+    path: &Path,
+    tokenizer: Option<&Path>,
+    options: &LoadOptions,
+) -> anyhow::Result<Loaded> {
     let file = open(path)?;
     let tokenizer = match (tokenizer, file.tokenizer()) {
         (Some(path), _) => Tokenizer::from_file(&tokenizer_path(path)?)?,
@@ -72,7 +76,7 @@ pub(crate) fn load(path: &Path, tokenizer: Option<&Path>) -> anyhow::Result<Load
         ),
     };
     check_vocabulary(&tokenizer, &file)?;
-    let model = Model::load(&file)?;
+    let model = Model::load_with(&file, options)?;
     Ok(Loaded { file, model, tokenizer })
 }
 

@@ -9,6 +9,7 @@ use trine_runtime::{Finish, GeneratorConfig, Session};
 use trine_tokenizer::{ChatTemplate, Message};
 
 use super::generate::{DraftArgs, SamplingArgs, generate};
+use crate::memory::MemoryArgs;
 use crate::model;
 use crate::output::{self, note};
 
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     draft: DraftArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Jinja file to use instead of the model's chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -39,7 +42,7 @@ pub(crate) struct Args {
 const CONTINUE: &str = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let loaded = model::load(&args.model, args.tokenizer.as_deref())?;
+    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
     let own = loaded.file.tokenizer().and_then(|files| files.chat_template());
     let origin = args.chat_template.as_ref().unwrap_or(&args.model);
     let text = match (&args.chat_template, own) {

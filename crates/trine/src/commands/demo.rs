@@ -11,7 +11,7 @@ use anyhow::bail;
 use trine_data::{Dataset, synth};
 use trine_export::{Target, convert};
 use trine_format::ModelFile;
-use trine_runtime::{GeneratorConfig, Model, Session, cross_entropy};
+use trine_runtime::{GeneratorConfig, LoadOptions, Model, Session, cross_entropy};
 use trine_train::{RunConfig, Trainer, checkpoint};
 
 use super::data::describe;
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::count(report.trits),
         report.largest_dense_change
     );
-    let loaded = model::load(&gguf, None)?;
+    let loaded = model::load(&gguf, None, &LoadOptions::default())?;
     let trained = trainer.validate()?;
     let packed = runtime_loss(&trainer, &loaded.model)?;
     let masters = outcome.checkpoint.join("model.safetensors").metadata()?.len();

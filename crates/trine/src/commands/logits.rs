@@ -7,7 +7,7 @@ use clap::ArgGroup;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use trine_format::AtomicFile;
-use trine_runtime::{Model, Session};
+use trine_runtime::{LoadOptions, Model, Session};
 
 use crate::model;
 use crate::output::{self, note};
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (model, ids) = match &args.text {
         Some(text) => {
-            let loaded = model::load(&args.model, None)?;
+            let loaded = model::load(&args.model, None, &LoadOptions::default())?;
             let ids = loaded.prompt_ids(text)?;
             (loaded.model, ids)
         }

@@ -9,6 +9,7 @@ use serde_json::json;
 use trine_runtime::{GeneratorConfig, Session};
 
 use super::generate::{DraftArgs, Generated, SamplingArgs, generate, name};
+use crate::memory::MemoryArgs;
 use crate::model;
 use crate::output::{self, note};
 
@@ -28,6 +29,8 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     draft: DraftArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Go on after end tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -40,7 +43,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let loaded = model::load(&args.model, args.tokenizer.as_deref())?;
+    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
     let mut prompt_text = args.prompt.clone();
     if prompt_text == "-" {
         prompt_text.clear();

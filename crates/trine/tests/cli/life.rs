@@ -230,6 +230,29 @@ fn guesses_change_the_speed_and_not_the_text() {
     assert!(ran.stderr.contains("expected `auto`, `off` or a number, found `some`"));
 }
 
+/// How trits lie in memory is nobody's business; smaller heads and caches are asked for by name.
+#[test]
+fn memory_is_chosen_and_trits_stay_what_they_are() {
+    let place = Place::with_gguf();
+    let run = |memory: &[&str]| {
+        let args = ["run", "model.gguf", "--json", "-p", "the fox", "-t", "0", "-n", "40"];
+        json(&place.ok(&[&args, memory].concat()))
+    };
+    let plain = run(&[]);
+    for weights in ["2bit", "1.6bit"] {
+        assert_eq!(run(&["--weights", weights])["ids"], plain["ids"]);
+    }
+    for memory in [&["--kv", "int8"][..], &["--kv", "f16"], &["--head", "q8_0"]] {
+        // Which ids come may differ, that they come may not.
+        assert!(run(memory)["generated_tokens"].as_u64().unwrap() > 0, "{memory:?}");
+    }
+    let refused = place.run(&["run", "model.gguf", "--head", "q6_k"]);
+    assert!(refused.stderr.contains("cannot be held as q6_k: "), "{}", refused.stderr);
+    let refused = place.run(&["run", "model.gguf", "--kv", "int4"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("int4"), "{}", refused.stderr);
+}
+
 /// Not the braces and quotes around them.
 #[test]
 fn a_tokenizer_learns_the_documents_of_json_lines() {

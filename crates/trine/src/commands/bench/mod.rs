@@ -20,16 +20,15 @@ use clap::ArgGroup;
 use trine_export::RandomTrits;
 use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
-use trine_kernels::nn::KvType;
 use trine_runtime::{LoadOptions, Model};
 
 use self::kernels::Kernel;
 use self::machine::{Busy, Energy};
 use self::report::{Report, Setting};
 use self::runs::Test;
-use self::traffic::{Formats, Traffic, Weights};
-use super::convert::Embed;
+use self::traffic::{Formats, Traffic};
 use super::synth_model::Shape;
+use crate::memory::MemoryArgs;
 use crate::model;
 use crate::output;
 use crate::progress::BenchProgress;
@@ -67,15 +66,8 @@ pub(crate) struct Args {
     /// Numbers of sequences that generate together, separated by commas; their tokens are added up
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
     batch: Vec<NonZeroUsize>,
-    /// How the ternary weights lie in memory
-    #[arg(long, value_enum, default_value_t = Weights::Bits2)]
-    weights: Weights,
-    /// Type to hold head and embedding in; by default that of the model, q6_k for random weights
-    #[arg(long, value_enum, value_name = "TYPE")]
-    head: Option<Embed>,
-    /// How keys and values lie in memory: f32, f16 or int8; by default as in `trine run`
-    #[arg(long, value_name = "TYPE")]
-    kv: Option<KvType>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
@@ -245,13 +237,13 @@ fn name(args: &Args, file: &ModelFile) -> String {
 /// How the runtime holds the model that it loads from `file`.
 fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
     let tied = file.config().tie_word_embeddings;
-    let head = match (args.head, args.shape) {
+    let head = match (args.memory.head, args.shape) {
         (Some(head), _) => head.dtype(),
+        // Random weights have no type of their own.
         (None, Some(_)) => Dtype::Q6_K,
         (None, None) => file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype,
     };
-    let kv = args.kv.unwrap_or(LoadOptions::default().kv);
-    Ok(Formats { weights: args.weights, head, kv })
+    Ok(Formats { weights: args.memory.weights(), head, kv: args.memory.options().kv })
 }
 
 fn measure_limits(threads: usize) -> Limits {

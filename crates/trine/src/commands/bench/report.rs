@@ -336,7 +336,7 @@ fn stddev(samples: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::bench::traffic::Weights;
+    use crate::memory::Weights;
     use trine_kernels::nn::KvType;
 
     fn rate(median: f64) -> Rate {

@@ -5,8 +5,9 @@
 //! the embedding, activations and padding: together under a percent.
 
 use trine_format::{Dtype, ModelConfig, Projection};
-use trine_kernels::Packing;
 use trine_kernels::nn::{KV_BLOCK, KvLayout, KvType};
+
+use crate::memory::Weights;
 
 /// How the parts of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,40 +16,6 @@ pub(crate) struct Formats {
     /// Of the head, which may be the embedding.
     pub(crate) head: Dtype,
     pub(crate) kv: KvType,
-}
-
-/// How trits lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Weights {
-    /// Four trits a byte
-    #[value(name = "2bit")]
-    Bits2,
-    /// Five trits a byte
-    #[value(name = "1.6bit")]
-    Trits5,
-}
-
-impl Weights {
-    /// The name in tables and JSON.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Bits2 => "2bit",
-            Self::Trits5 => "1.6bit",
-        }
-    }
-
-    /// What the kernels call it.
-    pub(crate) fn packing(self) -> Packing {
-        match self {
-            Self::Bits2 => Packing::Bits2,
-            Self::Trits5 => Packing::Trits5,
-        }
-    }
-
-    /// Bytes of so many trits.
-    fn bytes(self, trits: u64) -> u64 {
-        trits.div_ceil(self.packing().digits() as u64)
-    }
 }
 
 /// The costs of a model in some formats.
