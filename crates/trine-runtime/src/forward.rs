@@ -29,6 +29,17 @@ pub enum Logits {
     All,
 }
 
+impl Step<'_> {
+    /// Number of positions of which logits are wanted: the last ones.
+    fn wanted(&self) -> usize {
+        match self.logits {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::All => self.ids.len(),
+        }
+    }
+}
+
 impl Model {
     /// Appends to sequences, all in one pass over the weights, and returns the logits that each step
     /// asked for.
@@ -42,6 +53,9 @@ impl Model {
     pub fn step(&self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
         for step in &*steps {
             self.check(step)?;
+        }
+        if steps.is_empty() {
+            return Ok(Vec::new());
         }
         let hidden = self.hidden(steps);
         Ok(self.logits(steps, &hidden))
@@ -92,12 +106,7 @@ impl Model {
         let mut at = 0;
         for step in steps {
             at += step.ids.len() * width;
-            let wanted = match step.logits {
-                Logits::None => 0,
-                Logits::Last => 1,
-                Logits::All => step.ids.len(),
-            };
-            rows.extend_from_slice(&hidden[at - wanted * width..at]);
+            rows.extend_from_slice(&hidden[at - step.wanted() * width..at]);
         }
         let norm = &self.final_norm;
         for row in rows.chunks_exact_mut(width) {
@@ -113,12 +122,8 @@ impl Model {
             return vec![logits];
         }
         let mut rest = &logits[..];
-        let split = steps.iter().map(|step| match step.logits {
-            Logits::None => 0,
-            Logits::Last => vocab,
-            Logits::All => step.ids.len() * vocab,
-        });
-        split.filter_map(|len| Some(rest.split_off(..len)?.to_vec())).collect()
+        let split = |step: &Step<'_>| Some(rest.split_off(..step.wanted() * vocab)?.to_vec());
+        steps.iter().filter_map(split).collect()
     }
 }
 

@@ -1,0 +1,72 @@
+//! Steps of several sequences in one pass: each gets what it would get alone.
+
+use std::path::Path;
+
+use trine_format::ModelFile;
+use trine_kernels::nn::KvType;
+use trine_runtime::{LoadOptions, Logits, Model, Sequence, Session, Step};
+
+fn model(name: &str, kv: KvType) -> Model {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/fixtures");
+    let file = ModelFile::open(&fixtures.join(name)).unwrap();
+    Model::load_with(&file, &LoadOptions { kv, ..LoadOptions::default() }).unwrap()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+#[test]
+fn sequences_of_any_lengths_get_in_one_pass_what_each_gets_alone() {
+    for name in ["tied-h64/packed", "untied-h192/bf16", "llama-norms-h64/online"] {
+        for kv in KvType::ALL {
+            let model = model(name, kv);
+            let vocab = model.config().vocab_size;
+            // What was seen, what comes, and the logits that are wanted.
+            let cases = [
+                (0, 5, Logits::All),
+                (70, 1, Logits::Last),
+                (3, 20, Logits::None),
+                (64, 1, Logits::Last),
+                (17, 3, Logits::All),
+                (1, 9, Logits::Last),
+            ];
+            let ids: Vec<Vec<u32>> = (1..=cases.len())
+                .map(|i| (0..91).map(|at| ((at * 31 + 7) * i % vocab) as u32).collect())
+                .collect();
+            let mut sequences = vec![Sequence::new(&model); cases.len()];
+            let mut expected = Vec::new();
+            for ((sequence, ids), (seen, new, logits)) in sequences.iter_mut().zip(&ids).zip(cases)
+            {
+                if seen > 0 {
+                    let first = Step { sequence, ids: &ids[..seen], logits: Logits::None };
+                    assert_eq!(model.step(&mut [first]).unwrap(), [Vec::<f32>::new()]);
+                }
+                let mut session = Session::new(&model);
+                let all = session.logits_of_all(&ids[..seen + new]).unwrap();
+                let wanted = match logits {
+                    Logits::None => 0,
+                    Logits::Last => 1,
+                    Logits::All => new,
+                };
+                expected.push(bits(&all[(seen + new - wanted) * vocab..]));
+            }
+            let mut steps = Vec::new();
+            for ((sequence, ids), (seen, new, logits)) in sequences.iter_mut().zip(&ids).zip(cases)
+            {
+                steps.push(Step { sequence, ids: &ids[seen..][..new], logits });
+            }
+            let found = model.step(&mut steps).unwrap();
+            assert_eq!(found.len(), cases.len());
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!(bits(found), *expected, "{name}, {kv}, sequence {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_steps_are_no_logits() {
+    let model = model("tied-h64/packed", KvType::F32);
+    assert!(model.step(&mut []).unwrap().is_empty());
+}
