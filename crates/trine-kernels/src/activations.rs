@@ -47,10 +47,14 @@ pub(crate) struct Tile {
 
 /// The tiles of `tokens` tokens.
 pub(crate) fn tiles(tokens: usize) -> impl Iterator<Item = Tile> {
+    tiles_up_to(TILE, tokens)
+}
+
+/// Tiles of at most `width` tokens, a power of two up to [`TILE`].
+pub(crate) fn tiles_up_to(width: usize, tokens: usize) -> impl Iterator<Item = Tile> {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let left = tokens - first;
-        let width = if left >= TILE { TILE } else { 1 << left.checked_ilog2()? };
+        let width = width.min(1 << (tokens - first).checked_ilog2()?);
         let tile = Tile { first, width };
         first += width;
         Some(tile)

@@ -449,21 +449,33 @@ impl OneToken<'_> {
         let x = self.x.tile::<1>(0).as_chunks::<D>().0;
         for (i, out) in self.out.iter_mut().enumerate() {
             let panel = self.weights.panel(self.first + i).as_chunks::<L>().0;
-            let mut sums = [simd.zero(); D];
+            let mut sums = [[simd.zero()]; D];
             for (lines, x) in panel.iter().zip(x) {
                 simd.prefetch(&lines[0], AHEAD);
-                let codes = U::unpack(simd, lines);
-                simd.multiply_one(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
+                let codes = [U::unpack(simd, lines)];
+                simd.multiply_rows(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
             }
-            *out = simd.to_i32(sums[0]);
-            for sums in &sums[1..] {
-                let sums = simd.to_i32(*sums);
-                for r in 0..PANEL {
-                    out[r] = out[r].wrapping_add(sums[r]);
-                }
+            [*out] = add_up(simd, &sums);
+        }
+    }
+}
+
+/// The `K` sums of each of `R` panels, added up.
+#[inline(always)]
+fn add_up<S: Simd, const R: usize, const K: usize>(
+    simd: S,
+    sums: &[[S::Sums; R]; K],
+) -> [[i32; PANEL]; R] {
+    let mut out = [[0i32; PANEL]; R];
+    for sums in sums {
+        for r in 0..R {
+            let sums = simd.to_i32(sums[r]);
+            for i in 0..PANEL {
+                out[r][i] = out[r][i].wrapping_add(sums[i]);
             }
         }
     }
+    out
 }
 
 /// The sums of codes of `R` panels for some tiles of tokens.
@@ -495,18 +507,26 @@ impl<const R: usize> Tiles<'_, R> {
         let mut at = 0;
         for tile in self.tiles {
             match tile.width {
-                8 => self.tile::<S, U, L, D, 8>(simd, tile.first, at),
-                4 => self.tile::<S, U, L, D, 4>(simd, tile.first, at),
-                2 => self.tile::<S, U, L, D, 2>(simd, tile.first, at),
-                _ => self.tile::<S, U, L, D, 1>(simd, tile.first, at),
+                8 => self.tile::<S, U, L, D, 8, 1>(simd, tile.first, at),
+                4 => self.tile::<S, U, L, D, 4, 2>(simd, tile.first, at),
+                2 => self.tile::<S, U, L, D, 2, 4>(simd, tile.first, at),
+                _ => self.tile::<S, U, L, D, 1, 4>(simd, tile.first, at),
             }
             at += tile.width;
         }
     }
 
-    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on.
+    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on; with `K` sums for each
+    /// token and panel: as many as there are registers for.
     #[inline(always)]
-    fn tile<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize, const T: usize>(
+    fn tile<
+        S: Simd,
+        U: Unpack<L, D>,
+        const L: usize,
+        const D: usize,
+        const T: usize,
+        const K: usize,
+    >(
         &mut self,
         simd: S,
         token: usize,
@@ -516,10 +536,13 @@ impl<const R: usize> Tiles<'_, R> {
         let x = &self.x.tile::<T>(token).as_chunks::<D>().0[..steps];
         let panels: [&[[Line; L]]; R] =
             std::array::from_fn(|r| &self.panels[r].as_chunks::<L>().0[..steps]);
-        let mut sums = [[simd.zero(); R]; T];
+        let mut sums = [[[simd.zero(); R]; K]; T];
         for step in 0..steps {
             let mut codes = [[simd.no_codes(); D]; R];
             for r in 0..R {
+                if U::FROM_MEMORY {
+                    simd.prefetch(&panels[r][step][0], AHEAD);
+                }
                 codes[r] = U::unpack(simd, &panels[r][step]);
             }
             for t in 0..T {
@@ -528,8 +551,9 @@ impl<const R: usize> Tiles<'_, R> {
             }
         }
         for t in 0..T {
+            let sums = add_up(simd, &sums[t]);
             for r in 0..R {
-                self.out[r][at + t] = simd.to_i32(sums[t][r]);
+                self.out[r][at + t] = sums[r];
             }
         }
     }
@@ -579,6 +603,9 @@ enum Form {
 
 /// How `L` lines hold `D` vectors of codes.
 trait Unpack<const L: usize, const D: usize> {
+    /// Whether lines come from memory, which is slow, rather than from a cache.
+    const FROM_MEMORY: bool = true;
+
     /// Codes of four columns, then of the next four, and so on.
     fn unpack<S: Simd>(simd: S, lines: &[Line; L]) -> [S::Codes; D];
 }
@@ -610,6 +637,8 @@ struct Plain;
 const PLAIN: usize = 4;
 
 impl Unpack<PLAIN, PLAIN> for Plain {
+    const FROM_MEMORY: bool = false;
+
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, lines: &[Line; PLAIN]) -> [S::Codes; PLAIN] {
         let mut codes = [simd.no_codes(); PLAIN];

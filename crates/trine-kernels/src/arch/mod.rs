@@ -106,33 +106,20 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// which are at most 127.
     fn multiply_signed(self, sums: Self::Sums, values: Self::Codes, x: &[u8; 4]) -> Self::Sums;
 
-    /// Multiplies `R` panels by one token: adds to each of `sums` its `D` groups of codes, which are
-    /// at most 2, times the `D` groups of `x`.
+    /// Multiplies `R` panels by one token: adds to the sums of each the `D` groups of its codes, which
+    /// are at most 2, times the `D` groups of `x`. There are `K` sums for each panel, to be added up
+    /// at the end; products may go into any of them, so that none waits for another.
     #[inline(always)]
-    fn multiply_rows<const D: usize, const R: usize>(
+    fn multiply_rows<const D: usize, const R: usize, const K: usize>(
         self,
-        sums: &mut [Self::Sums; R],
+        sums: &mut [[Self::Sums; R]; K],
         codes: &[[Self::Codes; D]; R],
         x: [&[i8; 4]; D],
     ) {
         for d in 0..D {
             for r in 0..R {
-                sums[r] = self.multiply(sums[r], codes[r][d], x[d]);
+                sums[d % K][r] = self.multiply(sums[d % K][r], codes[r][d], x[d]);
             }
-        }
-    }
-
-    /// Multiplies one panel by one token, as [`Self::multiply_rows`], into any of `sums`, which are
-    /// added up at the end: so that no product waits for another.
-    #[inline(always)]
-    fn multiply_one<const D: usize>(
-        self,
-        sums: &mut [Self::Sums; D],
-        codes: &[Self::Codes; D],
-        x: [&[i8; 4]; D],
-    ) {
-        for d in 0..D {
-            sums[d] = self.multiply(sums[d], codes[d], x[d]);
         }
     }
 

@@ -10,7 +10,7 @@
 //! columns what the sums of its products start at: codes are unsigned, so they begin with minus the
 //! code of 0 times the sum of the parts.
 
-use crate::activations::{Tile, tiles};
+use crate::activations::{Tile, tiles_up_to};
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::Isa;
@@ -52,7 +52,8 @@ impl Inputs {
     /// Splits `x`, `(tokens, cols)`, for matrices of a type.
     pub(super) fn split(isa: Isa, kind: BlockKind, x: &[f32], cols: usize) -> Vec<Self> {
         let tokens = x.len().checked_div(cols).unwrap_or(0);
-        let mut inputs: Vec<_> = tiles(tokens).map(|tile| Self::zeros(kind, tile, cols)).collect();
+        let tiles = tiles_up_to(kind.tile(), tokens);
+        let mut inputs: Vec<_> = tiles.map(|tile| Self::zeros(kind, tile, cols)).collect();
         let fill = |inputs: &mut Self| {
             let Tile { first, width } = inputs.tile;
             let x = &x[first * cols..][..width * cols];

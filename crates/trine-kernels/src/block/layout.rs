@@ -74,6 +74,14 @@ impl BlockKind {
         }
     }
 
+    /// Most tokens that are multiplied together: what the registers hold the sums of.
+    pub(super) const fn tile(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => 8,
+            Self::Q6_K => 4,
+        }
+    }
+
     /// The code of 0, as the lines have it.
     pub(super) const fn zero(self) -> u8 {
         match self {

@@ -176,9 +176,7 @@ pub(super) trait Blocks {
 /// Asks for the line that a pass over the weights of one token will reach soon.
 #[inline(always)]
 fn ahead<S: Simd, const T: usize>(simd: S, line: &Line) {
-    if T == 1 {
-        simd.prefetch(line, AHEAD);
-    }
+    simd.prefetch(line, AHEAD);
 }
 
 /// What the sums of a group start with.

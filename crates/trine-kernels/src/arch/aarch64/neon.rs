@@ -234,18 +234,18 @@ impl<const DOT: bool> Simd for Arm<DOT> {
 
     #[inline(always)]
     fn multiply(self, sums: [int32x4_t; N], codes: [int8x16_t; N], x: &[i8; 4]) -> [int32x4_t; N] {
-        let mut sums = [sums];
+        let mut sums = [[sums]];
         self.multiply_rows(&mut sums, &[[codes]], [x]);
-        sums[0]
+        sums[0][0]
     }
 
     /// Without `sdot`, products are added in 16 bits, in pairs at last: with a code of at most 2 and
     /// five products, within 2560. For [`Self::multiply`], with a code of at most 63 and one
     /// product, the pair is within 16128.
     #[inline(always)]
-    fn multiply_rows<const D: usize, const R: usize>(
+    fn multiply_rows<const D: usize, const R: usize, const K: usize>(
         self,
-        sums: &mut [[int32x4_t; N]; R],
+        sums: &mut [[[int32x4_t; N]; R]; K],
         codes: &[[[int8x16_t; N]; D]; R],
         x: [&[i8; 4]; D],
     ) {
@@ -259,7 +259,8 @@ impl<const DOT: bool> Simd for Arm<DOT> {
                 for n in 0..N {
                     if DOT {
                         for d in 0..D {
-                            sums[r][n] = sdot(sums[r][n], codes[r][d][n], broadcast[d]);
+                            sums[d % K][r][n] =
+                                sdot(sums[d % K][r][n], codes[r][d][n], broadcast[d]);
                         }
                         continue;
                     }
@@ -269,7 +270,7 @@ impl<const DOT: bool> Simd for Arm<DOT> {
                         low = vmlal_s8(low, vget_low_s8(codes), vget_low_s8(x));
                         high = vmlal_high_s8(high, codes, x);
                     }
-                    sums[r][n] = vpadalq_s16(sums[r][n], vpaddq_s16(low, high));
+                    sums[0][r][n] = vpadalq_s16(sums[0][r][n], vpaddq_s16(low, high));
                 }
             }
         }
@@ -325,24 +326,6 @@ impl<const DOT: bool> Simd for Arm<DOT> {
             }
         }
         sums
-    }
-
-    #[inline(always)]
-    fn multiply_one<const D: usize>(
-        self,
-        sums: &mut [[int32x4_t; N]; D],
-        codes: &[[int8x16_t; N]; D],
-        x: [&[i8; 4]; D],
-    ) {
-        if DOT {
-            for d in 0..D {
-                sums[d] = self.multiply(sums[d], codes[d], x[d]);
-            }
-        } else {
-            let mut sum = [sums[0]];
-            self.multiply_rows(&mut sum, &[*codes], x);
-            sums[0] = sum[0];
-        }
     }
 
     #[inline(always)]

@@ -182,9 +182,9 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
 
     #[inline(always)]
     fn multiply(self, sums: [V; N], codes: [V; N], x: &[i8; 4]) -> [V; N] {
-        let mut sums = [sums];
+        let mut sums = [[sums]];
         self.multiply_rows(&mut sums, &[[codes]], [x]);
-        sums[0]
+        sums[0][0]
     }
 
     /// `vpdpbusd` adds to 32-bit sums, which wrap; nothing in between is narrower.
@@ -194,9 +194,9 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     /// before widening, at most five of them, within 2560, far from 32767. For [`Self::multiply`],
     /// with a code of at most 63, the pair is within 16128.
     #[inline(always)]
-    fn multiply_rows<const D: usize, const R: usize>(
+    fn multiply_rows<const D: usize, const R: usize, const K: usize>(
         self,
-        sums: &mut [[V; N]; R],
+        sums: &mut [[[V; N]; R]; K],
         codes: &[[[V; N]; D]; R],
         x: [&[i8; 4]; D],
     ) {
@@ -209,7 +209,7 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
                     for n in 0..N {
                         let codes = codes[r][d][n];
                         if VNNI {
-                            sums[r][n] = sums[r][n].add_dot(codes, x);
+                            sums[d % K][r][n] = sums[d % K][r][n].add_dot(codes, x);
                         } else {
                             pairs[r][n] = pairs[r][n].add_i16(codes.multiply_u8_i8(x));
                         }
@@ -220,29 +220,11 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
                 for r in 0..R {
                     for n in 0..N {
                         let widened = pairs[r][n].multiply_i16(V::splat_i16(1));
-                        sums[r][n] = sums[r][n].add_i32(widened);
+                        // Only this waits for the one before, and it is quick.
+                        sums[0][r][n] = sums[0][r][n].add_i32(widened);
                     }
                 }
             }
-        }
-    }
-
-    #[inline(always)]
-    fn multiply_one<const D: usize>(
-        self,
-        sums: &mut [[V; N]; D],
-        codes: &[[V; N]; D],
-        x: [&[i8; 4]; D],
-    ) {
-        if VNNI {
-            for d in 0..D {
-                sums[d] = self.multiply(sums[d], codes[d], x[d]);
-            }
-        } else {
-            // Only the addition waits for the one before, and that is quick.
-            let mut sum = [sums[0]];
-            self.multiply_rows(&mut sum, &[*codes], x);
-            sums[0] = sum[0];
         }
     }
 
