@@ -164,6 +164,7 @@ mod tests {
                 for inputs in Inputs::split(isa, kind, &x, cols) {
                     match inputs.tile.width {
                         8 => check::<8>(&inputs, kind, &x, cols),
+                        4 => check::<4>(&inputs, kind, &x, cols),
                         2 => check::<2>(&inputs, kind, &x, cols),
                         _ => check::<1>(&inputs, kind, &x, cols),
                     }
