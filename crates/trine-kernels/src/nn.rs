@@ -14,7 +14,7 @@
 //! The exponential is our own for the same reason: the C library's depends on the CPU.
 //! Each function works on one token or one head; callers loop and parallelize.
 
-use crate::arch::{Kernel, LANES, Simd, dispatch};
+use crate::arch::{Kernel, LANES, ROUND, Simd, dispatch, exp2};
 use crate::dense::{add_scaled, dots, sum_lanes};
 use crate::isa::{Isa, isa};
 

@@ -44,6 +44,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sums that [`Self::to_i32`] gives back.
     fn load_i32(self, from: &[i32; PANEL]) -> Self::Sums;
 
+    /// The sixteen numbers of a line, little-endian.
+    #[inline(always)]
+    fn integers_of(self, line: &Line) -> Self::Sums {
+        let mut sums = [0; PANEL];
+        for (sum, bytes) in sums.iter_mut().zip(line.as_chunks().0) {
+            *sum = i32::from_le_bytes(*bytes);
+        }
+        self.load_i32(&sums)
+    }
+
     /// Sixteen times the same.
     #[inline(always)]
     fn splat_i32(self, sum: i32) -> Self::Sums {
@@ -60,6 +70,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
             sums[r] = sums[r].wrapping_add(product);
         }
         self.load_i32(&sums)
+    }
+
+    /// `128 high + low`; wraps.
+    #[inline(always)]
+    fn join_parts(self, high: Self::Sums, low: Self::Sums) -> Self::Sums {
+        let (high, mut low) = (self.to_i32(high), self.to_i32(low));
+        for r in 0..PANEL {
+            low[r] = low[r].wrapping_add(high[r] << 7);
+        }
+        self.load_i32(&low)
     }
 
     /// Codes 0.
@@ -162,8 +182,96 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.load_f32(&a)
     }
 
+    /// The sixteen floats of a line, little-endian.
+    #[inline(always)]
+    fn floats_of(self, line: &Line) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, bytes) in lanes.iter_mut().zip(line.as_chunks().0) {
+            *lane = f32::from_le_bytes(*bytes);
+        }
+        self.load_f32(&lanes)
+    }
+
+    /// `a + b` in every lane.
+    #[inline(always)]
+    fn add_f32(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        self.multiply_add(a, b, self.splat_f32(1.0))
+    }
+
+    /// In every lane `a` if it is more than `b`, else `b`; so `b` if either is NaN.
+    #[inline(always)]
+    fn max_f32(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (a, mut b) = (self.to_array(a), self.to_array(b));
+        for l in 0..LANES {
+            b[l] = if a[l] > b[l] { a[l] } else { b[l] };
+        }
+        self.load_f32(&b)
+    }
+
+    /// In every lane the one of which the bits are the larger integer.
+    #[inline(always)]
+    fn max_bits(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (a, mut b) = (self.to_array(a), self.to_array(b));
+        for l in 0..LANES {
+            b[l] = f32::from_bits(a[l].to_bits().max(b[l].to_bits()));
+        }
+        self.load_f32(&b)
+    }
+
+    /// [`exp2`] of every lane.
+    #[inline(always)]
+    fn exp2(self, x: Self::Lanes) -> Self::Lanes {
+        let mut lanes = self.to_array(x);
+        for l in 0..LANES {
+            lanes[l] = exp2(lanes[l]);
+        }
+        self.load_f32(&lanes)
+    }
+
+    /// Rounds floats from 0 to 16383 to the nearest integers, and splits these: for each four lanes,
+    /// the high seven bits and then the low seven bits. Of NaN, any bits.
+    #[inline(always)]
+    fn split_parts(self, x: Self::Lanes) -> [[[u8; 4]; 2]; 4] {
+        let (x, mut parts) = (self.to_array(x), [[[0; 4]; 2]; 4]);
+        for l in 0..LANES {
+            let code = (x[l] + ROUND).to_bits();
+            parts[l / 4][0][l % 4] = (code >> 7 & 0x7f) as u8;
+            parts[l / 4][1][l % 4] = (code & 0x7f) as u8;
+        }
+        parts
+    }
+
     /// The floats, in the order in which they were loaded.
     fn to_array(self, lanes: Self::Lanes) -> [f32; LANES];
+}
+
+/// 1.5 * 2^23: added to a number of magnitude below 2^22, it leaves the nearest integer in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
+/// From the highest power down; they make the largest relative error of [`exp2`] least while it is 1
+/// at 0.
+const EXP2: [f32; 6] =
+    [1.112_550_8e-3, 9.666_283e-3, 5.557_400_5e-2, 0.240_223_51, 0.693_142_8, 1.0];
+
+/// Below it, [`exp2`] is 0.
+const EXP2_LEAST: f32 = -126.0;
+
+/// `2^x` of `x` up to 0, within 1e-6 of its size, exactly 1 of 0; 0 below -126, NaN for NaN.
+///
+/// `2^n` times a polynomial of degree 5 on `|r| <= 1/2`, with `n = round(x)`.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let clamped = if EXP2_LEAST > x { EXP2_LEAST } else { x };
+    let shifted = clamped + ROUND;
+    let r = clamped - (shifted - ROUND);
+    let mut p = EXP2[0];
+    for c in &EXP2[1..] {
+        p = p * r + c;
+    }
+    // The last bits of `shifted` are n, from -126 to 0.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    let y = p * power;
+    if x < EXP2_LEAST { 0.0 } else { y }
 }
 
 /// An algorithm that can be compiled for any instruction set.

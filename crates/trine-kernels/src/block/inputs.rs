@@ -12,7 +12,7 @@
 
 use crate::activations::{Tile, tiles_up_to};
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, Simd, dispatch};
+use crate::arch::{Kernel, ROUND, Simd, dispatch};
 use crate::isa::Isa;
 use crate::parallel;
 
@@ -24,9 +24,6 @@ const LARGEST: f32 = 32639.0;
 /// A block whose numbers are all smaller counts as zeros: their steps would be subnormal. Logits that
 /// they could change are some 30 orders of magnitude away from mattering.
 const SMALLEST: f32 = 1e-30;
-
-/// Adding and subtracting it rounds a number of up to 22 bits half to even.
-const ROUND: f32 = 12_582_912.0;
 
 /// From this many elements on, tokens are split in parallel.
 const PARALLEL_ELEMENTS: usize = 1 << 15;

@@ -4,10 +4,8 @@
 //! `|r| <= ln(2) / 2` (the coefficients of Cephes' `expf`). Every step is one correctly rounded
 //! operation, so the result is the same on every CPU; it is within 2 units in the last place.
 
-use super::{Isa, Kernel, LANES, Simd, dispatch, isa, sum_lanes};
+use super::{Isa, Kernel, LANES, ROUND, Simd, dispatch, isa, sum_lanes};
 
-/// 1.5 * 2^23; see `trine_ternary`'s rounding.
-const MAGIC: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has few bits, so that its product with `n` is exact.
 const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 /// Below, the result would be denormal; it is 0.
@@ -21,8 +19,8 @@ const LARGEST: f32 = 88.722_83;
 pub fn exp(x: f32) -> f32 {
     let clamped = if x > SMALLEST { x } else { SMALLEST };
     let clamped = if clamped < LARGEST { clamped } else { LARGEST };
-    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
-    let n = shifted - MAGIC;
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = clamped - n * LN_2.0 - n * LN_2.1;
     let mut p = 1.987_569_2e-4;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
@@ -30,7 +28,7 @@ pub fn exp(x: f32) -> f32 {
     }
     let y = p * (r * r) + r + 1.0;
     // The last bits of `shifted` are n, from -126 to 128; half of 2^n twice, as 2^128 is no float.
-    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
     let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
     let y = y * power(half) * power(n - half);
@@ -126,6 +124,7 @@ pub fn largest(row: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::exp2;
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
@@ -159,5 +158,17 @@ mod tests {
             softmax_gradient(&row, (max, sum), 2.0, &mut out);
             assert!((out.iter().sum::<f32>() - 2.0).abs() < 1e-5);
         }
+    }
+
+    #[test]
+    fn exp2_is_within_a_millionth() {
+        for i in 0..=1_260_000 {
+            let x = -(i as f32) / 1e4;
+            let expected = f64::from(x).exp2();
+            assert!((f64::from(exp2(x)) / expected - 1.0).abs() < 1e-6, "2^{x} = {}", exp2(x));
+        }
+        assert_eq!((exp2(0.0), exp2(-1.0), exp2(-126.0)), (1.0, 0.5, f32::MIN_POSITIVE));
+        assert_eq!((exp2(-126.1), exp2(f32::NEG_INFINITY)), (0.0, 0.0));
+        assert!(exp2(f32::NAN).is_nan());
     }
 }

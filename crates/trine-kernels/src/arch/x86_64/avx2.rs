@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::{Kernel, Simd};
-use super::register::{Register, intrinsics};
+use super::register::{BYTE_PAIRS, Register, intrinsics};
 
 impl Register for __m256i {
     type Floats = __m256;
@@ -59,6 +59,12 @@ impl Register for __m256i {
         add_dot(self: Self, unsigned: Self, signed: Self) -> Self = _mm256_dpbusd_avx_epi32;
         load_f32(from: *const f32) -> __m256 = _mm256_loadu_ps;
         splat_f32(value: f32) -> __m256 = _mm256_set1_ps;
+        bits_of(floats: __m256) -> Self = _mm256_castps_si256;
+        as_floats(self: Self) -> __m256 = _mm256_castsi256_ps;
+        max_u32(self: Self, other: Self) -> Self = _mm256_max_epu32;
+        shift_left_23(self: Self) -> Self = _mm256_slli_epi32::<23>;
+        sub_f32(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps;
+        max_f32(a: __m256, b: __m256) -> __m256 = _mm256_max_ps;
         add_f32(a: __m256, b: __m256) -> __m256 = _mm256_add_ps;
         multiply_f32(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps;
     }
@@ -79,6 +85,21 @@ impl Register for __m256i {
     unsafe fn and_or(self, mask: Self, other: Self) -> Self {
         // SAFETY: as the caller promises.
         unsafe { _mm256_or_si256(_mm256_and_si256(self, mask), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_pairs(self) -> Self {
+        // SAFETY: as the caller promises; the load is the array.
+        unsafe {
+            let order = _mm_loadu_si128(BYTE_PAIRS.as_ptr().cast());
+            _mm256_shuffle_epi8(self, _mm256_broadcastsi128_si256(order))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(y: __m256, x: __m256, bound: __m256) -> __m256 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, bound), y) }
     }
 
     #[inline(always)]

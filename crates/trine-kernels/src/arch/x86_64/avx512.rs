@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::{Kernel, Simd};
-use super::register::{Register, digits_by_subtraction, intrinsics};
+use super::register::{BYTE_PAIRS, Register, digits_by_subtraction, intrinsics};
 
 impl Register for __m512i {
     type Floats = __m512;
@@ -76,6 +76,12 @@ impl Register for __m512i {
         add_dot(self: Self, unsigned: Self, signed: Self) -> Self = _mm512_dpbusd_epi32;
         load_f32(from: *const f32) -> __m512 = _mm512_loadu_ps;
         splat_f32(value: f32) -> __m512 = _mm512_set1_ps;
+        bits_of(floats: __m512) -> Self = _mm512_castps_si512;
+        as_floats(self: Self) -> __m512 = _mm512_castsi512_ps;
+        max_u32(self: Self, other: Self) -> Self = _mm512_max_epu32;
+        shift_left_23(self: Self) -> Self = _mm512_slli_epi32::<23>;
+        sub_f32(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps;
+        max_f32(a: __m512, b: __m512) -> __m512 = _mm512_max_ps;
         add_f32(a: __m512, b: __m512) -> __m512 = _mm512_add_ps;
         multiply_f32(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps;
     }
@@ -96,6 +102,24 @@ impl Register for __m512i {
     unsafe fn and_or(self, mask: Self, other: Self) -> Self {
         // SAFETY: as the caller promises.
         unsafe { _mm512_ternarylogic_epi32::<0b1110_1010>(self, mask, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_pairs(self) -> Self {
+        // SAFETY: as the caller promises; the load is the array.
+        unsafe {
+            let order = _mm_loadu_si128(BYTE_PAIRS.as_ptr().cast());
+            _mm512_shuffle_epi8(self, _mm512_broadcast_i32x4(order))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(y: __m512, x: __m512, bound: __m512) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound);
+            _mm512_maskz_mov_ps(keep, y)
+        }
     }
 
     #[inline(always)]

@@ -48,6 +48,13 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     /// Less by one in every byte in which `a` and `b` are equal.
     unsafe fn less_where_equal(self, a: Self, b: Self) -> Self;
 
+    /// The larger 32-bit numbers, without sign.
+    unsafe fn max_u32(self, other: Self) -> Self;
+    /// Words of 32 bits, shifted left.
+    unsafe fn shift_left_23(self) -> Self;
+    /// In every 16 bytes, the lowest byte of each four and then the second of each four, 8 in all.
+    unsafe fn byte_pairs(self) -> Self;
+
     /// Words of 16 bits, shifted left by 2 and 4 bits.
     unsafe fn shift_left_2(self) -> Self;
     unsafe fn shift_left_4(self) -> Self;
@@ -82,9 +89,25 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     unsafe fn load_bf16(from: *const bf16) -> Self::Floats;
     unsafe fn store_f32(floats: Self::Floats, to: *mut f32);
     unsafe fn splat_f32(value: f32) -> Self::Floats;
+    /// The same bits.
+    unsafe fn bits_of(floats: Self::Floats) -> Self;
+    /// The same bits.
+    unsafe fn as_floats(self) -> Self::Floats;
+    unsafe fn sub_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `b` where either is NaN.
+    unsafe fn max_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `y`, 0 where `x` is less than `bound`.
+    unsafe fn zero_where_less(
+        y: Self::Floats,
+        x: Self::Floats,
+        bound: Self::Floats,
+    ) -> Self::Floats;
     unsafe fn add_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     unsafe fn multiply_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
 }
+
+/// What [`Register::byte_pairs`] takes of every 16 bytes.
+pub(super) const BYTE_PAIRS: [i8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1];
 
 /// [`Register::digits`], one by one from the highest: it is how often its power can be subtracted.
 /// Where a power is too large, subtracting it wraps around to something larger, so the minimum is

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::super::{Kernel, LANES, Simd};
+use super::super::{EXP2, EXP2_LEAST, Kernel, LANES, ROUND, Simd};
 use super::register::Register;
 use crate::packed::{Line, PANEL};
 
@@ -76,6 +76,11 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
+    fn integers_of(self, line: &Line) -> [V; N] {
+        self.load_codes(line)
+    }
+
+    #[inline(always)]
     fn splat_i32(self, sum: i32) -> [V; N] {
         // SAFETY: `self` exists.
         unsafe { [V::splat_i32(sum); N] }
@@ -91,6 +96,15 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    fn join_parts(self, high: [V; N], mut low: [V; N]) -> [V; N] {
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            low[n] = unsafe { low[n].add_i32(high[n].multiply_i32(V::splat_i32(128))) };
+        }
+        low
     }
 
     #[inline(always)]
@@ -344,6 +358,83 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
             a[n] = unsafe { V::multiply_f32(a[n], b[n]) };
         }
         a
+    }
+
+    #[inline(always)]
+    fn floats_of(self, line: &Line) -> [V::Floats; N] {
+        let mut lanes = self.splat_f32(0.0);
+        for n in 0..N {
+            // SAFETY: `self` exists; all loads together are the line, of any alignment.
+            lanes[n] = unsafe { V::load_f32(line.as_ptr().add(n * Self::WIDTH).cast()) };
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn add_f32(self, mut a: [V::Floats; N], b: [V::Floats; N]) -> [V::Floats; N] {
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            a[n] = unsafe { V::add_f32(a[n], b[n]) };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn max_f32(self, mut a: [V::Floats; N], b: [V::Floats; N]) -> [V::Floats; N] {
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            a[n] = unsafe { V::max_f32(a[n], b[n]) };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn max_bits(self, mut a: [V::Floats; N], b: [V::Floats; N]) -> [V::Floats; N] {
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            a[n] = unsafe { V::bits_of(a[n]).max_u32(V::bits_of(b[n])).as_floats() };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn exp2(self, mut x: [V::Floats; N]) -> [V::Floats; N] {
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            x[n] = unsafe {
+                let (least, round) = (V::splat_f32(EXP2_LEAST), V::splat_f32(ROUND));
+                let clamped = V::max_f32(least, x[n]);
+                let shifted = V::add_f32(clamped, round);
+                let r = V::sub_f32(clamped, V::sub_f32(shifted, round));
+                let mut p = V::splat_f32(EXP2[0]);
+                for c in &EXP2[1..] {
+                    p = V::add_f32(V::multiply_f32(p, r), V::splat_f32(*c));
+                }
+                let exponent = V::bits_of(shifted).shift_left_23();
+                let power = exponent.add_i32(V::splat_i32(127 << 23)).as_floats();
+                V::zero_where_less(V::multiply_f32(p, power), x[n], least)
+            };
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn split_parts(self, x: [V::Floats; N]) -> [[[u8; 4]; 2]; 4] {
+        let (mut bytes, mut parts) = ([0; 4 * LANES], [[[0; 4]; 2]; 4]);
+        for n in 0..N {
+            // SAFETY: `self` exists; all stores together are the array.
+            unsafe {
+                let code = V::bits_of(V::add_f32(x[n], V::splat_f32(ROUND)));
+                let mask = V::splat_i32(0x7f);
+                let low = code.and(mask).shift_left_4().shift_left_4();
+                let both = code.shift_7().and_or(mask, low);
+                both.byte_pairs().store(bytes.as_mut_ptr().add(n * Self::WIDTH));
+            }
+        }
+        for (parts, bytes) in parts.iter_mut().zip(bytes.as_chunks::<16>().0) {
+            parts.as_flattened_mut().copy_from_slice(&bytes[..8]);
+        }
+        parts
     }
 
     #[inline(always)]
