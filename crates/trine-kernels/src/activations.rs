@@ -93,14 +93,14 @@ impl Activations {
         let padded = padded(cols);
         let tile = |tile: Tile, codes: &mut [i8], sums: &mut [i32], scales: &mut [f32]| {
             let mut row = vec![0.0; cols];
-            let mut quantized = vec![0; if tile.width == 1 { 0 } else { padded }];
+            let mut rows = vec![0; if tile.width == 1 { 0 } else { tile.width * padded }];
             for t in 0..tile.width {
                 fill(isa, tile.first + t, &mut row);
-                let to = if tile.width == 1 { &mut *codes } else { &mut quantized };
+                let to = if tile.width == 1 { &mut *codes } else { &mut rows[t * padded..] };
                 (sums[t], scales[t]) = dispatch(isa, Quantize { x: &row, codes: &mut to[..cols] });
-                if tile.width > 1 {
-                    interleave(&quantized, t, tile.width, codes);
-                }
+            }
+            if tile.width > 1 {
+                dispatch(isa, Interleave { rows: &rows, width: tile.width, tile: codes });
             }
         };
         let Self { codes, sums, scales, .. } = &mut activations;
@@ -136,13 +136,16 @@ impl Activations {
         let mut activations = Self::zeros(tokens, cols);
         activations.scales.copy_from_slice(scales);
         let padded = padded(cols);
-        let mut row = vec![0; padded];
+        let mut rows = vec![0; TILE * padded];
         for Tile { first, width } in tiles(tokens) {
             for t in 0..width {
+                let row = &mut rows[t * padded..][..padded];
                 row[..cols].copy_from_slice(&codes[(first + t) * cols..][..cols]);
-                activations.sums[first + t] = sum(&row);
-                interleave(&row, t, width, &mut activations.codes[first * padded..]);
+                activations.sums[first + t] = sum(row);
             }
+            let (rows, len) = (&rows, width * padded);
+            let tile = &mut activations.codes[first * padded..][..len];
+            dispatch(isa(), Interleave { rows: &rows[..len], width, tile });
         }
         activations
     }
@@ -201,11 +204,41 @@ fn padded(cols: usize) -> usize {
     cols.div_ceil(COLS) * COLS
 }
 
-/// Writes the codes of token `t` of a tile of `width`.
-fn interleave(codes: &[i8], t: usize, width: usize, tile: &mut [i8]) {
-    let words = tile.as_chunks_mut::<4>().0.iter_mut().skip(t).step_by(width);
-    for (word, codes) in words.zip(codes.as_chunks::<4>().0) {
-        *word = *codes;
+/// Brings the codes of a tile's tokens into the order of a tile. It is dispatched like a kernel, for
+/// the instructions of the CPU.
+struct Interleave<'a> {
+    /// `(width, padded)`
+    rows: &'a [i8],
+    width: usize,
+    /// `(padded / 4, width, 4)`
+    tile: &'a mut [i8],
+}
+
+impl Kernel for Interleave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        match self.width {
+            8 => self.of::<8>(),
+            4 => self.of::<4>(),
+            2 => self.of::<2>(),
+            _ => self.of::<1>(),
+        }
+    }
+}
+
+impl Interleave<'_> {
+    #[inline(always)]
+    fn of<const T: usize>(self) {
+        let to = self.tile.as_chunks_mut::<4>().0.as_chunks_mut::<T>().0;
+        let words = self.rows.as_chunks::<4>().0;
+        let rows: [&[[i8; 4]]; T] = std::array::from_fn(|t| &words[t * to.len()..][..to.len()]);
+        for k in 0..to.len() {
+            for t in 0..T {
+                to[k][t] = rows[t][k];
+            }
+        }
     }
 }
 

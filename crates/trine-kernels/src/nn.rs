@@ -62,19 +62,38 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// Rotary embedding (arXiv 2104.09864) of one head in place, "rotate half": pairs `(i, i + d/2)`.
+/// Rotary embedding (arXiv 2104.09864) of a token's heads in place, "rotate half": pairs
+/// `(i, i + d/2)`.
 ///
-/// `head` is `(d,)`; `cos` and `sin` are `(d/2,)`, those of the token's position. With `sin`
+/// `heads` is `(n, d)`; `cos` and `sin` are `(d/2,)`, those of the token's position. With `sin`
 /// negated it is its own inverse, and so its own backward pass.
 ///
 /// # Panics
 /// When the lengths do not fit together.
-pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let expected = (2 * cos.len(), cos.len());
-    assert_eq!((head.len(), sin.len()), expected, "head and rotary row differ in length");
-    let (first, second) = head.split_at_mut(cos.len());
-    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+pub fn rope(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert_eq!(cos.len(), sin.len(), "cos and sin differ in length");
+    let whole = heads.len().checked_rem(2 * cos.len()).is_none_or(|rest| rest == 0);
+    assert!(whole, "{} features are not heads of {}", heads.len(), 2 * cos.len());
+    dispatch(isa(), Rope { heads, cos, sin });
+}
+
+struct Rope<'a> {
+    heads: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for Rope<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for head in self.heads.chunks_exact_mut((2 * self.cos.len()).max(1)) {
+            let (first, second) = head.split_at_mut(self.cos.len());
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(self.cos).zip(self.sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
     }
 }
 
@@ -182,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "head and rotary row differ in length")]
+    #[should_panic(expected = "cos and sin differ in length")]
     fn short_sines_are_refused() {
         rope(&mut [1.0; 6], &[1.0; 3], &[0.0; 2]);
     }
 
     #[test]
-    #[should_panic(expected = "head and rotary row differ in length")]
+    #[should_panic(expected = "8 features are not heads of 6")]
     fn a_long_head_is_refused() {
         rope(&mut [1.0; 8], &[1.0; 3], &[0.0; 3]);
     }

@@ -187,7 +187,7 @@ impl<'m> Pass<'m> {
         let rotate = |heads: usize, data: &mut [f32]| {
             parallel::for_each_chunk(data, heads * d, |t, token| {
                 let (cos, sin) = (&cos[t * (d / 2)..][..d / 2], &sin[t * (d / 2)..][..d / 2]);
-                token.chunks_exact_mut(d).for_each(|head| nn::rope(head, cos, sin));
+                nn::rope(token, cos, sin);
             });
         };
         rotate(config.num_attention_heads, &mut self.q);

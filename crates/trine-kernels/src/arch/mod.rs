@@ -228,13 +228,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.load_f32(&lanes)
     }
 
-    /// Rounds floats from 0 to 16383 to the nearest integers, and splits these: for each four lanes,
-    /// the high seven bits and then the low seven bits. Of NaN, any bits.
+    /// Rounds floats to the nearest integers, and splits these plus `offset`, from 0 to 16383: for each
+    /// four lanes, the high seven bits and then the low seven bits. Of NaN, any bits.
     #[inline(always)]
-    fn split_parts(self, x: Self::Lanes) -> [[[u8; 4]; 2]; 4] {
+    fn split_parts(self, x: Self::Lanes, offset: i32) -> [[[u8; 4]; 2]; 4] {
         let (x, mut parts) = (self.to_array(x), [[[0; 4]; 2]; 4]);
         for l in 0..LANES {
-            let code = (x[l] + ROUND).to_bits();
+            let code = (x[l] + ROUND).to_bits().wrapping_add(offset as u32);
             parts[l / 4][0][l % 4] = (code >> 7 & 0x7f) as u8;
             parts[l / 4][1][l % 4] = (code & 0x7f) as u8;
         }

@@ -419,12 +419,13 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
-    fn split_parts(self, x: [V::Floats; N]) -> [[[u8; 4]; 2]; 4] {
+    fn split_parts(self, x: [V::Floats; N], offset: i32) -> [[[u8; 4]; 2]; 4] {
         let (mut bytes, mut parts) = ([0; 4 * LANES], [[[0; 4]; 2]; 4]);
         for n in 0..N {
             // SAFETY: `self` exists; all stores together are the array.
             unsafe {
                 let code = V::bits_of(V::add_f32(x[n], V::splat_f32(ROUND)));
+                let code = code.add_i32(V::splat_i32(offset));
                 let mask = V::splat_i32(0x7f);
                 let low = code.and(mask).shift_left_4().shift_left_4();
                 let both = code.shift_7().and_or(mask, low);

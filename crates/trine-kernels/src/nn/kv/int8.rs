@@ -52,7 +52,7 @@ use std::ops::Range;
 use trine_ternary::quantize_activations;
 
 use super::super::exp::largest;
-use super::super::{Kernel, LANES, ROUND, Simd, exp2, sum_lanes};
+use super::super::{Kernel, LANES, Simd, exp2, sum_lanes};
 use super::{BAND, Band, KV_BLOCK, KvLayout};
 use crate::aligned::AlignedBuf;
 use crate::packed::{Line, PANEL};
@@ -217,7 +217,7 @@ impl Kernel for Attend<'_> {
         let d = band.layout.d;
         let mut scratch = SCRATCH.take();
         scratch.fit(d);
-        let mut rows = queries(band, &mut scratch);
+        let mut rows = queries(simd, band, &mut scratch);
         let spans = match &to {
             To::Outputs(_) => 0..band.spans,
             To::Partials(spans, _) => spans.clone(),
@@ -372,33 +372,50 @@ impl Scratch {
 
 /// Rounds the queries of a band.
 #[inline(always)]
-fn queries(band: &Band<'_>, scratch: &mut Scratch) -> [Row; BAND] {
-    let d = band.layout.d;
-    let (words, mut rows) = (key_lines(d), [Row::default(); BAND]);
+fn queries<S: Simd>(simd: S, band: &Band<'_>, scratch: &mut Scratch) -> [Row; BAND] {
+    let words = key_lines(band.layout.d);
+    let mut rows = [Row::default(); BAND];
     let codes: &mut [[u8; 4]] = scratch.queries.as_chunks_mut().0;
-    let base = std::f32::consts::LOG2_E / (d as f32).sqrt();
     let mut first = 0;
     while first < band.rows {
         let width = tile_width(band.rows - first);
         let tile = &mut codes[first * 2 * words..][..width * 2 * words];
         for r in 0..width {
             let query = band.query(first + r);
-            let max = query.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
-            let max = if max < INFINITY { f32::from_bits(max) } else { f32::NAN };
-            // A row of zeros, or nearly so, has codes of 0.
-            let factor = QUERY_MAX / if max < 1e-30 { 1e-30 } else { max };
-            let (mut high, mut low) = ([0; KvLayout::MAX_HEAD_DIM], [0; KvLayout::MAX_HEAD_DIM]);
-            for ((high, low), x) in high.iter_mut().zip(&mut low).zip(query) {
-                let code = (x * factor + ROUND).to_bits().wrapping_add(QUERY_OFFSET as u32);
-                (*high, *low) = ((code >> 7 & 0x7f) as u8, (code & 0x7f) as u8);
-            }
-            // Behind the last feature, both halves are 0.
-            interleave(&high[..4 * words], &low[..4 * words], tile, r, width);
-            rows[first + r].scale = max / QUERY_MAX * base;
+            rows[first + r].scale = match width {
+                4 => round_query::<S, 4>(simd, query, tile, r),
+                2 => round_query::<S, 2>(simd, query, tile, r),
+                _ => round_query::<S, 1>(simd, query, tile, r),
+            };
         }
         first += width;
     }
     rows
+}
+
+/// Writes the codes of a query as row `r` of a tile of `W`; returns what one unit of a score stands for.
+#[inline(always)]
+fn round_query<S: Simd, const W: usize>(
+    simd: S,
+    query: &[f32],
+    tile: &mut [[u8; 4]],
+    r: usize,
+) -> f32 {
+    let max = query.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let max = if max < INFINITY { f32::from_bits(max) } else { f32::NAN };
+    // A row of zeros, or nearly so, has codes of 0.
+    let factor = simd.splat_f32(QUERY_MAX / if max < 1e-30 { 1e-30 } else { max });
+    let steps = tile.as_chunks_mut::<2>().0.as_chunks_mut::<W>().0;
+    for (steps, x) in steps.chunks_mut(LANES / 4).zip(query.chunks(LANES)) {
+        // Behind the last feature, key codes are 0, and those of the query may be anything.
+        let mut padded = [0.0; LANES];
+        padded[..x.len()].copy_from_slice(x);
+        let x = simd.multiply_f32(simd.load_f32(&padded), factor);
+        for (step, parts) in steps.iter_mut().zip(simd.split_parts(x, QUERY_OFFSET)) {
+            step[r] = parts;
+        }
+    }
+    max / QUERY_MAX * (std::f32::consts::LOG2_E / (query.len() as f32).sqrt())
 }
 
 /// Adds a span of the past to the rows of a band. Asks memory for the next one where there is `more`.
@@ -619,7 +636,7 @@ fn weigh<S: Simd, const W: usize>(
     let factor = simd.splat_f32(if heaviest > 0.0 { WEIGHT_MAX / heaviest } else { 0.0 });
     let steps = tile.as_chunks_mut::<2>().0.as_chunks_mut::<W>().0;
     for (steps, w) in steps.as_chunks_mut::<4>().0.iter_mut().zip(&*weights) {
-        let parts = simd.split_parts(simd.multiply_f32(*w, factor));
+        let parts = simd.split_parts(simd.multiply_f32(*w, factor), 0);
         for i in 0..4 {
             steps[i][r] = parts[i];
         }
@@ -636,31 +653,6 @@ fn seen_or<S: Simd>(simd: S, x: S::Lanes, seen: usize, chunk: usize, other: f32)
     let mut x = simd.to_array(x);
     x[seen..].fill(other);
     simd.load_f32(&x)
-}
-
-/// Writes two vectors of 7 bits into a tile as those of row `r` of `width`, by fours.
-#[inline(always)]
-fn interleave(high: &[u8], low: &[u8], tile: &mut [[u8; 4]], r: usize, width: usize) {
-    let (high, low) = (high.as_chunks().0, low.as_chunks().0);
-    let pairs = tile.as_chunks_mut().0;
-    match width {
-        4 => interleave_in::<4>(high, low, pairs, r),
-        2 => interleave_in::<2>(high, low, pairs, r),
-        _ => interleave_in::<1>(high, low, pairs, r),
-    }
-}
-
-#[inline(always)]
-fn interleave_in<const W: usize>(
-    high: &[[u8; 4]],
-    low: &[[u8; 4]],
-    pairs: &mut [[[u8; 4]; 2]],
-    r: usize,
-) {
-    let r = r.min(W - 1);
-    for ((pairs, high), low) in pairs.as_chunks_mut::<W>().0.iter_mut().zip(high).zip(low) {
-        pairs[r] = [*high, *low];
-    }
 }
 
 /// Adds the weighted values of a span, of `P * 16` features from those of `group` on.
