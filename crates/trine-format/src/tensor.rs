@@ -118,26 +118,60 @@ impl<'a> DenseTensor<'a> {
         }
         let (from, to) = (self.dtype.ggml_type().block(), dtype.ggml_type().block());
         let columns = self.shape.last().copied().unwrap_or(1);
-        if !columns.is_multiple_of(to.0) {
-            let name = dtype.name();
-            return Err(
-                format!("{name} needs rows of a multiple of {}, found {columns}", to.0).into()
-            );
-        }
+        whole_blocks(dtype, columns)?;
         let mut out = vec![0; self.count() / to.0 * to.1];
         let data = self.data.par_chunks(CHUNK / from.0 * from.1);
         let chunks = out.par_chunks_mut(CHUNK / to.0 * to.1).zip(data).enumerate();
-        let unfit = chunks.filter_map(|(i, (out, data))| {
+        let failed = chunks.filter_map(|(i, (out, data))| {
             let mut values = vec![0.0; data.len() / from.1 * from.0];
             self.dtype.decode(data, &mut values);
             let at = dtype.encode(&values, out).err()?;
             Some((i * CHUNK + at, values[at]))
         });
-        match unfit.find_first(|_| true) {
+        match failed.find_first(|_| true) {
             None => Ok(Cow::Owned(out)),
-            Some((at, v)) => Err(format!("{v} at {at} does not fit {}", dtype.name()).into()),
+            Some((at, v)) => Err(unfit(v, at, dtype)),
         }
     }
+
+    /// Row `r` of a matrix of `rows` rows as another type, into `out`, the bytes of a row: what
+    /// [`Self::convert`] does, without memory for all of it.
+    ///
+    /// # Errors
+    /// As [`Self::convert`].
+    ///
+    /// # Panics
+    /// When there is no row `r`, or `out` is not a row.
+    pub fn convert_row(
+        &self,
+        r: usize,
+        rows: usize,
+        dtype: Dtype,
+        out: &mut [u8],
+    ) -> Result<(), BoxError> {
+        let columns = self.count() / rows;
+        if dtype == self.dtype {
+            out.copy_from_slice(&self.data[r * out.len()..][..out.len()]);
+            return Ok(());
+        }
+        whole_blocks(dtype, columns)?;
+        let mut values = vec![0.0; columns];
+        self.widen_row(r, rows, &mut values);
+        let fits = dtype.encode(&values, out);
+        fits.map_err(|at| unfit(values[at], r * columns + at, dtype))
+    }
+}
+
+fn whole_blocks(dtype: Dtype, columns: usize) -> Result<(), BoxError> {
+    let (name, block) = (dtype.name(), dtype.ggml_type().block().0);
+    if columns.is_multiple_of(block) {
+        return Ok(());
+    }
+    Err(format!("{name} needs rows of a multiple of {block}, found {columns}").into())
+}
+
+fn unfit(value: f32, at: usize, dtype: Dtype) -> BoxError {
+    format!("{value} at {at} does not fit {}", dtype.name()).into()
 }
 
 /// The weight of a projection.

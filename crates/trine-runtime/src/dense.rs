@@ -1,8 +1,10 @@
 //! Full-precision matrices: embedding and head, and the projections of a baseline.
 
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
 use rayon::prelude::*;
-use trine_format::{DenseTensor, Dtype};
+use trine_format::{BoxError, DenseTensor, Dtype};
 use trine_kernels::{BlockKind, BlockMatrix, DenseData};
 
 use crate::RuntimeError;
@@ -33,18 +35,21 @@ impl DenseMatrix {
         dtype: Dtype,
     ) -> Result<Self, RuntimeError> {
         let name = &tensor.name;
-        let bytes = &*tensor.convert(dtype).map_err(|reason| RuntimeError::HeadType {
-            tensor: name.clone(),
-            dtype: dtype.name(),
-            reason: reason.to_string(),
-        })?;
+        let kind = match dtype {
+            Dtype::Q8_0 => Some(BlockKind::Q8_0),
+            Dtype::Q6_K => Some(BlockKind::Q6_K),
+            Dtype::Q4_0 => Some(BlockKind::Q4_0),
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
+        };
+        if let Some(kind) = kind {
+            let data = Elements::Blocks(blocks(tensor, kind, rows, cols, dtype)?);
+            return Ok(Self { rows, cols, data });
+        }
+        let bytes = &*tensor.convert(dtype).map_err(|reason| head_type(name, dtype, reason))?;
         let data = match dtype {
-            Dtype::Q8_0 => Elements::Blocks(blocks(name, BlockKind::Q8_0, rows, cols, bytes)?),
-            Dtype::Q6_K => Elements::Blocks(blocks(name, BlockKind::Q6_K, rows, cols, bytes)?),
-            Dtype::Q4_0 => Elements::Blocks(blocks(name, BlockKind::Q4_0, rows, cols, bytes)?),
-            Dtype::F32 => Elements::F32(finite(name, quads(bytes))?),
             Dtype::F16 => Elements::F16(finite(name, pairs(bytes, f16::from_le_bytes))?),
             Dtype::BF16 => Elements::Bf16(finite(name, pairs(bytes, bf16::from_le_bytes))?),
+            _ => Elements::F32(finite(name, quads(bytes))?),
         };
         Ok(Self { rows, cols, data })
     }
@@ -102,21 +107,47 @@ fn quads(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.par_iter().map(|&quad| f32::from_le_bytes(quad)).collect()
 }
 
+fn head_type(tensor: &str, dtype: Dtype, reason: BoxError) -> RuntimeError {
+    RuntimeError::HeadType {
+        tensor: tensor.to_owned(),
+        dtype: dtype.name(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The tensor in blocks, converted row by row where it is stored as something else.
 fn blocks(
-    name: &str,
+    tensor: &DenseTensor<'_>,
     kind: BlockKind,
     rows: usize,
     cols: usize,
-    bytes: &[u8],
+    dtype: Dtype,
 ) -> Result<BlockMatrix, RuntimeError> {
-    let matrix = BlockMatrix::new(kind, rows, cols, bytes);
+    let name = &tensor.name;
+    if !cols.is_multiple_of(kind.block()) {
+        let reason = format!("rows of {cols} are not whole blocks of {}", kind.block());
+        return Err(head_type(name, dtype, reason.into()));
+    }
+    // The first by row, whichever thread meets another one before.
+    let failed: Mutex<Option<(usize, BoxError)>> = Mutex::new(None);
+    let matrix = BlockMatrix::from_rows(kind, rows, cols, |r, out| {
+        if let Err(reason) = tensor.convert_row(r, rows, dtype, out) {
+            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            if failed.as_ref().is_none_or(|(first, _)| r < *first) {
+                *failed = Some((r, reason));
+            }
+        }
+    });
+    if let Some((_, reason)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(head_type(name, dtype, reason));
+    }
     match matrix.first_not_finite() {
         None => Ok(matrix),
         Some(index) => {
             let mut row = vec![0.0; cols];
             matrix.row(index / cols, &mut row);
             let value = row[index % cols];
-            Err(RuntimeError::NonFinite { tensor: name.to_owned(), index, value })
+            Err(RuntimeError::NonFinite { tensor: name.clone(), index, value })
         }
     }
 }

@@ -134,15 +134,8 @@ struct Pass<'m> {
     /// Of every token's position, `(T, d/2)` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// `(T, H * d)`
-    q: Vec<f32>,
-    /// `(T, K * d)`
-    k: Vec<f32>,
-    v: Vec<f32>,
-    /// `(T, H * d)`, what attention returns.
-    y: Vec<f32>,
-    /// `(T, F)`
-    h: Vec<f32>,
+    /// What lies between projections: room for the larger of the two parts of a layer.
+    buffer: Vec<f32>,
 }
 
 impl<'m> Pass<'m> {
@@ -158,30 +151,23 @@ impl<'m> Pass<'m> {
             let start = step.sequence.positions();
             ModelConfig::rope_rows(&model.inv_freq, start, &mut cos[rows.clone()], &mut sin[rows]);
         }
-        let (q, kv) = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        );
-        Self {
-            model,
-            tokens,
-            cos,
-            sin,
-            q: floats(q),
-            k: floats(kv),
-            v: floats(kv),
-            y: floats(q),
-            h: floats(config.intermediate_size),
-        }
+        let heads = config.num_attention_heads + config.num_key_value_heads;
+        let buffer = floats((2 * heads * config.head_dim).max(config.intermediate_size));
+        Self { model, tokens, cos, sin, buffer }
     }
 
     /// Adds the attention part of a layer to `x` `(T, D)`.
     fn attention(&mut self, index: usize, layer: &Layer, steps: &mut [Step<'_>], x: &mut [f32]) {
         let config = &self.model.config;
-        let d = config.head_dim;
+        let (d, heads, kv_heads) =
+            (config.head_dim, config.num_attention_heads, config.num_key_value_heads);
+        // Queries and what attention returns are (T, H * d), keys and values (T, K * d).
+        let (q, rest) = self.buffer.split_at_mut(self.tokens * heads * d);
+        let (k, rest) = rest.split_at_mut(self.tokens * kv_heads * d);
+        let (v, rest) = rest.split_at_mut(self.tokens * kv_heads * d);
+        let y = &mut rest[..self.tokens * heads * d];
         let input = Input::new(x, self.tokens, Some(&layer.input_norm));
-        let outs = [&mut self.q[..], &mut self.k, &mut self.v];
-        forward_all([&layer.q, &layer.k, &layer.v], &input, outs);
+        forward_all([&layer.q, &layer.k, &layer.v], &input, [&mut *q, k, v]);
 
         let (cos, sin) = (&self.cos, &self.sin);
         let rotate = |heads: usize, data: &mut [f32]| {
@@ -190,31 +176,32 @@ impl<'m> Pass<'m> {
                 nn::rope(token, cos, sin);
             });
         };
-        rotate(config.num_attention_heads, &mut self.q);
-        rotate(config.num_key_value_heads, &mut self.k);
+        rotate(heads, q);
+        rotate(kv_heads, k);
 
-        let width = config.num_key_value_heads * d;
+        let width = kv_heads * d;
         let mut at = 0;
         for step in &mut *steps {
             let kv = at..at + step.ids.len() * width;
             at = kv.end;
-            step.sequence.write(index, &self.k[kv.clone()], &self.v[kv]);
+            step.sequence.write(index, &k[kv.clone()], &v[kv]);
         }
         let pages: Vec<_> = steps.iter().map(|step| step.sequence.pages()).collect();
         let views = steps.iter().zip(&pages);
         let views: Vec<_> =
             views.map(|(step, pages)| step.sequence.view(pages, index, step.ids.len())).collect();
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        nn::attention_kv(self.model.kv, heads, kv_heads, &views, &self.q, &mut self.y);
-        let input = Input::new(&self.y, self.tokens, layer.attn_sub_norm.as_ref());
+        nn::attention_kv(self.model.kv, heads, kv_heads, &views, q, y);
+        let input = Input::new(y, self.tokens, layer.attn_sub_norm.as_ref());
         layer.o.add_to(&input, x);
     }
 
     /// Adds the feed-forward part of a layer to `x` `(T, D)`.
     fn feed_forward(&mut self, layer: &Layer, x: &mut [f32]) {
         let input = Input::new(x, self.tokens, Some(&layer.post_attention_norm));
-        forward_gated(self.model.gate(), &layer.gate, &layer.up, &input, &mut self.h);
-        let input = Input::new(&self.h, self.tokens, layer.ffn_sub_norm.as_ref());
+        // (T, F)
+        let h = &mut self.buffer[..self.tokens * self.model.config.intermediate_size];
+        forward_gated(self.model.gate(), &layer.gate, &layer.up, &input, h);
+        let input = Input::new(h, self.tokens, layer.ffn_sub_norm.as_ref());
         layer.down.add_to(&input, x);
     }
 }
