@@ -17,7 +17,7 @@ const LARGE: usize = 2 << 20;
 
 /// Elements of which the first lies on a multiple of 64 bytes.
 #[derive(Debug)]
-pub(crate) struct AlignedBuf<T> {
+pub struct AlignedBuf<T> {
     storage: Storage,
     len: usize,
     element: std::marker::PhantomData<T>,
@@ -36,7 +36,7 @@ impl<T: Pod> AlignedBuf<T> {
     ///
     /// # Panics
     /// When their bytes are more than an address can count.
-    pub(crate) fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer within the address space");
         Self { storage: Storage::new(bytes), len, element: std::marker::PhantomData }
     }

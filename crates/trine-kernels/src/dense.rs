@@ -135,7 +135,9 @@ impl<E: Element> Product for Dense<'_, E> {
         let cols = self.shape.cols;
         let weights: [&[E]; R] = std::array::from_fn(|r| &self.weights[(row + r) * cols..][..cols]);
         let x: [&[f32]; T] = std::array::from_fn(|t| &self.x[(token + t) * cols..][..cols]);
-        dots(simd, weights, x)
+        // With one token, meanwhile memory is asked for the rows of the next tile.
+        let ahead = if T == 1 { R * self.row_bytes() } else { 0 };
+        dots_ahead(simd, weights, x, ahead)
     }
 }
 
@@ -146,6 +148,17 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const T: usize>(
     rows: [&[E]; R],
     tokens: [&[f32]; T],
 ) -> [[f32; R]; T] {
+    dots_ahead(simd, rows, tokens, 0)
+}
+
+/// [`dots`]; memory is asked for what lies `ahead` bytes after the rows meanwhile, unless that is 0.
+#[inline(always)]
+fn dots_ahead<S: Simd, E: Element, const R: usize, const T: usize>(
+    simd: S,
+    rows: [&[E]; R],
+    tokens: [&[f32]; T],
+    ahead: usize,
+) -> [[f32; R]; T] {
     let len = tokens[0].len();
     let (chunks, rest) = (len / LANES, len % LANES);
     let row_chunks: [&[[E; LANES]]; R] = std::array::from_fn(|r| &rows[r].as_chunks().0[..chunks]);
@@ -153,7 +166,12 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const T: usize>(
         std::array::from_fn(|t| &tokens[t].as_chunks().0[..chunks]);
     let mut lanes = [[simd.load_f32(&[0.0; LANES]); R]; T];
     for c in 0..chunks {
-        let w = std::array::from_fn(|r| &row_chunks[r][c]);
+        let w: [&[E; LANES]; R] = std::array::from_fn(|r| &row_chunks[r][c]);
+        if ahead > 0 {
+            for r in 0..R {
+                simd.prefetch(w[r], ahead);
+            }
+        }
         let x = std::array::from_fn(|t| &token_chunks[t][c]);
         step(simd, &mut lanes, w, x);
     }

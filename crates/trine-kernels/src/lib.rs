@@ -55,6 +55,7 @@ mod ternary;
 mod tests;
 
 pub use activations::Activations;
+pub use aligned::AlignedBuf;
 pub use block::{BlockKind, BlockMatrix, HeadRows, Top, TwoStageHead, block_matmul};
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};

@@ -23,7 +23,9 @@
 //! layout lives in memory only. It is made from the canonical packing of `trine-ternary`; what lies
 //! in files is the business of `trine-format`.
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -49,6 +51,17 @@ pub enum Packing {
 }
 
 impl Packing {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Bits2, Self::Trits5];
+
+    /// A name, which parses back.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bits2 => "2bit",
+            Self::Trits5 => "1.6bit",
+        }
+    }
+
     /// Trits in a byte.
     pub fn digits(self) -> usize {
         match self {
@@ -68,6 +81,23 @@ impl Packing {
             Self::Bits2 => 4,
             Self::Trits5 => 3,
         }
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Packing {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|packing| packing.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("unknown packing {name:?}: expected one of {known}")
+        })
     }
 }
 

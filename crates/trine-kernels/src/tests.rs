@@ -26,8 +26,6 @@ use block::*;
 use kv::*;
 use nn::*;
 
-const PACKINGS: [Packing; 2] = [Packing::Bits2, Packing::Trits5];
-
 /// At and around the sizes of blocks, vectors and lanes, and none at all.
 const COLS: [usize; 16] = [0, 1, 15, 16, 17, 19, 21, 63, 64, 79, 81, 255, 256, 257, 511, 2561];
 
@@ -60,7 +58,7 @@ fn check_matmul(isa: Isa, rows: usize, tokens: usize, trits: &[i8], codes: &[i8]
     let x = Activations::from_codes(codes, &vec![1.0; tokens], cols);
     let mut expected = vec![0; tokens * rows];
     reference::matmul(trits, codes, tokens, &mut expected);
-    for packing in PACKINGS {
+    for packing in Packing::ALL {
         let mut found = vec![i32::MIN; tokens * rows];
         matmul_i32(isa, &PackedMatrix::new(&matrix, packing), &x, &mut found);
         assert!(found == expected, "{isa}, {packing:?}, ({rows}, {cols}) x {tokens}");
@@ -177,7 +175,7 @@ fn fused_products_match_bitlinear(
     x: &Activations,
     expected: &[f32],
 ) {
-    for packing in PACKINGS {
+    for packing in Packing::ALL {
         let w = PackedMatrix::new(weights, packing);
         let mut twice = [vec![0.0; expected.len()], vec![0.0; expected.len()]];
         let [a, b] = &mut twice;

@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use trine_format::{BoxError, DenseTensor, Dtype};
-use trine_kernels::{BlockKind, BlockMatrix, DenseData};
+use trine_kernels::{AlignedBuf, BlockKind, BlockMatrix, DenseData};
 
 use crate::RuntimeError;
 
@@ -20,9 +21,9 @@ pub(crate) struct DenseMatrix {
 }
 
 enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    F32(AlignedBuf<f32>),
+    F16(AlignedBuf<f16>),
+    Bf16(AlignedBuf<bf16>),
     Blocks(BlockMatrix),
 }
 
@@ -47,9 +48,9 @@ impl DenseMatrix {
         }
         let bytes = &*tensor.convert(dtype).map_err(|reason| head_type(name, dtype, reason))?;
         let data = match dtype {
-            Dtype::F16 => Elements::F16(finite(name, pairs(bytes, f16::from_le_bytes))?),
-            Dtype::BF16 => Elements::Bf16(finite(name, pairs(bytes, bf16::from_le_bytes))?),
-            _ => Elements::F32(finite(name, quads(bytes))?),
+            Dtype::F16 => Elements::F16(numbers(name, bytes, f16::from_le_bytes)?),
+            Dtype::BF16 => Elements::Bf16(numbers(name, bytes, bf16::from_le_bytes)?),
+            _ => Elements::F32(numbers(name, bytes, f32::from_le_bytes)?),
         };
         Ok(Self { rows, cols, data })
     }
@@ -79,11 +80,11 @@ impl DenseMatrix {
     }
 }
 
-/// `values`, where all are finite.
-pub(crate) fn finite<T: Copy + Sync + Into<f32>>(
+/// Checks that all values of a tensor are finite.
+pub(crate) fn check_finite<T: Copy + Sync + Into<f32>>(
     name: &str,
-    values: Vec<T>,
-) -> Result<Vec<T>, RuntimeError> {
+    values: &[T],
+) -> Result<(), RuntimeError> {
     // Without a branch for each element, as nearly all are finite.
     let bad = |v: &T| !(*v).into().is_finite();
     let first = values.par_chunks(CHECKED).enumerate().find_map_first(|(i, chunk)| {
@@ -91,7 +92,7 @@ pub(crate) fn finite<T: Copy + Sync + Into<f32>>(
         any.then(|| i * CHECKED + chunk.iter().position(bad).unwrap_or(0))
     });
     match first {
-        None => Ok(values),
+        None => Ok(()),
         Some(index) => {
             let value = values[index].into();
             Err(RuntimeError::NonFinite { tensor: name.to_owned(), index, value })
@@ -99,12 +100,20 @@ pub(crate) fn finite<T: Copy + Sync + Into<f32>>(
     }
 }
 
-fn pairs<T: Send>(bytes: &[u8], number: impl Fn([u8; 2]) -> T + Sync) -> Vec<T> {
-    bytes.as_chunks().0.par_iter().map(|&pair| number(pair)).collect()
-}
-
-fn quads(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.par_iter().map(|&quad| f32::from_le_bytes(quad)).collect()
+/// Numbers of `B` bytes each, all finite.
+fn numbers<T: Pod + Send + Sync + Into<f32>, const B: usize>(
+    name: &str,
+    bytes: &[u8],
+    number: impl Fn([u8; B]) -> T + Sync,
+) -> Result<AlignedBuf<T>, RuntimeError> {
+    let bytes = bytes.as_chunks().0;
+    let mut values = AlignedBuf::new(bytes.len());
+    let chunks = values.par_chunks_mut(CHECKED).zip(bytes.par_chunks(CHECKED));
+    chunks.for_each(|(values, bytes)| {
+        values.iter_mut().zip(bytes).for_each(|(value, bytes)| *value = number(*bytes));
+    });
+    check_finite(name, &values)?;
+    Ok(values)
 }
 
 fn head_type(tensor: &str, dtype: Dtype, reason: BoxError) -> RuntimeError {

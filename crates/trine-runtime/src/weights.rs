@@ -5,17 +5,17 @@ use trine_format::{
     Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, Weight, names,
 };
 use trine_kernels::nn::{Gate, KvLayout, KvType};
-use trine_kernels::{PackedMatrix, Packing};
+use trine_kernels::{PackedMatrix, Packing, isa};
 use trine_ternary::TernaryMatrix;
 
 use crate::RuntimeError;
-use crate::dense::{DenseMatrix, finite};
+use crate::dense::{DenseMatrix, check_finite};
 use crate::linear::{Linear, Norm, Projected};
 
 /// How a model is held in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// How trits lie in memory.
+    /// How trits lie in memory, which changes no result.
     pub packing: Packing,
     /// Type to hold head and embedding in; `None` for the one in which they are stored. A smaller one
     /// makes every token quicker and changes the logits by its rounding.
@@ -25,9 +25,10 @@ pub struct LoadOptions {
 }
 
 impl Default for LoadOptions {
-    /// Everything as it is stored, and f32 for keys and values: the bits that the trainer computes.
+    /// Trits as the processor reads them fastest, everything else as it is stored, and f32 for keys and
+    /// values: the bits that the trainer computes.
     fn default() -> Self {
-        Self { packing: Packing::default(), head: None, kv: KvType::F32 }
+        Self { packing: isa().packing(), head: None, kv: KvType::F32 }
     }
 }
 
@@ -129,7 +130,9 @@ impl Model {
 
 fn norm(file: &ModelFile, name: &str, eps: f32) -> Result<Norm, RuntimeError> {
     let tensor = file.dense(name)?;
-    Ok(Norm { weight: finite(&tensor.name, tensor.to_f32())?, eps })
+    let weight = tensor.to_f32();
+    check_finite(name, &weight)?;
+    Ok(Norm { weight, eps })
 }
 
 /// The weights of all projections, layer after layer in the order of [`Projection::ALL`].

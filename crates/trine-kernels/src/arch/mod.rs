@@ -143,9 +143,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
     }
 
-    /// Asks memory for the line that lies `bytes` after `line`, whatever is there.
+    /// Asks memory for the line that lies `bytes` after `at`, whatever is there.
     #[inline(always)]
-    fn prefetch(self, _line: &Line, _bytes: usize) {}
+    fn prefetch<T>(self, _at: &T, _bytes: usize) {}
 
     /// Sixteen floats.
     type Lanes: Copy;

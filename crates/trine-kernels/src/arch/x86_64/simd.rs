@@ -282,11 +282,11 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
-    fn prefetch(self, line: &Line, bytes: usize) {
+    fn prefetch<T>(self, at: &T, bytes: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = line.as_ptr().wrapping_add(bytes);
+        let at = std::ptr::from_ref(at).cast::<i8>().wrapping_add(bytes);
         // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
     }
 
     type Lanes = [V::Floats; N];

@@ -109,7 +109,7 @@ pub(crate) fn ternary(
     let matrix = RandomTrits::new(config.clone(), 0).projection(0, *projection)?;
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let scalar = reference_macs_per_second(&matrix);
-    let packed = PackedMatrix::new(&matrix, formats.weights.packing());
+    let packed = PackedMatrix::new(&matrix, formats.weights);
     let bytes = packed.bytes().len();
     let copies: Vec<_> = std::iter::repeat_n(packed, COPIES_BYTES.div_ceil(bytes.max(1))).collect();
     let time = |tokens: usize| {

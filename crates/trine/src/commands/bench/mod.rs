@@ -179,8 +179,8 @@ fn time_model(
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let Formats { weights, head, kv } = formats;
-    let options = LoadOptions { packing: weights.packing(), head: Some(head), kv };
+    let Formats { weights: packing, head, kv } = formats;
+    let options = LoadOptions { packing, head: Some(head), kv };
     let model = Model::load_with(file, &options)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     if args.model.is_none() {
@@ -253,7 +253,8 @@ fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
         (None, Some(_)) => Dtype::Q6_K,
         (None, None) => file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype,
     };
-    Ok(Formats { weights: args.memory.weights(), head, kv: args.memory.options().kv })
+    let LoadOptions { packing: weights, kv, .. } = args.memory.options();
+    Ok(Formats { weights, head, kv })
 }
 
 fn measure_limits(threads: usize) -> Limits {

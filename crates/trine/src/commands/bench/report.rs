@@ -336,7 +336,7 @@ fn stddev(samples: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Weights;
+    use trine_kernels::Packing;
     use trine_kernels::nn::KvType;
 
     fn rate(median: f64) -> Rate {
@@ -359,7 +359,7 @@ mod tests {
             setting: Setting {
                 model: "m".into(),
                 parameters: 1,
-                formats: Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: KvType::F16 },
+                formats: Formats { weights: Packing::Bits2, head: Dtype::Q6_K, kv: KvType::F16 },
                 processor: None,
                 threads: 2,
                 limits: [limits(0.7), limits(1.0)],

@@ -5,14 +5,13 @@
 //! the embedding, activations and padding: together under a percent.
 
 use trine_format::{Dtype, ModelConfig, Projection};
+use trine_kernels::Packing;
 use trine_kernels::nn::{KV_BLOCK, KvLayout, KvType};
-
-use crate::memory::Weights;
 
 /// How the parts of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Formats {
-    pub(crate) weights: Weights,
+    pub(crate) weights: Packing,
     /// Of the head, which may be the embedding.
     pub(crate) head: Dtype,
     pub(crate) kv: KvType,
@@ -41,7 +40,11 @@ impl Traffic {
         let position = (config.num_key_value_heads * block / KV_BLOCK) as u64;
         Self {
             macs: layers * shapes.into_iter().map(trits).sum::<u64>(),
-            weights: layers * shapes.map(|s| formats.weights.bytes(trits(s))).iter().sum::<u64>(),
+            weights: layers
+                * shapes
+                    .map(|s| trits(s).div_ceil(formats.weights.digits() as u64))
+                    .iter()
+                    .sum::<u64>(),
             head: bytes(formats.head, &[config.vocab_size, config.hidden_size]),
             position: layers * position,
         }
@@ -62,7 +65,7 @@ mod tests {
     /// Counted by hand: a layer has 2560 * (2560 + 640 + 640 + 2560) + 3 * 2560 * 6912 weights.
     #[test]
     fn the_costs_of_2b4t_are_those_counted_by_hand() {
-        let formats = Formats { weights: Weights::Bits2, head: Dtype::Q6_K, kv: KvType::F16 };
+        let formats = Formats { weights: Packing::Bits2, head: Dtype::Q6_K, kv: KvType::F16 };
         let traffic = Traffic::new(&Shape::B2.config(), formats);
         let layer = 16_384_000 + 53_084_160;
         assert_eq!(traffic.macs, 30 * layer);
@@ -75,7 +78,7 @@ mod tests {
         assert_eq!(int8.position, 30 * 5 * (2 * 128 + 12));
         let bf16 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::BF16, ..formats });
         assert_eq!(bf16.head, 656_670_720);
-        let dense = Formats { weights: Weights::Trits5, ..formats };
+        let dense = Formats { weights: Packing::Trits5, ..formats };
         assert_eq!(Traffic::new(&Shape::B2.config(), dense).weights, 416_808_960);
     }
 
