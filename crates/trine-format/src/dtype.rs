@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::blocks::{q4_0, q6_k, q8_0};
+use crate::error::BoxError;
 use crate::gguf::GgmlType;
 
 /// Types of numbers; files hold them little-endian, and blocks as [`blocks`](crate::blocks) says.
@@ -50,6 +51,18 @@ impl Dtype {
     /// The type of a tensor in a GGUF file, where it is one of plain numbers.
     pub fn from_ggml(kind: GgmlType) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.ggml_type() == kind)
+    }
+
+    /// Checks that rows of `columns` numbers can be stored: that they are whole blocks.
+    ///
+    /// # Errors
+    /// When they are not, with both lengths.
+    pub fn check_columns(self, columns: usize) -> Result<(), BoxError> {
+        let (name, block) = (self.name(), self.ggml_type().block().0);
+        if columns.is_multiple_of(block) {
+            return Ok(());
+        }
+        Err(format!("{name} needs rows of a multiple of {block}, found {columns}").into())
     }
 
     /// Whether numbers are stored in blocks that share a scale; such types exist in GGUF files only.

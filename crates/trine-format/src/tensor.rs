@@ -118,7 +118,7 @@ impl<'a> DenseTensor<'a> {
         }
         let (from, to) = (self.dtype.ggml_type().block(), dtype.ggml_type().block());
         let columns = self.shape.last().copied().unwrap_or(1);
-        whole_blocks(dtype, columns)?;
+        dtype.check_columns(columns)?;
         let mut out = vec![0; self.count() / to.0 * to.1];
         let data = self.data.par_chunks(CHUNK / from.0 * from.1);
         let chunks = out.par_chunks_mut(CHUNK / to.0 * to.1).zip(data).enumerate();
@@ -154,20 +154,12 @@ impl<'a> DenseTensor<'a> {
             out.copy_from_slice(&self.data[r * out.len()..][..out.len()]);
             return Ok(());
         }
-        whole_blocks(dtype, columns)?;
+        dtype.check_columns(columns)?;
         let mut values = vec![0.0; columns];
         self.widen_row(r, rows, &mut values);
         let fits = dtype.encode(&values, out);
         fits.map_err(|at| unfit(values[at], r * columns + at, dtype))
     }
-}
-
-fn whole_blocks(dtype: Dtype, columns: usize) -> Result<(), BoxError> {
-    let (name, block) = (dtype.name(), dtype.ggml_type().block().0);
-    if columns.is_multiple_of(block) {
-        return Ok(());
-    }
-    Err(format!("{name} needs rows of a multiple of {block}, found {columns}").into())
 }
 
 fn unfit(value: f32, at: usize, dtype: Dtype) -> BoxError {

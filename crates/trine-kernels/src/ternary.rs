@@ -26,7 +26,7 @@ use crate::parallel::{self, SharedMut};
 const SMALLEST_PART: usize = 32 << 10;
 
 /// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Multiplications from which on threads are worth their start.
 const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };

@@ -133,10 +133,7 @@ fn blocks(
     dtype: Dtype,
 ) -> Result<BlockMatrix, RuntimeError> {
     let name = &tensor.name;
-    if !cols.is_multiple_of(kind.block()) {
-        let reason = format!("rows of {cols} are not whole blocks of {}", kind.block());
-        return Err(head_type(name, dtype, reason.into()));
-    }
+    dtype.check_columns(cols).map_err(|reason| head_type(name, dtype, reason))?;
     // The first by row, whichever thread meets another one before.
     let failed: Mutex<Option<(usize, BoxError)>> = Mutex::new(None);
     let matrix = BlockMatrix::from_rows(kind, rows, cols, |r, out| {

@@ -24,7 +24,7 @@ const CHUNKS_PER_THREAD: usize = 4;
 const PARALLEL_WORK: usize = 1 << 18;
 
 /// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Weights in blocks times `x`, `(tokens, cols)`: `out[t, r]` is the product of row `r` with token `t`,
 /// as the module `block` defines it. Runs on [`isa()`], in parallel over rows.
