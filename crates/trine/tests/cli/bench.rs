@@ -79,10 +79,19 @@ fn kernels_are_timed_at_the_shapes_of_the_model() {
 #[test]
 fn a_bench_of_a_file_is_a_table() {
     let place = Place::new();
-    let table = place.ok(&["bench", FIXTURE, "-p", "8", "-n", "2", "-r", "1"]);
-    for expected in
-        ["| pp8 ", "| tg2 ", "of bandwidth", "limits ", "memory ", "start ", "loaded in"]
-    {
+    let table = place.ok(&["bench", FIXTURE, "-p", "8", "-n", "2", "-r", "1", "--repeat", "4"]);
+    for expected in [
+        "| pp8 ",
+        "| tg2 ",
+        "| rp4 ",
+        "| rp4 ahead ",
+        "of bandwidth",
+        "limits ",
+        "times as fast",
+        "memory ",
+        "start ",
+        "loaded in",
+    ] {
         assert!(table.contains(expected), "no {expected:?} in {table}");
     }
 }
@@ -97,7 +106,10 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["-n", "100", "-d", "0,500"], &["tg100@d500", "600 positions", "has 512"]);
     place.refused(&["bench", "missing.gguf"], &["missing.gguf"]);
     // 64 columns are no whole block.
-    place.refused_later(&["bench", FIXTURE, "--head", "q6_k"], &["q6_k", "multiple of 256"]);
+    place.refused_later(
+        &["bench", FIXTURE, "--head", "q6_k"],
+        &["q6_k", "multiple of 256", "found 64"],
+    );
     for args in [
         &["bench"][..],
         &["bench", "m.gguf", "--shape", "tiny"],

@@ -66,13 +66,17 @@ pub(crate) struct Args {
     /// Numbers of sequences that generate together, separated by commas; their tokens are added up
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
     batch: Vec<NonZeroUsize>,
+    /// Lengths of answers that repeat their prompt but for a token in 16, separated by commas: each
+    /// without and with guesses
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    repeat: Vec<usize>,
     #[command(flatten)]
     memory: MemoryArgs,
     /// How often each test is timed
     #[arg(short, long, value_name = "N", default_value = "5")]
     repetitions: NonZeroUsize,
     /// Time single products at the model's shapes instead of the model
-    #[arg(long, conflicts_with_all = ["prompt", "generate", "depth", "batch", "repetitions"])]
+    #[arg(long, conflicts_with_all = ["prompt", "generate", "depth", "batch", "repeat", "repetitions"])]
     kernels: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -94,6 +98,9 @@ impl Args {
                 tests.extend(self.batch.iter().map(decode));
             }
         }
+        for &tokens in self.repeat.iter().filter(|n| **n > 0) {
+            tests.extend([false, true].map(|ahead| Test::Repeat { tokens, ahead }));
+        }
         tests
     }
 }
@@ -108,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let threads = trine_kernels::threads();
     let tests = args.tests();
     if tests.is_empty() {
-        bail!("nothing to measure: expected a length above 0 for --prompt or --gen");
+        bail!("nothing to measure: expected a length above 0 for --prompt, --gen or --repeat");
     }
     let file = open(args)?;
     let config = file.config();

@@ -162,7 +162,7 @@ impl Report {
     /// prompt reads the weights as often as it likes.
     fn share_of_bandwidth(&self, measured: &Measured) -> Option<f64> {
         match measured.test {
-            Test::Prefill { .. } => None,
+            Test::Prefill { .. } | Test::Repeat { .. } => None,
             Test::Decode { tokens, depth, batch } => {
                 // A token attends to those before it and itself.
                 let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
@@ -188,6 +188,16 @@ impl Report {
         (seconds > 0.0).then_some((seconds, self.traffic.position as f64 * depth as f64))
     }
 
+    /// How many times faster a repeated text comes with guesses, where that was measured.
+    fn speedup(&self, measured: &Measured) -> Option<f64> {
+        let Test::Repeat { tokens, ahead: true } = measured.test else {
+            return None;
+        };
+        let without = Test::Repeat { tokens, ahead: false };
+        let without = self.measured.iter().find(|m| m.test == without)?;
+        Some(median(&measured.samples) / median(&without.samples))
+    }
+
     /// The first measured prompt.
     fn prefill(&self) -> Option<&Measured> {
         self.measured.iter().find(|m| matches!(m.test, Test::Prefill { .. }))
@@ -201,9 +211,9 @@ impl Report {
     /// One object: the numbers that are compared first, then everything.
     pub(crate) fn json(&self) -> Value {
         let speed = |m: Option<&Measured>| m.map(|m| median(&m.samples));
-        let sweep = |prefill: bool| -> Vec<Value> {
-            let of_kind = |m: &&Measured| matches!(m.test, Test::Prefill { .. }) == prefill;
-            self.measured.iter().filter(of_kind).map(|m| self.row_json(m)).collect()
+        let sweep = |of_kind: fn(&Test) -> bool| -> Vec<Value> {
+            let rows = self.measured.iter().filter(|m| of_kind(&m.test));
+            rows.map(|m| self.row_json(m)).collect()
         };
         let value = json!({
             "prefill_tok_s": speed(self.prefill()),
@@ -221,8 +231,9 @@ impl Report {
             "head_bytes": self.traffic.head,
             "kv_bytes_per_position": self.traffic.position,
             "macs_per_token": self.traffic.macs,
-            "prefill": sweep(true),
-            "decode": sweep(false),
+            "prefill": sweep(|test| matches!(test, Test::Prefill { .. })),
+            "decode": sweep(|test| matches!(test, Test::Decode { .. })),
+            "repeat": sweep(|test| matches!(test, Test::Repeat { .. })),
             "energy": self.no_energy.as_ref().map(|reason| json!({ "not_available": reason })),
         });
         let mut map = self.setting.json();
@@ -236,6 +247,7 @@ impl Report {
         let (tokens, depth, batch) = match m.test {
             Test::Prefill { tokens } => (tokens, 0, 1),
             Test::Decode { tokens, depth, batch } => (tokens, depth, batch),
+            Test::Repeat { tokens, .. } => (tokens, tokens, 1),
         };
         let context = self.context(m);
         json!({
@@ -250,6 +262,7 @@ impl Report {
             "fraction_of_int8_peak": self.share_of_int8_peak(m),
             "context_s_per_token": context.map(|(seconds, _)| seconds),
             "context_gb_s": context.map(|(seconds, bytes)| bytes / seconds / 1e9),
+            "times_without_guesses": self.speedup(m),
             "joules_per_token": m.joules,
         })
     }
@@ -280,6 +293,13 @@ impl Report {
                     output::bytes(bytes as u64),
                     bytes / seconds / 1e9,
                 );
+            }
+        }
+        for m in &self.measured {
+            if let Some(times) = self.speedup(m) {
+                let name = m.test.name();
+                out +=
+                    &format!("ahead       {name}: {times:.2} times as fast as without guesses\n");
             }
         }
         let bytes = |n: Option<u64>| n.map_or("not available".to_owned(), output::bytes);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use trine_runtime::{Logits, Model, RuntimeError, Sequence, Session, Step};
+use trine_runtime::{Draft, GeneratorConfig, Logits, Model, RuntimeError, Sequence, Session, Step};
 
 use super::machine::Energy;
 
@@ -12,6 +12,9 @@ const WARM_UP: usize = 8;
 /// Tokens of a context that go through the model together.
 const CHUNK: usize = 256;
 
+/// One token in so many of a repeated text is another.
+const CHANGED: usize = 16;
+
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Test {
@@ -20,11 +23,15 @@ pub(crate) enum Test {
     /// So many steps of `batch` sequences together, each a token after a context of `depth` tokens:
     /// the logits after each, and the likeliest next token.
     Decode { tokens: usize, depth: usize, batch: usize },
+    /// An answer of so many tokens that repeats the prompt before it but for one in [`CHANGED`], as an
+    /// edit or a summary that quotes would; with guesses, if `ahead`. The answer is given, so that
+    /// weights do not matter, only their shape: every pass that it takes is computed.
+    Repeat { tokens: usize, ahead: bool },
 }
 
 impl Test {
     /// The name that llama-bench would give it: pp512, tg128, tg128@d2048; several sequences add
-    /// their number, x8.
+    /// their number, x8. It has none for repeated text: rp256, and rp256 ahead.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Prefill { tokens } => format!("pp{tokens}"),
@@ -33,6 +40,8 @@ impl Test {
                 let batch = if batch > 1 { format!(" x{batch}") } else { String::new() };
                 format!("tg{tokens}{depth}{batch}")
             }
+            Self::Repeat { tokens, ahead: false } => format!("rp{tokens}"),
+            Self::Repeat { tokens, ahead: true } => format!("rp{tokens} ahead"),
         }
     }
 
@@ -41,13 +50,14 @@ impl Test {
         match self {
             Self::Prefill { tokens } => tokens,
             Self::Decode { tokens, depth, .. } => depth + tokens,
+            Self::Repeat { tokens, .. } => 2 * tokens,
         }
     }
 
     /// Tokens that go through the model each time.
     fn tokens(self) -> usize {
         match self {
-            Self::Prefill { tokens } => tokens,
+            Self::Prefill { tokens } | Self::Repeat { tokens, .. } => tokens,
             Self::Decode { tokens, batch, .. } => tokens * batch,
         }
     }
@@ -93,6 +103,30 @@ pub(crate) fn measure(
                 let seconds = begin.elapsed().as_secs_f64();
                 sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
                 Ok(seconds)
+            })
+        }
+        Test::Repeat { tokens, ahead } => {
+            let prompt = ids.take(tokens);
+            let other = ids.take(tokens);
+            let answer = prompt.iter().zip(&other).enumerate();
+            let answer: Vec<u32> = answer
+                .map(|(i, (same, other))| if (i + 1) % CHANGED == 0 { *other } else { *same })
+                .collect();
+            let mut session = Session::new(model);
+            session.prefill(&prompt)?;
+            Box::new(move |_| {
+                // The last id of the prompt is left to the generation.
+                session.truncate(tokens - 1);
+                let mut given = |logits: &[f32], text: &[u32]| {
+                    likeliest(logits);
+                    Ok(answer[text.len() - tokens])
+                };
+                let draft = if ahead { Draft::Auto } else { Draft::Off };
+                let config = GeneratorConfig { max_tokens: tokens, draft, ..Default::default() };
+                let mut ids = session.generate(&prompt, &mut given, config)?;
+                let begin = Instant::now();
+                ids.try_for_each(|id| id.map(drop))?;
+                Ok(begin.elapsed().as_secs_f64())
             })
         }
     };
@@ -185,6 +219,12 @@ mod tests {
         assert_eq!(decode(2048, 1).name(), "tg32@d2048");
         assert_eq!(decode(2048, 8).name(), "tg32@d2048 x8");
         assert_eq!((decode(2048, 8).positions(), decode(2048, 8).tokens()), (2080, 256));
+        let repeat = |ahead| Test::Repeat { tokens: 256, ahead };
+        assert_eq!(
+            (repeat(false).name(), repeat(true).name()),
+            ("rp256".into(), "rp256 ahead".into())
+        );
+        assert_eq!((repeat(true).positions(), repeat(true).tokens()), (512, 256));
     }
 
     #[test]
