@@ -41,10 +41,9 @@ pub(crate) const PANEL: usize = 16;
 pub(crate) type Line = [u8; 4 * PANEL];
 
 /// How trits lie in memory; products are the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packing {
     /// Four trits in a byte: quick to unpack on any CPU.
-    #[default]
     Bits2,
     /// Five trits in a byte: a fifth less to read from memory, at more work to unpack.
     Trits5,
@@ -210,7 +209,7 @@ impl PackedMatrix {
 impl From<&TernaryMatrix> for PackedMatrix {
     /// Packs in 2 bits, which is the quickest to make.
     fn from(matrix: &TernaryMatrix) -> Self {
-        Self::new(matrix, Packing::default())
+        Self::new(matrix, Packing::Bits2)
     }
 }
 

@@ -48,12 +48,11 @@ const TASKS: usize = 8;
 const PARALLEL_WORK: usize = 1 << 17;
 
 /// How keys and values are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvType {
     /// As they are.
     F32,
     /// Rounded to half precision.
-    #[default]
     F16,
     /// int8 codes with a scale for each position and head.
     Int8,
