@@ -168,9 +168,10 @@ impl Shared {
 
     /// Returns when no worker can reach the job any more.
     fn close(&self) {
-        self.job.store(std::ptr::null_mut(), Ordering::SeqCst);
-        // A worker says that it is inside before it looks at `job`. So either it is counted here, or
-        // it will find null.
+        // A worker says that it is inside before it looks at `job`. So either it is counted below, or
+        // it will find null. That needs this write to come before the next read, everywhere: a swap,
+        // as qemu's emulation of AArch64 lets the read pass a plain store, whatever its ordering.
+        self.job.swap(std::ptr::null_mut(), Ordering::SeqCst);
         let mut spins = 0;
         while self.inside.load(Ordering::SeqCst) != 0 {
             if spins < SPINS {
