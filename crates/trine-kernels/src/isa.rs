@@ -68,8 +68,9 @@ impl Isa {
     /// How trits are best held in memory for one-token products: in five a byte where they are
     /// unpacked about as fast as memory delivers them, in four elsewhere.
     ///
-    /// On one Zen 5 core, in trits read a second from memory, of four and of five a byte: `avx2` 97
-    /// and 21 billion, `avx512vnni` 132 and 82, `avx512vbmi` 133 and 148.
+    /// On one Zen 5 core, in billions of trits a second out of a cache, of four and of five a byte:
+    /// `avx2` 124 and 46, `avx512vnni` 256 and 115, `avx512vbmi` 245 and 253. Memory gave it 160
+    /// and 200.
     pub fn packing(self) -> Packing {
         match self {
             Self::Avx512Vbmi => Packing::Trits5,

@@ -53,6 +53,7 @@ mod product;
 mod ternary;
 #[cfg(test)]
 mod tests;
+mod trits5;
 
 pub use activations::Activations;
 pub use aligned::AlignedBuf;

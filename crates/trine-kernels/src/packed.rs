@@ -8,7 +8,7 @@
 //! | packing | a byte holds | columns of a line | bits a trit |
 //! | --- | --- | --- | --- |
 //! | [`Packing::Bits2`] | 4 codes, `c0 + 4 c1 + 16 c2 + 64 c3` | 16 | 2 |
-//! | [`Packing::Trits5`] | 5 codes, `c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4` | 20 | 1.6 |
+//! | [`Packing::Trits5`] | 5 codes, as `trits5` says | 20 | 1.6 |
 //!
 //! Code `q` of byte `4 r + i` of line `l` is that of column `(l * D + q) * 4 + i`, where `D` is the
 //! number of codes in a byte. Unpacking a line thus gives `D` vectors of 64 codes, each of four
@@ -33,6 +33,7 @@ use trine_ternary::TernaryMatrix;
 
 use crate::aligned::AlignedBuf;
 use crate::parallel;
+use crate::trits5::{BYTES, DIGITS};
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -65,21 +66,13 @@ impl Packing {
     pub fn digits(self) -> usize {
         match self {
             Self::Bits2 => 4,
-            Self::Trits5 => 5,
+            Self::Trits5 => DIGITS,
         }
     }
 
     /// Columns in a line of a panel.
     pub(crate) fn line_cols(self) -> usize {
         4 * self.digits()
-    }
-
-    /// What a code is multiplied by for each position in a byte, from the first up.
-    fn base(self) -> u32 {
-        match self {
-            Self::Bits2 => 4,
-            Self::Trits5 => 3,
-        }
     }
 }
 
@@ -246,24 +239,32 @@ fn pack(matrix: &TernaryMatrix, packing: Packing, bytes: &mut [u8]) {
 /// Writes row `r` of a panel; `trits` fill its lines.
 fn pack_row(trits: &[i8], packing: Packing, r: usize, panel: &mut [u8]) {
     match packing {
-        Packing::Bits2 => pack_row_of::<4>(trits, packing.base(), r, panel),
-        Packing::Trits5 => pack_row_of::<5>(trits, packing.base(), r, panel),
+        Packing::Bits2 => pack_row_of::<4, 4>(trits, r, panel, |packed| packed),
+        Packing::Trits5 => {
+            pack_row_of::<DIGITS, 3>(trits, r, panel, |code| BYTES[usize::from(code)])
+        }
     }
 }
 
-fn pack_row_of<const D: usize>(trits: &[i8], base: u32, r: usize, panel: &mut [u8]) {
+fn pack_row_of<const D: usize, const BASE: u32>(
+    trits: &[i8],
+    r: usize,
+    panel: &mut [u8],
+    byte: impl Fn(u8) -> u8,
+) {
     let words = trits.as_chunks::<4>().0.as_chunks::<D>().0;
     for (line, words) in panel.as_chunks_mut::<{ 4 * PANEL }>().0.iter_mut().zip(words) {
         // Four bytes at once: no code, and no sum of codes, reaches into the next byte.
         let code = |word: &[i8; 4]| u32::from_le_bytes(word.map(|trit| (trit + 1) as u8));
-        let packed = words.iter().rev().fold(0, |packed, word| packed * base + code(word));
-        line[4 * r..][..4].copy_from_slice(&packed.to_le_bytes());
+        let packed = words.iter().rev().fold(0, |packed, word| packed * BASE + code(word));
+        line[4 * r..][..4].copy_from_slice(&packed.to_le_bytes().map(&byte));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trits5;
 
     #[test]
     fn a_line_holds_four_columns_of_sixteen_rows_in_every_code() {
@@ -277,9 +278,11 @@ mod tests {
             for r in 0..32 {
                 for c in 0..m.lines() * 4 * d {
                     let (l, q, i) = (c / (4 * d), c / 4 % d, c % 4);
-                    let byte = u32::from(m.panel(r / 16)[l][4 * (r % 16) + i]);
-                    let base = if d == 4 { 4u32 } else { 3 };
-                    let code = byte / base.pow(q as u32) % base;
+                    let byte = m.panel(r / 16)[l][4 * (r % 16) + i];
+                    let code = match packing {
+                        Packing::Bits2 => byte >> (2 * q) & 3,
+                        Packing::Trits5 => trits5::digits(byte)[q],
+                    };
                     let trit = if r < rows && c < cols { trits[r * cols + c] } else { 0 };
                     assert_eq!(code as i8 - 1, trit, "{packing:?} row {r} column {c}");
                 }

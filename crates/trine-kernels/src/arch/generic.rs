@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 use crate::packed::{Line, PANEL};
+use crate::trits5::{DIGITS, digits};
 
 /// Needs no proof.
 #[derive(Clone, Copy)]
@@ -55,7 +56,13 @@ impl Simd for Generic {
 
     #[inline(always)]
     fn unpack_trits(self, line: &Line) -> [Line; 5] {
-        [1, 3, 9, 27, 81].map(|power| line.map(|byte| byte / power % 3))
+        let mut codes = [[0; 4 * PANEL]; DIGITS];
+        for (i, byte) in line.iter().enumerate() {
+            for (codes, digit) in codes.iter_mut().zip(digits(*byte)) {
+                codes[i] = digit;
+            }
+        }
+        codes
     }
 
     #[inline(always)]

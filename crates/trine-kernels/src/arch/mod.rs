@@ -10,6 +10,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod digits;
 mod generic;
 pub(crate) mod peak;
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +21,7 @@ use half::{bf16, f16};
 
 use crate::isa::Isa;
 use crate::packed::{Line, PANEL};
+use crate::trits5::DIGITS;
 use generic::Generic;
 
 /// Part sums of a float dot product; see `dense` for their order.
@@ -95,8 +98,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn unpack_bits(self, line: &Line) -> [Self::Codes; 4];
 
     /// The codes of a line of [`Packing::Trits5`](crate::Packing::Trits5), from the lowest digit up;
-    /// of bytes from 243 on, any codes that are at most 2.
-    fn unpack_trits(self, line: &Line) -> [Self::Codes; 5];
+    /// of a byte that is no code, any that are at most 2.
+    fn unpack_trits(self, line: &Line) -> [Self::Codes; DIGITS];
 
     /// The low and the high halves of every byte.
     #[inline(always)]

@@ -5,8 +5,10 @@ use std::arch::asm;
 
 use half::{bf16, f16};
 
+use super::super::digits::{Bytes, digits};
 use super::super::{Kernel, LANES, Simd};
 use crate::packed::{Line, PANEL};
+use crate::trits5::DIGITS;
 
 /// Registers of a line.
 const N: usize = 4;
@@ -60,6 +62,56 @@ unsafe fn add_pairs(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     unsafe {
         let low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
         vpadalq_s16(sums, vpaddq_s16(low, vmull_high_s8(a, b)))
+    }
+}
+
+impl Bytes for uint8x16_t {
+    #[inline(always)]
+    unsafe fn splat_i8(value: i8) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vdupq_n_u8(value as u8) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vandq_u8(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn and_or(self, mask: Self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vorrq_u8(vandq_u8(self, mask), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_i8(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vsubq_u8(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn min_u8(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vminq_u8(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_1(self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vshrq_n_u8::<1>(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_4(self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { vshrq_n_u8::<4>(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[u8; 16]) -> Self {
+        // SAFETY: as the caller promises; the load is the array.
+        unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), self) }
     }
 }
 
@@ -207,26 +259,17 @@ impl<const DOT: bool> Simd for Arm<DOT> {
         [c0, c1, c2, c3]
     }
 
-    /// Digit by digit from the lowest: what is left of the third part. That of a byte is its product
-    /// with 171, shifted right by 9 bits.
     #[inline(always)]
-    fn unpack_trits(self, line: &Line) -> [[int8x16_t; N]; 5] {
+    fn unpack_trits(self, line: &Line) -> [[int8x16_t; N]; DIGITS] {
         let packed = self.load_codes(line);
-        let mut codes = [packed; 5];
+        let mut codes = [packed; DIGITS];
         for n in 0..N {
             // SAFETY: `self` exists.
             unsafe {
-                let mut rest = vreinterpretq_u8_s8(packed[n]);
-                for d in 0..4 {
-                    let low = vmull_u8(vget_low_u8(rest), vdup_n_u8(171));
-                    let high = vmull_high_u8(rest, vdupq_n_u8(171));
-                    let upper = vuzp2q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
-                    let third = vshrq_n_u8::<1>(upper);
-                    codes[d][n] = vreinterpretq_s8_u8(vmlsq_u8(rest, third, vdupq_n_u8(3)));
-                    rest = third;
+                let digits = digits(vreinterpretq_u8_s8(packed[n]));
+                for d in 0..DIGITS {
+                    codes[d][n] = vreinterpretq_s8_u8(digits[d]);
                 }
-                // A byte above 242 leaves more than 2.
-                codes[4][n] = vreinterpretq_s8_u8(vminq_u8(rest, vdupq_n_u8(2)));
             }
         }
         codes

@@ -4,8 +4,35 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::super::digits::Bytes;
 use super::super::{Kernel, Simd};
 use super::register::{BYTE_PAIRS, Register, intrinsics};
+
+impl Bytes for __m256i {
+    intrinsics! {
+        splat_i8(value: i8) -> Self = _mm256_set1_epi8;
+        and(self: Self, other: Self) -> Self = _mm256_and_si256;
+        sub_i8(self: Self, other: Self) -> Self = _mm256_sub_epi8;
+        min_u8(self: Self, other: Self) -> Self = _mm256_min_epu8;
+        shift_1(self: Self) -> Self = _mm256_srli_epi16::<1>;
+        shift_4(self: Self) -> Self = _mm256_srli_epi16::<4>;
+    }
+
+    #[inline(always)]
+    unsafe fn and_or(self, mask: Self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_or_si256(_mm256_and_si256(self, mask), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[u8; 16]) -> Self {
+        // SAFETY: as the caller promises; the load is the array.
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), self)
+        }
+    }
+}
 
 impl Register for __m256i {
     type Floats = __m256;
@@ -38,12 +65,8 @@ impl Register for __m256i {
 
     intrinsics! {
         zero() -> Self = _mm256_setzero_si256;
-        splat_i8(value: i8) -> Self = _mm256_set1_epi8;
         splat_i16(value: i16) -> Self = _mm256_set1_epi16;
         splat_i32(value: i32) -> Self = _mm256_set1_epi32;
-        and(self: Self, other: Self) -> Self = _mm256_and_si256;
-        sub_i8(self: Self, other: Self) -> Self = _mm256_sub_epi8;
-        min_u8(self: Self, other: Self) -> Self = _mm256_min_epu8;
         add_i16(self: Self, other: Self) -> Self = _mm256_add_epi16;
         add_i32(self: Self, other: Self) -> Self = _mm256_add_epi32;
         multiply_i32(self: Self, other: Self) -> Self = _mm256_mullo_epi32;
@@ -51,7 +74,6 @@ impl Register for __m256i {
         shift_left_2(self: Self) -> Self = _mm256_slli_epi16::<2>;
         shift_left_4(self: Self) -> Self = _mm256_slli_epi16::<4>;
         shift_2(self: Self) -> Self = _mm256_srli_epi16::<2>;
-        shift_4(self: Self) -> Self = _mm256_srli_epi16::<4>;
         shift_6(self: Self) -> Self = _mm256_srli_epi16::<6>;
         shift_7(self: Self) -> Self = _mm256_srli_epi16::<7>;
         multiply_u8_i8(self: Self, signed: Self) -> Self = _mm256_maddubs_epi16;
@@ -82,12 +104,6 @@ impl Register for __m256i {
     }
 
     #[inline(always)]
-    unsafe fn and_or(self, mask: Self, other: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_or_si256(_mm256_and_si256(self, mask), other) }
-    }
-
-    #[inline(always)]
     unsafe fn byte_pairs(self) -> Self {
         // SAFETY: as the caller promises; the load is the array.
         unsafe {
@@ -106,12 +122,6 @@ impl Register for __m256i {
     unsafe fn load_i8_to_i32(from: *const i8) -> Self {
         // SAFETY: as the caller promises.
         unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn less_where_equal(self, a: Self, b: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_add_epi8(self, _mm256_cmpeq_epi8(a, b)) }
     }
 
     #[inline(always)]

@@ -7,8 +7,36 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::super::digits::{Bytes, digits};
 use super::super::{Kernel, Simd};
-use super::register::{BYTE_PAIRS, Register, digits_by_subtraction, intrinsics};
+use super::register::{BYTE_PAIRS, Register, intrinsics};
+use crate::trits5::table::{DIGITS, LAST, Seven};
+
+impl Bytes for __m512i {
+    intrinsics! {
+        splat_i8(value: i8) -> Self = _mm512_set1_epi8;
+        and(self: Self, other: Self) -> Self = _mm512_and_si512;
+        sub_i8(self: Self, other: Self) -> Self = _mm512_sub_epi8;
+        min_u8(self: Self, other: Self) -> Self = _mm512_min_epu8;
+        shift_1(self: Self) -> Self = _mm512_srli_epi16::<1>;
+        shift_4(self: Self) -> Self = _mm512_srli_epi16::<4>;
+    }
+
+    #[inline(always)]
+    unsafe fn and_or(self, mask: Self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_ternarylogic_epi32::<0b1110_1010>(self, mask, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[u8; 16]) -> Self {
+        // SAFETY: as the caller promises; the load is the array.
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), self)
+        }
+    }
+}
 
 impl Register for __m512i {
     type Floats = __m512;
@@ -55,12 +83,8 @@ impl Register for __m512i {
 
     intrinsics! {
         zero() -> Self = _mm512_setzero_si512;
-        splat_i8(value: i8) -> Self = _mm512_set1_epi8;
         splat_i16(value: i16) -> Self = _mm512_set1_epi16;
         splat_i32(value: i32) -> Self = _mm512_set1_epi32;
-        and(self: Self, other: Self) -> Self = _mm512_and_si512;
-        sub_i8(self: Self, other: Self) -> Self = _mm512_sub_epi8;
-        min_u8(self: Self, other: Self) -> Self = _mm512_min_epu8;
         add_i16(self: Self, other: Self) -> Self = _mm512_add_epi16;
         add_i32(self: Self, other: Self) -> Self = _mm512_add_epi32;
         multiply_i32(self: Self, other: Self) -> Self = _mm512_mullo_epi32;
@@ -68,7 +92,6 @@ impl Register for __m512i {
         shift_left_2(self: Self) -> Self = _mm512_slli_epi16::<2>;
         shift_left_4(self: Self) -> Self = _mm512_slli_epi16::<4>;
         shift_2(self: Self) -> Self = _mm512_srli_epi16::<2>;
-        shift_4(self: Self) -> Self = _mm512_srli_epi16::<4>;
         shift_6(self: Self) -> Self = _mm512_srli_epi16::<6>;
         shift_7(self: Self) -> Self = _mm512_srli_epi16::<7>;
         multiply_u8_i8(self: Self, signed: Self) -> Self = _mm512_maddubs_epi16;
@@ -99,12 +122,6 @@ impl Register for __m512i {
     }
 
     #[inline(always)]
-    unsafe fn and_or(self, mask: Self, other: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_ternarylogic_epi32::<0b1110_1010>(self, mask, other) }
-    }
-
-    #[inline(always)]
     unsafe fn byte_pairs(self) -> Self {
         // SAFETY: as the caller promises; the load is the array.
         unsafe {
@@ -129,18 +146,9 @@ impl Register for __m512i {
     }
 
     #[inline(always)]
-    unsafe fn less_where_equal(self, a: Self, b: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let equal = _mm512_cmpeq_epi8_mask(a, b);
-            _mm512_mask_sub_epi8(self, equal, self, _mm512_set1_epi8(1))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn digits<const VBMI: bool>(self) -> [Self; 5] {
         // SAFETY: as the caller promises.
-        unsafe { if VBMI { digits_from_table(self) } else { digits_by_subtraction(self) } }
+        unsafe { if VBMI { digits_from_tables(self) } else { digits(self) } }
     }
 
     #[inline(always)]
@@ -165,48 +173,38 @@ impl Register for __m512i {
     }
 }
 
-/// For every byte of [`Packing::Trits5`](crate::Packing::Trits5), its four lower digits in two bits
-/// each.
-static DIGITS: Table = {
-    let mut table = [[0; 64]; 4];
-    let mut byte = 0;
-    while byte < 243 {
-        let digit = [byte % 3, byte / 3 % 3, byte / 9 % 3, byte / 27 % 3];
-        let digits = digit[0] + 4 * digit[1] + 16 * digit[2] + 64 * digit[3];
-        table[byte / 64][byte % 64] = digits as u8;
-        byte += 1;
-    }
-    Table(table)
-};
-
-#[repr(align(64))]
-struct Table([[u8; 64]; 4]);
-
-/// The four lower digits of every byte are looked up as four pairs of bits, in a table of 256 bytes
-/// of which each look-up reaches half; the fifth is what two comparisons say.
+/// Every digit is looked up by seven bits of its byte; the eighth, which for the high digits is one
+/// of the next byte, is ignored.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VBMI.
 #[inline(always)]
-unsafe fn digits_from_table(packed: __m512i) -> [__m512i; 5] {
+unsafe fn digits_from_tables(packed: __m512i) -> [__m512i; 5] {
     // SAFETY: as the caller promises; the loads are the tables.
     unsafe {
-        let [a, b, c, d] = &DIGITS.0;
-        let (a, b) = (__m512i::load(a.as_ptr()), __m512i::load(b.as_ptr()));
-        let (c, d) = (__m512i::load(c.as_ptr()), __m512i::load(d.as_ptr()));
-        let low = _mm512_permutex2var_epi8(a, packed, b);
-        let high = _mm512_permutex2var_epi8(c, packed, d);
-        let digits = _mm512_mask_blend_epi8(_mm512_movepi8_mask(packed), low, high);
-        let mask = _mm512_set1_epi8(3);
-        let one = _mm512_cmpge_epu8_mask(packed, _mm512_set1_epi8(81));
-        let two = _mm512_cmpge_epu8_mask(packed, _mm512_set1_epi8(162_u8 as i8));
-        let highest = _mm512_maskz_mov_epi8(one, _mm512_set1_epi8(1));
+        let high = packed.shift_1();
+        let last = look_up_seven(high, &LAST);
         [
-            digits.and(mask),
-            digits.shift_2().and(mask),
-            digits.shift_4().and(mask),
-            digits.shift_6().and(mask),
-            _mm512_mask_mov_epi8(highest, two, _mm512_set1_epi8(2)),
+            look_up_seven(packed, &DIGITS[0]),
+            look_up_seven(packed, &DIGITS[1]),
+            look_up_seven(high, &DIGITS[2]),
+            look_up_seven(high, &DIGITS[3]),
+            // last & (packed | !1)
+            _mm512_ternarylogic_epi32::<0b1010_1000>(packed, _mm512_set1_epi8(!1), last),
         ]
+    }
+}
+
+/// The entries of a table by the low seven bits of every byte.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and VBMI.
+#[inline(always)]
+unsafe fn look_up_seven(index: __m512i, table: &Seven) -> __m512i {
+    // SAFETY: as the caller promises; the loads are the table.
+    unsafe {
+        let [low, high] = &table.0;
+        let (low, high) = (__m512i::load(low.as_ptr()), __m512i::load(high.as_ptr()));
+        _mm512_permutex2var_epi8(low, index, high)
     }
 }

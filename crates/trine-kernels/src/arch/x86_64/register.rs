@@ -6,13 +6,15 @@
 
 use half::{bf16, f16};
 
+use super::super::digits::{Bytes, digits};
 use super::super::{Kernel, Simd};
+use crate::trits5::DIGITS;
 
 /// A vector register, and the instructions on it that the kernels use.
 ///
 /// # Safety
 /// Of every method: the CPU has what [`Self::detected`] asks for, with the same constants.
-pub(in crate::arch) trait Register: Copy + Send + Sync {
+pub(in crate::arch) trait Register: Bytes + Send + Sync {
     /// The same register as floats.
     type Floats: Copy;
 
@@ -28,14 +30,8 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut u8);
-    unsafe fn splat_i8(value: i8) -> Self;
     unsafe fn splat_i16(value: i16) -> Self;
     unsafe fn splat_i32(value: i32) -> Self;
-    unsafe fn and(self, other: Self) -> Self;
-    /// `self & mask | other`.
-    unsafe fn and_or(self, mask: Self, other: Self) -> Self;
-    unsafe fn sub_i8(self, other: Self) -> Self;
-    unsafe fn min_u8(self, other: Self) -> Self;
     unsafe fn add_i16(self, other: Self) -> Self;
     unsafe fn add_i32(self, other: Self) -> Self;
     /// The low 32 bits of the products.
@@ -44,9 +40,6 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     unsafe fn load_i8_to_i32(from: *const i8) -> Self;
     /// 32-bit numbers, rounded.
     unsafe fn to_f32(self) -> Self::Floats;
-
-    /// Less by one in every byte in which `a` and `b` are equal.
-    unsafe fn less_where_equal(self, a: Self, b: Self) -> Self;
 
     /// The larger 32-bit numbers, without sign.
     unsafe fn max_u32(self, other: Self) -> Self;
@@ -59,9 +52,8 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     unsafe fn shift_left_2(self) -> Self;
     unsafe fn shift_left_4(self) -> Self;
 
-    /// Words of 16 bits, shifted right by 2, 4, 6 and 7 bits.
+    /// Words of 16 bits, shifted right by 2, 6 and 7 bits.
     unsafe fn shift_2(self) -> Self;
-    unsafe fn shift_4(self) -> Self;
     unsafe fn shift_6(self) -> Self;
     unsafe fn shift_7(self) -> Self;
 
@@ -74,12 +66,12 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
     /// `vpdpbusd`: adds four products of unsigned and signed bytes to 32 bits, which wrap. VNNI.
     unsafe fn add_dot(self, unsigned: Self, signed: Self) -> Self;
 
-    /// The digits of bytes of five trits, from the lowest; of bytes from 243 on, any that are at
-    /// most 2. Only with VBMI may its instructions be used.
+    /// The digits of bytes of five trits, from the lowest. Only with VBMI may its instructions be
+    /// used.
     #[inline(always)]
-    unsafe fn digits<const VBMI: bool>(self) -> [Self; 5] {
+    unsafe fn digits<const VBMI: bool>(self) -> [Self; DIGITS] {
         // SAFETY: as the caller promises.
-        unsafe { digits_by_subtraction(self) }
+        unsafe { digits(self) }
     }
 
     unsafe fn load_f32(from: *const f32) -> Self::Floats;
@@ -108,35 +100,6 @@ pub(in crate::arch) trait Register: Copy + Send + Sync {
 
 /// What [`Register::byte_pairs`] takes of every 16 bytes.
 pub(super) const BYTE_PAIRS: [i8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1];
-
-/// [`Register::digits`], one by one from the highest: it is how often its power can be subtracted.
-/// Where a power is too large, subtracting it wraps around to something larger, so the minimum is
-/// what was.
-///
-/// # Safety
-/// As the methods of [`Register`].
-#[inline(always)]
-pub(super) unsafe fn digits_by_subtraction<V: Register>(packed: V) -> [V; 5] {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let mut rest = packed;
-        let mut digits = [packed; 5];
-        for (digit, power) in [(4, 81), (3, 27), (2, 9), (1, 3)] {
-            let power = V::splat_i8(power);
-            // Less one for each time that it could not be subtracted.
-            let mut times = V::splat_i8(2);
-            for _ in 0..2 {
-                let less = rest.min_u8(rest.sub_i8(power));
-                times = times.less_where_equal(less, rest);
-                rest = less;
-            }
-            digits[digit] = times;
-        }
-        // A byte above 242 leaves more than 2.
-        digits[0] = rest.min_u8(V::splat_i8(2));
-        digits
-    }
-}
 
 /// Methods that are an intrinsic each.
 macro_rules! intrinsics {

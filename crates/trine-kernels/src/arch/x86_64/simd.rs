@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::super::{EXP2, EXP2_LEAST, Kernel, LANES, ROUND, Simd};
 use super::register::Register;
 use crate::packed::{Line, PANEL};
+use crate::trits5::DIGITS;
 
 /// Proof that the CPU has what [`Register::detected`] asks for, where `N` registers are a line, with
 /// `vpdpbusd` if `VNNI`, and with `vpermi2b` if `VBMI`.
@@ -181,13 +182,13 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
-    fn unpack_trits(self, line: &Line) -> [[V; N]; 5] {
+    fn unpack_trits(self, line: &Line) -> [[V; N]; DIGITS] {
         let packed = self.load_codes(line);
-        let mut codes = [packed; 5];
+        let mut codes = [packed; DIGITS];
         for n in 0..N {
             // SAFETY: `self` exists.
             let digits = unsafe { packed[n].digits::<VBMI>() };
-            for d in 0..5 {
+            for d in 0..DIGITS {
                 codes[d][n] = digits[d];
             }
         }
