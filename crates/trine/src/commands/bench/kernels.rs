@@ -10,17 +10,21 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use trine_export::RandomTrits;
 use trine_format::{BoxError, Dtype, ModelConfig, Projection, TensorSource, names};
-use trine_kernels::limits::Rate;
+use trine_kernels::limits::{Limits, Rate};
 use trine_kernels::{
     Activations, BlockKind, BlockMatrix, DenseData, PackedMatrix, bitlinear, block_matmul,
     dense_matmul,
 };
 use trine_ternary::{TernaryMatrix, reference};
 
+use super::report::better;
 use super::traffic::Formats;
 
 /// Tokens that are multiplied together: decode, a batch, a prompt.
 const TOKENS: [usize; 3] = [1, 8, 512];
+
+/// Tokens that a head is multiplied with: of decode, and of a batch or a guess.
+const HEAD_TOKENS: usize = 8;
 
 /// Bytes of all copies of a matrix together, at least: many times what the caches hold.
 const COPIES_BYTES: usize = 256 << 20;
@@ -34,9 +38,16 @@ const SAMPLES: usize = 7;
 /// Products of the scalar reference, at most: it is slow.
 const REFERENCE_MACS: usize = 1 << 24;
 
-/// A product that was timed.
+/// A product, and what the machine could do right before and right after it.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
+    pub(crate) timed: Timed,
+    pub(crate) limits: [Limits; 2],
+}
+
+/// A product that was timed.
+#[derive(Clone, Debug)]
+pub(crate) struct Timed {
     pub(crate) name: String,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -51,7 +62,7 @@ pub(crate) struct Kernel {
     pub(crate) speedup: Option<f64>,
 }
 
-impl Kernel {
+impl Timed {
     /// Multiplications of one product.
     pub(crate) fn macs(&self) -> f64 {
         (self.rows * self.cols * self.tokens) as f64
@@ -66,20 +77,34 @@ impl Kernel {
     pub(crate) fn macs_per_second(&self) -> f64 {
         self.macs() * self.calls.median
     }
+}
 
-    /// As an element of an array; shares are of the given limits, in bytes and products a second.
-    pub(crate) fn json(&self, bandwidth: f64, int8_peak: f64) -> Value {
+impl Kernel {
+    /// The share of the read bandwidth.
+    pub(crate) fn share_of_bandwidth(&self) -> f64 {
+        self.timed.bandwidth() / better(&self.limits, |limits| limits.bandwidth)
+    }
+
+    /// The share of the peak of int8 products, where its arithmetic is int8.
+    pub(crate) fn share_of_int8_peak(&self) -> Option<f64> {
+        let share = || self.timed.macs_per_second() / better(&self.limits, |limits| limits.int8);
+        self.timed.int8.then(share)
+    }
+
+    /// As an element of an array.
+    pub(crate) fn json(&self) -> Value {
+        let timed = &self.timed;
         json!({
-            "kernel": self.name,
-            "rows": self.rows,
-            "cols": self.cols,
-            "tokens": self.tokens,
-            "seconds": 1.0 / self.calls.median,
-            "gb_s": self.bandwidth() / 1e9,
-            "fraction_of_bandwidth": self.bandwidth() / bandwidth,
-            "gmac_s": self.macs_per_second() / 1e9,
-            "fraction_of_int8_peak": self.int8.then(|| self.macs_per_second() / int8_peak),
-            "times_scalar_reference": self.speedup,
+            "kernel": timed.name,
+            "rows": timed.rows,
+            "cols": timed.cols,
+            "tokens": timed.tokens,
+            "seconds": 1.0 / timed.calls.median,
+            "gb_s": timed.bandwidth() / 1e9,
+            "fraction_of_bandwidth": self.share_of_bandwidth(),
+            "gmac_s": timed.macs_per_second() / 1e9,
+            "fraction_of_int8_peak": self.share_of_int8_peak(),
+            "times_scalar_reference": timed.speedup,
         })
     }
 }
@@ -105,13 +130,15 @@ pub(crate) fn ternary(
     config: &ModelConfig,
     (name, projection): &(String, Projection),
     formats: Formats,
-) -> Result<Vec<Kernel>, BoxError> {
+) -> Result<Vec<Timed>, BoxError> {
     let matrix = RandomTrits::new(config.clone(), 0).projection(0, *projection)?;
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let scalar = reference_macs_per_second(&matrix);
-    let packed = PackedMatrix::new(&matrix, formats.weights);
-    let bytes = packed.bytes().len();
-    let copies: Vec<_> = std::iter::repeat_n(packed, COPIES_BYTES.div_ceil(bytes.max(1))).collect();
+    let bytes = PackedMatrix::new(&matrix, formats.weights).bytes().len();
+    // One after another, as the matrices of a model; clones of one would share its memory.
+    let shapes = vec![(rows, cols); COPIES_BYTES.div_ceil(bytes.max(1))];
+    let copies =
+        PackedMatrix::pack_all(&shapes, formats.weights, |_| Ok::<_, BoxError>(matrix.clone()))?;
     let time = |tokens: usize| {
         let x = Activations::quantize(&numbers(tokens * cols), tokens, cols);
         let mut out = vec![0.0; tokens * rows];
@@ -122,51 +149,50 @@ pub(crate) fn ternary(
             }
         });
         let name = name.clone();
-        let mut kernel =
-            Kernel { name, rows, cols, tokens, calls, bytes, int8: true, speedup: None };
-        kernel.speedup = Some(kernel.macs_per_second() / scalar);
-        kernel
+        let mut timed = Timed { name, rows, cols, tokens, calls, bytes, int8: true, speedup: None };
+        timed.speedup = Some(timed.macs_per_second() / scalar);
+        timed
     };
     Ok(TOKENS.map(time).into())
 }
 
-/// Times the head on one token.
-pub(crate) fn head(config: &ModelConfig, formats: Formats) -> Result<Kernel, BoxError> {
+/// Multiplies some tokens.
+type Multiply<'a> = &'a dyn Fn(&[f32], usize, &mut [f32]);
+
+/// Times the head, on one token and on several.
+pub(crate) fn head(config: &ModelConfig, formats: Formats) -> Result<Vec<Timed>, BoxError> {
     let (rows, cols) = (config.vocab_size, config.hidden_size);
     let random = RandomTrits::new(config.clone(), 0);
     let tensor = random.dense(names::EMBED)?;
     let data = tensor.convert(formats.head)?;
-    let bytes = data.len();
-    let x = numbers(cols);
-    let mut out = vec![0.0; rows];
+    let x = numbers(HEAD_TOKENS * cols);
+    let mut out = vec![0.0; HEAD_TOKENS * rows];
+    let mut time = |multiply: Multiply<'_>| {
+        [1, HEAD_TOKENS].map(|tokens| {
+            let (x, out) = (&x[..tokens * cols], &mut out[..tokens * rows]);
+            let calls = calls_per_second(|| multiply(x, tokens, out));
+            let (name, bytes) = ("head".to_owned(), data.len());
+            Timed { name, rows, cols, tokens, calls, bytes, int8: false, speedup: None }
+        })
+    };
     let mut dense = |weights: DenseData<'_>| {
-        calls_per_second(|| dense_matmul(weights, rows, cols, &x, 1, &mut out))
+        time(&|x, tokens, out| dense_matmul(weights, rows, cols, x, tokens, out))
     };
-    let blocks = match formats.head {
-        Dtype::Q8_0 => Some(BlockKind::Q8_0),
-        Dtype::Q6_K => Some(BlockKind::Q6_K),
-        Dtype::Q4_0 => Some(BlockKind::Q4_0),
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
-    };
-    let calls = match (formats.head, blocks) {
-        (_, Some(kind)) => {
+    let timed = match formats.head {
+        Dtype::F16 => dense(DenseData::F16(&halves(&data, f16::from_le_bytes))),
+        Dtype::BF16 => dense(DenseData::Bf16(&halves(&data, bf16::from_le_bytes))),
+        Dtype::F32 => dense(DenseData::F32(&tensor.to_f32())),
+        Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => {
+            let kind = match formats.head {
+                Dtype::Q8_0 => BlockKind::Q8_0,
+                Dtype::Q6_K => BlockKind::Q6_K,
+                _ => BlockKind::Q4_0,
+            };
             let weights = BlockMatrix::new(kind, rows, cols, &data);
-            calls_per_second(|| block_matmul(&weights, &x, 1, &mut out))
+            time(&|x, tokens, out| block_matmul(&weights, x, tokens, out))
         }
-        (Dtype::F16, _) => dense(DenseData::F16(&halves(&data, f16::from_le_bytes))),
-        (Dtype::BF16, _) => dense(DenseData::Bf16(&halves(&data, bf16::from_le_bytes))),
-        _ => dense(DenseData::F32(&tensor.to_f32())),
     };
-    Ok(Kernel {
-        name: "head".into(),
-        rows,
-        cols,
-        tokens: 1,
-        calls,
-        bytes,
-        int8: false,
-        speedup: None,
-    })
+    Ok(timed.into())
 }
 
 fn halves<T>(bytes: &[u8], number: impl Fn([u8; 2]) -> T) -> Vec<T> {
@@ -215,6 +241,7 @@ fn numbers(count: usize) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::commands::synth_model::Shape;
+    use trine_kernels::limits::Pattern;
 
     #[test]
     fn projections_of_one_shape_are_one_kernel() {
@@ -228,20 +255,27 @@ mod tests {
 
     #[test]
     fn what_a_kernel_does_is_counted_from_its_shape() {
-        let calls = Rate { median: 1000.0, low: 1.0, high: 2000.0 };
-        let kernel = Kernel {
+        let rate = |median| Rate { median, low: 1.0, high: 2.0 * median };
+        let timed = Timed {
             name: "down".into(),
             rows: 4,
             cols: 8,
             tokens: 2,
-            calls,
+            calls: rate(1000.0),
             bytes: 8,
             int8: true,
             speedup: None,
         };
-        assert_eq!((kernel.macs(), kernel.macs_per_second()), (64.0, 64_000.0));
-        assert_eq!(kernel.bandwidth(), 8000.0);
-        let json = kernel.json(16_000.0, 256_000.0);
+        assert_eq!((timed.macs(), timed.macs_per_second()), (64.0, 64_000.0));
+        assert_eq!(timed.bandwidth(), 8000.0);
+        let limits = |bandwidth, int8| Limits {
+            bandwidth: rate(bandwidth),
+            pattern: Pattern::Linear,
+            int8: rate(int8),
+            f32: rate(1.0),
+        };
+        let kernel = Kernel { timed, limits: [limits(16_000.0, 1.0), limits(1.0, 256_000.0)] };
+        let json = kernel.json();
         assert_eq!(json["fraction_of_bandwidth"], 0.5);
         assert_eq!(json["fraction_of_int8_peak"], 0.25);
     }

@@ -1,9 +1,10 @@
 //! `trine bench`: how fast a model runs here, and how much of what this machine can do that is.
 //!
-//! A speed alone says little on a shared machine. So the limits of the machine are measured in the
-//! same run, right before and right after the work: the speed at which memory can be read bounds
-//! decode, the peak of int8 products bounds prefill (see `trine_kernels::limits`). The rows of the
-//! table have the names of llama-bench.
+//! A speed alone says little on a shared machine, of which the memory may be twice as fast a minute
+//! later. So the limits of the machine are measured right before and right after every sample: the
+//! speed at which memory can be read bounds decode, the peak of int8 products bounds prefill (see
+//! `trine_kernels::limits`). And tests take turns, so that what is compared was timed together. The
+//! rows of the table have the names of llama-bench.
 
 mod kernels;
 mod machine;
@@ -18,14 +19,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ArgGroup;
 use trine_export::RandomTrits;
-use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, names};
+use trine_format::{BoxError, Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
 use trine_runtime::{LoadOptions, Model};
 
-use self::kernels::Kernel;
+use self::kernels::{Kernel, Timed};
 use self::machine::{Busy, Energy};
 use self::report::{Report, Setting};
-use self::runs::Test;
+use self::runs::{Measured, Runner, Sample, Test};
 use self::traffic::{Formats, Traffic};
 use super::synth_model::Shape;
 use crate::memory::MemoryArgs;
@@ -148,26 +149,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     output::print_line(&result)
 }
 
-/// Times the products of a model of this shape, and the limits before and after.
+/// Times the products of a model of this shape, each between two measurements of the limits.
 fn time_kernels(
     config: &ModelConfig,
     formats: Formats,
     threads: usize,
-) -> anyhow::Result<(Vec<Kernel>, [Limits; 2])> {
+) -> anyhow::Result<(Vec<Kernel>, Vec<Limits>)> {
     let shapes = kernels::shapes(config);
-    let progress = BenchProgress::new(shapes.len() + 3);
+    let progress = BenchProgress::new(shapes.len() + 2);
     progress.step("limits of the machine");
-    let before = measure_limits(threads);
+    let mut limits = vec![measure_limits(threads)];
     let mut measured = Vec::new();
+    let mut take = |timed: Result<Vec<Timed>, BoxError>| -> anyhow::Result<()> {
+        let timed = timed.map_err(anyhow::Error::from_boxed)?;
+        limits.push(measure_limits(threads));
+        let around = last_two(&limits);
+        measured.extend(timed.into_iter().map(|timed| Kernel { timed, limits: around }));
+        Ok(())
+    };
     for shape in &shapes {
         progress.step(&shape.0);
-        let kernels = kernels::ternary(config, shape, formats);
-        measured.extend(kernels.map_err(anyhow::Error::from_boxed)?);
+        take(kernels::ternary(config, shape, formats))?;
     }
     progress.step("head");
-    measured.push(kernels::head(config, formats).map_err(anyhow::Error::from_boxed)?);
-    progress.step("limits of the machine");
-    Ok((measured, [before, measure_limits(threads)]))
+    take(kernels::head(config, formats))?;
+    Ok((measured, limits))
 }
 
 /// Loads the model and runs the tests on it.
@@ -176,13 +182,11 @@ fn time_model(
     file: &ModelFile,
     tests: &[Test],
     formats: Formats,
-    setting: impl FnOnce([Limits; 2]) -> Setting,
+    setting: impl FnOnce(Vec<Limits>) -> Setting,
 ) -> anyhow::Result<Report> {
     let threads = trine_kernels::threads();
-    let progress = BenchProgress::new(tests.len() + 4);
-    progress.step("limits of the machine");
-    let before = measure_limits(threads);
-
+    let repetitions = args.repetitions.get();
+    let progress = BenchProgress::new(tests.len() * repetitions + 4);
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
@@ -198,23 +202,35 @@ fn time_model(
     // What it took to make random weights is no memory of the runtime.
     let mut peak = loaded.filter(|_| from_file).map(|memory| memory.peak);
     machine::forget_peak();
+    let mut peak_so_far = || {
+        peak = peak.max(machine::memory().map(|memory| memory.peak));
+        peak
+    };
 
     progress.step("first token");
     let prompt = FIRST_PROMPT.min(model.config().max_position_embeddings);
     let first_token = (prompt, runs::first_token(&model, prompt)?);
+    progress.step("contexts");
     let energy = Energy::open();
-    let mut measured = Vec::new();
-    for test in tests {
-        progress.step(&test.name());
-        let repetitions = args.repetitions.get();
-        measured.push(runs::measure(&model, *test, repetitions, energy.as_ref().ok())?);
-    }
-    peak = peak.max(machine::memory().map(|memory| memory.peak));
-
+    let mut runners = Runner::all(&model, tests)?;
+    let mut measured: Vec<_> =
+        tests.iter().map(|test| Measured::new(*test, energy.is_ok())).collect();
+    // The limits need memory too, which is not the model's.
+    peak_so_far();
     progress.step("limits of the machine");
-    let after = measure_limits(threads);
+    let mut limits = vec![measure_limits(threads)];
+    for _ in 0..repetitions {
+        for (runner, measured) in runners.iter_mut().zip(&mut measured) {
+            progress.step(&runner.test().name());
+            machine::forget_peak();
+            let (speed, joules) = runner.sample(energy.as_ref().ok())?;
+            peak_so_far();
+            limits.push(measure_limits(threads));
+            measured.push(Sample { speed, limits: last_two(&limits) }, joules);
+        }
+    }
     Ok(Report {
-        setting: setting([before, after]),
+        setting: setting(limits),
         traffic: Traffic::new(model.config(), formats),
         load_seconds,
         from_file,
@@ -224,6 +240,11 @@ fn time_model(
         measured,
         no_energy: energy.err(),
     })
+}
+
+/// The last two of at least two measurements.
+fn last_two(limits: &[Limits]) -> [Limits; 2] {
+    *limits.last_chunk().expect("two measurements")
 }
 
 /// Returns the memory in which random weights were drawn to the system: the allocator does so when
@@ -264,8 +285,9 @@ fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
     Ok(Formats { weights, head, kv })
 }
 
+/// The limits, in less than half a second: it is often asked.
 fn measure_limits(threads: usize) -> Limits {
-    let mut options = limits::Options::new(threads);
+    let mut options = limits::Options { buffer: 256 << 20, samples: 3, threads };
     // Not where it would push others out of memory.
     if let Some(available) = machine::available_memory() {
         options.buffer = options.buffer.min((available / 4) as usize);

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use trine_format::Dtype;
-use trine_kernels::limits::{Limits, Pattern, Rate};
+use trine_kernels::limits::{Limits, Rate};
 
 use super::kernels::Kernel;
 use super::machine::Memory;
@@ -20,31 +20,21 @@ pub(crate) struct Setting {
     pub(crate) formats: Formats,
     pub(crate) processor: Option<String>,
     pub(crate) threads: usize,
-    /// Before and after the work.
-    pub(crate) limits: [Limits; 2],
+    /// Before the work, after each part of it.
+    pub(crate) limits: Vec<Limits>,
     /// The share of all processors' time that others took meanwhile, where the system says.
     pub(crate) others: Option<f64>,
 }
 
 impl Setting {
-    /// Bytes a second: the better of the two measurements, as what disturbs one makes it smaller than
-    /// the limit is. Where both were disturbed, shares of it come out too large.
-    fn bandwidth(&self) -> f64 {
-        self.best(|limits| limits.bandwidth)
-    }
-
-    /// int8 products a second, as [`Self::bandwidth`].
-    fn int8_peak(&self) -> f64 {
-        self.best(|limits| limits.int8)
-    }
-
-    fn best(&self, rate: impl Fn(&Limits) -> Rate) -> f64 {
-        self.limits.iter().map(|limits| rate(limits).median).fold(0.0, f64::max)
+    /// The middle and the range of a limit.
+    fn limit(&self, rate: impl Fn(&Limits) -> Rate) -> Rate {
+        let medians = self.limits.iter().map(|limits| rate(limits).median);
+        Rate::of(medians.collect()).unwrap_or(Rate { median: f64::NAN, low: 0.0, high: 0.0 })
     }
 
     /// The keys that every result begins with.
     fn json(&self) -> Map<String, Value> {
-        let [before, after] = &self.limits;
         let value = json!({
             "model": self.model,
             "parameters": self.parameters,
@@ -54,11 +44,11 @@ impl Setting {
             "weights_format": self.formats.weights.name(),
             "head_format": short(self.formats.head),
             "kv_format": self.formats.kv.name(),
-            "bandwidth_gb_s": self.bandwidth() / 1e9,
-            "int8_peak_gmac_s": self.int8_peak() / 1e9,
-            "f32_peak_gflop_s": self.best(|limits| limits.f32) / 1e9,
+            "bandwidth_gb_s": self.limit(|limits| limits.bandwidth).median / 1e9,
+            "int8_peak_gmac_s": self.limit(|limits| limits.int8).median / 1e9,
+            "f32_peak_gflop_s": self.limit(|limits| limits.f32).median / 1e9,
             "processors_used_by_others": self.others,
-            "limits": { "before": limits_json(before), "after": limits_json(after) },
+            "limits": self.limits.iter().map(limits_json).collect::<Vec<_>>(),
         });
         match value {
             Value::Object(map) => map,
@@ -83,21 +73,15 @@ impl Setting {
 
     /// The line below a table that says what shares are of.
     fn limits_line(&self) -> String {
-        let [before, after] = &self.limits;
-        let of = |rate: fn(&Limits) -> Rate| {
-            let [before, after] = [before, after].map(|limits| rate(limits).median / 1e9);
-            format!("{:.1} before, {:.1} after", before, after)
+        let of = |rate: fn(&Limits) -> Rate, unit: &str| {
+            let Rate { median, low, high } = self.limit(rate);
+            format!("{:.1} {unit} ({:.1} to {:.1})", median / 1e9, low / 1e9, high / 1e9)
         };
-        let better = |a: &Limits, b: &Limits| a.bandwidth.median.total_cmp(&b.bandwidth.median);
-        let pattern = self.limits.iter().max_by(|a, b| better(a, b)).map(|limits| limits.pattern);
         let mut out = format!(
-            "\nlimits      read {:.1} GB/s ({}; {}), int8 {:.0} GMAC/s ({}), f32 {:.0} GFLOP/s\n",
-            self.bandwidth() / 1e9,
-            of(|limits| limits.bandwidth),
-            pattern.map_or("-", Pattern::name),
-            self.int8_peak() / 1e9,
-            of(|limits| limits.int8),
-            self.best(|limits| limits.f32) / 1e9,
+            "\nlimits      read {}, int8 {}, f32 {}\n",
+            of(|limits| limits.bandwidth, "GB/s"),
+            of(|limits| limits.int8, "GMAC/s"),
+            of(|limits| limits.f32, "GFLOP/s"),
         );
         if let Some(others) = self.others.filter(|others| *others > DISTURBED) {
             let percent = 100.0 * others;
@@ -110,10 +94,9 @@ impl Setting {
 
     /// The result of timing single products: one object, or a table.
     pub(crate) fn kernels(&self, kernels: &[Kernel], as_json: bool) -> String {
-        let (bandwidth, int8_peak) = (self.bandwidth(), self.int8_peak());
         if as_json {
             let mut map = self.json();
-            let rows = kernels.iter().map(|kernel| kernel.json(bandwidth, int8_peak)).collect();
+            let rows = kernels.iter().map(Kernel::json).collect();
             map.insert("kernels".into(), rows);
             return Value::Object(map).to_string();
         }
@@ -121,19 +104,19 @@ impl Setting {
         out += "| kernel         |   rows |  cols | tokens |       ms |  GB/s | of bandwidth | GMAC/s | of int8 peak | x scalar |\n";
         out += "| -------------- | -----: | ----: | -----: | -------: | ----: | -----------: | -----: | -----------: | -------: |\n";
         for kernel in kernels {
-            let int8 = kernel.int8.then(|| kernel.macs_per_second() / int8_peak);
+            let timed = &kernel.timed;
             out += &format!(
                 "| {:<14} | {:>6} | {:>5} | {:>6} | {:>8.3} | {:>5.1} | {:>12} | {:>6.1} | {:>12} | {:>8} |\n",
-                kernel.name,
-                kernel.rows,
-                kernel.cols,
-                kernel.tokens,
-                1e3 / kernel.calls.median,
-                kernel.bandwidth() / 1e9,
-                percent(Some(kernel.bandwidth() / bandwidth)),
-                kernel.macs_per_second() / 1e9,
-                percent(int8),
-                kernel.speedup.map_or("-".to_owned(), |speedup| format!("{speedup:.1}")),
+                timed.name,
+                timed.rows,
+                timed.cols,
+                timed.tokens,
+                1e3 / timed.calls.median,
+                timed.bandwidth() / 1e9,
+                percent(Some(kernel.share_of_bandwidth())),
+                timed.macs_per_second() / 1e9,
+                percent(kernel.share_of_int8_peak()),
+                timed.speedup.map_or("-".to_owned(), |speedup| format!("{speedup:.1}")),
             );
         }
         out + self.limits_line().trim_end()
@@ -167,13 +150,13 @@ impl Report {
                 // A token attends to those before it and itself.
                 let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
                 let bytes = self.traffic.bytes_per_token(batch, positions);
-                Some(bytes * median(&measured.samples) / self.setting.bandwidth())
+                Some(bytes * share(measured, |limits| limits.bandwidth))
             }
         }
     }
 
     fn share_of_int8_peak(&self, measured: &Measured) -> f64 {
-        self.traffic.macs as f64 * median(&measured.samples) / self.setting.int8_peak()
+        self.traffic.macs as f64 * share(measured, |limits| limits.int8)
     }
 
     /// What the context costs: seconds by which a token takes longer than without, and bytes of keys
@@ -183,9 +166,17 @@ impl Report {
             return None;
         };
         let without = Test::Decode { tokens, depth: 0, batch };
-        let without = self.measured.iter().find(|m| m.test == without)?;
-        let seconds = 1.0 / median(&measured.samples) - 1.0 / median(&without.samples);
+        let seconds = self.beside(measured, without, |with, without| 1.0 / with - 1.0 / without)?;
         (seconds > 0.0).then_some((seconds, self.traffic.position as f64 * depth as f64))
+    }
+
+    /// How much slower a token is behind a context than without, as a share of its speed.
+    fn slower(&self, measured: &Measured) -> Option<f64> {
+        let Test::Decode { tokens, depth: 1.., batch } = measured.test else {
+            return None;
+        };
+        let without = Test::Decode { tokens, depth: 0, batch };
+        self.beside(measured, without, |with, without| 1.0 - with / without)
     }
 
     /// How many times faster a repeated text comes with guesses, where that was measured.
@@ -194,8 +185,20 @@ impl Report {
             return None;
         };
         let without = Test::Repeat { tokens, ahead: false };
-        let without = self.measured.iter().find(|m| m.test == without)?;
-        Some(median(&measured.samples) / median(&without.samples))
+        self.beside(measured, without, |with, without| with / without)
+    }
+
+    /// The middle of a comparison of the samples of a test with those of `other` that were taken in the
+    /// same turn, where it was measured.
+    fn beside(
+        &self,
+        measured: &Measured,
+        other: Test,
+        compare: impl Fn(f64, f64) -> f64,
+    ) -> Option<f64> {
+        let other = self.measured.iter().find(|m| m.test == other)?;
+        let pairs = measured.samples.iter().zip(&other.samples);
+        Some(median(pairs.map(|(a, b)| compare(a.speed, b.speed)).collect()))
     }
 
     /// The first measured prompt.
@@ -210,7 +213,7 @@ impl Report {
 
     /// One object: the numbers that are compared first, then everything.
     pub(crate) fn json(&self) -> Value {
-        let speed = |m: Option<&Measured>| m.map(|m| median(&m.samples));
+        let speed = |m: Option<&Measured>| m.map(|m| median(speeds(m)));
         let sweep = |of_kind: fn(&Test) -> bool| -> Vec<Value> {
             let rows = self.measured.iter().filter(|m| of_kind(&m.test));
             rows.map(|m| self.row_json(m)).collect()
@@ -255,12 +258,13 @@ impl Report {
             "tokens": tokens,
             "depth": depth,
             "batch": batch,
-            "tok_s": median(&m.samples),
-            "tok_s_stddev": stddev(&m.samples),
-            "samples": m.samples,
+            "tok_s": median(speeds(m)),
+            "tok_s_stddev": stddev(&speeds(m)),
+            "samples": speeds(m),
             "fraction_of_bandwidth": self.share_of_bandwidth(m),
             "fraction_of_int8_peak": self.share_of_int8_peak(m),
             "context_s_per_token": context.map(|(seconds, _)| seconds),
+            "fraction_slower_than_without_context": self.slower(m),
             "context_gb_s": context.map(|(seconds, bytes)| bytes / seconds / 1e9),
             "times_without_guesses": self.speedup(m),
             "joules_per_token": m.joules,
@@ -276,8 +280,8 @@ impl Report {
             out += &format!(
                 "| {:<14} | {:>8.2} ± {:>6.2} | {:>12} | {:>12} | {:>5} |\n",
                 m.test.name(),
-                median(&m.samples),
-                stddev(&m.samples),
+                median(speeds(m)),
+                stddev(&speeds(m)),
                 percent(self.share_of_bandwidth(m)),
                 percent(Some(self.share_of_int8_peak(m))),
                 m.joules.map_or("-".to_owned(), |joules| format!("{joules:.3}")),
@@ -287,8 +291,9 @@ impl Report {
         for m in &self.measured {
             if let Some((seconds, bytes)) = self.context(m) {
                 out += &format!(
-                    "context     {} takes {:.2} ms a token longer, {} at {:.1} GB/s\n",
+                    "context     {} is {} slower, {:.2} ms a token: {} at {:.1} GB/s\n",
                     m.test.name(),
+                    percent(self.slower(m)),
                     1e3 * seconds,
                     output::bytes(bytes as u64),
                     bytes / seconds / 1e9,
@@ -341,8 +346,24 @@ fn limits_json(limits: &Limits) -> Value {
     })
 }
 
-fn median(samples: &[f64]) -> f64 {
-    Rate::of(samples.to_vec()).map_or(f64::NAN, |rate| rate.median)
+/// The better of two measurements of a limit, as what disturbs one makes it smaller than it is.
+pub(super) fn better(limits: &[Limits; 2], rate: impl Fn(&Limits) -> Rate) -> f64 {
+    limits.iter().map(|limits| rate(limits).median).fold(0.0, f64::max)
+}
+
+/// The middle of what the tokens a second are of a limit, each sample of what was possible beside it.
+fn share(measured: &Measured, rate: impl Fn(&Limits) -> Rate) -> f64 {
+    let samples = measured.samples.iter();
+    median(samples.map(|sample| sample.speed / better(&sample.limits, &rate)).collect())
+}
+
+/// Tokens a second of all samples.
+fn speeds(measured: &Measured) -> Vec<f64> {
+    measured.samples.iter().map(|sample| sample.speed).collect()
+}
+
+fn median(samples: Vec<f64>) -> f64 {
+    Rate::of(samples).map_or(f64::NAN, |rate| rate.median)
 }
 
 /// The standard deviation of the samples; 0 of one.
@@ -356,7 +377,9 @@ fn stddev(samples: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::bench::runs::Sample;
     use trine_kernels::Packing;
+    use trine_kernels::limits::Pattern;
     use trine_kernels::nn::KvType;
 
     fn rate(median: f64) -> Rate {
@@ -372,8 +395,12 @@ mod tests {
             int8: rate(1e5 * scale),
             f32: rate(1e5 * scale),
         };
-        let measured =
-            |test, samples: &[f64]| Measured { test, samples: samples.to_vec(), joules: None };
+        let limits = [limits(0.7), limits(1.0)];
+        let measured = |test, speeds: &[f64]| Measured {
+            test,
+            samples: speeds.iter().map(|&speed| Sample { speed, limits }).collect(),
+            joules: None,
+        };
         let decode = |depth, batch| Test::Decode { tokens: 1, depth, batch };
         Report {
             setting: Setting {
@@ -382,7 +409,7 @@ mod tests {
                 formats: Formats { weights: Packing::Bits2, head: Dtype::Q6_K, kv: KvType::F16 },
                 processor: None,
                 threads: 2,
-                limits: [limits(0.7), limits(1.0)],
+                limits: limits.to_vec(),
                 others: Some(0.5),
             },
             traffic: Traffic { macs: 400, weights: 600, head: 200, position: 2 },
@@ -424,7 +451,7 @@ mod tests {
         let seconds = json["decode"][1]["context_s_per_token"].as_f64().unwrap();
         assert!((seconds - 0.01).abs() < 1e-12, "{seconds}");
         let table = report().table();
-        assert!(table.contains("tg1@d100 takes 10.00 ms a token longer, 200 B"), "{table}");
+        assert!(table.contains("tg1@d100 is 50.0 % slower, 10.00 ms a token: 200 B"), "{table}");
         assert!(table.contains("other programs took 50 %"), "{table}");
     }
 

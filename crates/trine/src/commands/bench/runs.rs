@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use trine_kernels::limits::Limits;
 use trine_runtime::{Draft, GeneratorConfig, Logits, Model, RuntimeError, Sequence, Session, Step};
 
 use super::machine::Energy;
@@ -67,79 +68,146 @@ impl Test {
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     pub(crate) test: Test,
-    /// Tokens a second of every repetition.
-    pub(crate) samples: Vec<f64>,
-    /// Joules a token, over all repetitions; `None` without counters.
+    pub(crate) samples: Vec<Sample>,
+    /// Joules a token, over all samples; `None` without counters.
     pub(crate) joules: Option<f64>,
 }
 
-/// Runs a test on `model`, after a warm-up, `repetitions` times.
-pub(crate) fn measure(
-    model: &Model,
+/// One repetition of a test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Tokens a second.
+    pub(crate) speed: f64,
+    /// What the machine could do right before and right after.
+    pub(crate) limits: [Limits; 2],
+}
+
+/// A test that is ready to run.
+pub(crate) struct Runner<'m> {
     test: Test,
-    repetitions: usize,
-    energy: Option<&Energy>,
-) -> Result<Measured, RuntimeError> {
-    let mut ids = Ids::new(model.config().vocab_size);
-    let mut run: Box<dyn FnMut(bool) -> Result<f64, RuntimeError> + '_> = match test {
-        Test::Prefill { tokens } => Box::new(move |_| {
-            let ids = ids.take(tokens);
-            let mut session = Session::new(model);
-            let begin = Instant::now();
-            likeliest(&session.prefill(&ids)?);
-            Ok(begin.elapsed().as_secs_f64())
-        }),
-        Test::Decode { tokens, depth, batch } => {
-            let mut sequences = Vec::new();
-            for _ in 0..batch {
-                sequences.push(filled(model, &ids.take(depth))?);
+    /// Runs the test, or some steps of it, and returns the seconds that it took.
+    run: Box<dyn FnMut(Part) -> Result<f64, RuntimeError> + 'm>,
+}
+
+/// How much of a test is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    WarmUp,
+    Whole,
+}
+
+impl<'m> Runner<'m> {
+    /// Prepares tests on `model`, and runs each for a warm-up. Contexts are filled once: a test of less
+    /// depth has the beginning of a deeper one's.
+    pub(crate) fn all(model: &'m Model, tests: &[Test]) -> Result<Vec<Self>, RuntimeError> {
+        let (mut deepest, mut most) = (0, 0);
+        for test in tests {
+            if let Test::Decode { depth: depth @ 1.., batch, .. } = test {
+                (deepest, most) = (deepest.max(*depth), most.max(*batch));
             }
-            Box::new(move |warm_up| {
-                let ids = ids.take(batch * if warm_up { tokens.min(WARM_UP) } else { tokens });
-                let begin = Instant::now();
-                for ids in ids.chunks_exact(batch) {
-                    decode(model, &mut sequences, ids)?;
-                }
-                let seconds = begin.elapsed().as_secs_f64();
-                sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
-                Ok(seconds)
-            })
         }
-        Test::Repeat { tokens, ahead } => {
-            let prompt = ids.take(tokens);
-            let other = ids.take(tokens);
-            let answer = prompt.iter().zip(&other).enumerate();
-            let answer: Vec<u32> = answer
-                .map(|(i, (same, other))| if (i + 1) % CHANGED == 0 { *other } else { *same })
-                .collect();
-            let mut session = Session::new(model);
-            session.prefill(&prompt)?;
-            Box::new(move |_| {
-                // The last id of the prompt is left to the generation.
-                session.truncate(tokens - 1);
-                let mut given = |logits: &[f32], text: &[u32]| {
-                    likeliest(logits);
-                    Ok(answer[text.len() - tokens])
-                };
-                let draft = if ahead { Draft::Auto } else { Draft::Off };
-                let config = GeneratorConfig { max_tokens: tokens, draft, ..Default::default() };
-                let mut ids = session.generate(&prompt, &mut given, config)?;
-                let begin = Instant::now();
-                ids.try_for_each(|id| id.map(drop))?;
-                Ok(begin.elapsed().as_secs_f64())
-            })
+        let mut ids = Ids::new(model.config().vocab_size);
+        let mut contexts = Vec::with_capacity(most);
+        for _ in 0..most {
+            contexts.push(filled(model, &ids.take(deepest))?);
         }
-    };
-    run(true)?;
-    let begin = energy.and_then(|energy| energy.read().ok());
-    let mut samples = Vec::with_capacity(repetitions);
-    for _ in 0..repetitions {
-        samples.push(test.tokens() as f64 / run(false)?.max(1e-9));
+        let mut runners = Vec::with_capacity(tests.len());
+        for test in tests {
+            let mut runner = Self::new(model, *test, &contexts)?;
+            (runner.run)(Part::WarmUp)?;
+            runners.push(runner);
+        }
+        Ok(runners)
     }
-    let joules = energy.zip(begin).and_then(|(energy, begin)| {
-        Some(energy.joules_since(&begin).ok()? / (repetitions * test.tokens()) as f64)
-    });
-    Ok(Measured { test, samples, joules })
+
+    fn new(model: &'m Model, test: Test, contexts: &[Sequence]) -> Result<Self, RuntimeError> {
+        let mut ids = Ids::new(model.config().vocab_size);
+        let run: Box<dyn FnMut(Part) -> Result<f64, RuntimeError> + 'm> = match test {
+            Test::Prefill { tokens } => Box::new(move |_| {
+                let ids = ids.take(tokens);
+                let mut session = Session::new(model);
+                let begin = Instant::now();
+                likeliest(&session.prefill(&ids)?);
+                Ok(begin.elapsed().as_secs_f64())
+            }),
+            Test::Decode { tokens, depth, batch } => {
+                let mut sequences = vec![Sequence::new(model); batch];
+                if depth > 0 {
+                    sequences.clone_from_slice(&contexts[..batch]);
+                    sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
+                }
+                Box::new(move |part| {
+                    let steps = if part == Part::WarmUp { tokens.min(WARM_UP) } else { tokens };
+                    let ids = ids.take(batch * steps);
+                    let begin = Instant::now();
+                    for ids in ids.chunks_exact(batch) {
+                        decode(model, &mut sequences, ids)?;
+                    }
+                    let seconds = begin.elapsed().as_secs_f64();
+                    sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
+                    Ok(seconds)
+                })
+            }
+            Test::Repeat { tokens, ahead } => {
+                let prompt = ids.take(tokens);
+                let other = ids.take(tokens);
+                let answer = prompt.iter().zip(&other).enumerate();
+                let answer: Vec<u32> = answer
+                    .map(|(i, (same, other))| if (i + 1) % CHANGED == 0 { *other } else { *same })
+                    .collect();
+                let mut session = Session::new(model);
+                session.prefill(&prompt)?;
+                Box::new(move |_| {
+                    // The last id of the prompt is left to the generation.
+                    session.truncate(tokens - 1);
+                    let mut given = |logits: &[f32], text: &[u32]| {
+                        likeliest(logits);
+                        Ok(answer[text.len() - tokens])
+                    };
+                    let draft = if ahead { Draft::Auto } else { Draft::Off };
+                    let config =
+                        GeneratorConfig { max_tokens: tokens, draft, ..Default::default() };
+                    let mut ids = session.generate(&prompt, &mut given, config)?;
+                    let begin = Instant::now();
+                    ids.try_for_each(|id| id.map(drop))?;
+                    Ok(begin.elapsed().as_secs_f64())
+                })
+            }
+        };
+        Ok(Self { test, run })
+    }
+
+    /// The test.
+    pub(crate) fn test(&self) -> Test {
+        self.test
+    }
+
+    /// Runs the test: tokens a second, and joules, where there are counters.
+    pub(crate) fn sample(
+        &mut self,
+        energy: Option<&Energy>,
+    ) -> Result<(f64, Option<f64>), RuntimeError> {
+        let begin = energy.and_then(|energy| energy.read().ok());
+        let seconds = (self.run)(Part::Whole)?.max(1e-9);
+        let joules = energy.zip(begin).and_then(|(energy, begin)| energy.joules_since(&begin).ok());
+        Ok((self.test.tokens() as f64 / seconds, joules))
+    }
+}
+
+impl Measured {
+    /// Nothing yet; `joules` says whether there are counters.
+    pub(crate) fn new(test: Test, joules: bool) -> Self {
+        Self { test, samples: Vec::new(), joules: joules.then_some(0.0) }
+    }
+
+    /// Takes up a sample and the joules that it took.
+    pub(crate) fn push(&mut self, sample: Sample, joules: Option<f64>) {
+        let before = (self.samples.len() * self.test.tokens()) as f64;
+        self.samples.push(sample);
+        let tokens = self.test.tokens() as f64;
+        let all = self.joules.zip(joules);
+        self.joules = all.map(|(mean, joules)| (mean * before + joules) / (before + tokens));
+    }
 }
 
 /// A sequence that has seen `ids`.
