@@ -69,7 +69,7 @@ impl Isa {
     /// unpacked about as fast as memory delivers them, in four elsewhere.
     ///
     /// On one Zen 5 core, in billions of trits a second out of a cache, of four and of five a byte:
-    /// `avx2` 124 and 46, `avx512vnni` 256 and 115, `avx512vbmi` 245 and 253. Memory gave it 160
+    /// `avx2` 116 and 44, `avx512vnni` 244 and 110, `avx512vbmi` 244 and 231. Memory gave it 160
     /// and 200.
     pub fn packing(self) -> Packing {
         match self {

@@ -1,4 +1,4 @@
-//! Five trits in a byte, so that a table of 128 bytes is enough to look up any of them.
+//! Five trits in a byte, so that tables of 128 bytes are enough to look them up.
 //!
 //! 243 codes need nearly all of a byte, and the largest table that one instruction reaches has 128
 //! entries. In base 3 every digit but the highest depends on all eight bits. Here no digit does: a
@@ -62,50 +62,47 @@ pub(crate) static BYTES: [u8; CODES] = {
     }
 };
 
-/// What instructions look up.
+/// What instructions look up: two bytes, in which the digits have two bits each.
+///
+/// | bits | by the low seven bits | by the high seven bits |
+/// | --- | --- | --- |
+/// | 0 and 1 | digit 0 | digit 2 |
+/// | 2 and 3 | digit 1 | digit 3 |
+/// | 4 and 5 | 2, or 3 if `s` is 1 | digit 4, or 1 if that is `s` |
+///
+/// The last ones and-ed are digit 4.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod table {
     use super::digits;
 
-    /// A table, by seven bits, in two cache lines.
+    /// 128 bytes, in two cache lines.
     #[repr(align(64))]
     pub(crate) struct Seven(pub(crate) [[u8; 64]; 2]);
 
-    /// Digits 0 and 1 by the low seven bits, digits 2 and 3 by the high ones.
-    pub(crate) static DIGITS: [Seven; 4] = [low(0), low(1), high(2), high(3)];
-
-    /// By the high seven bits, what is left of digit 4 when all but its lowest bit, or all of it, is
-    /// kept: `byte & 1 | 254` keeps the one.
-    pub(crate) static LAST: Seven = {
+    /// By the low seven bits.
+    pub(crate) static LOW: Seven = {
         let mut table = Seven([[0; 64]; 2]);
         let mut i = 0;
         while i < 128 {
-            // The digit of the larger `s`.
-            table.0[i / 64][i % 64] = digits(2 * i as u8 + 1)[4];
+            let [c0, c1, ..] = digits(i as u8);
+            table.0[i / 64][i % 64] = c0 | c1 << 2 | (2 | i as u8 & 1) << 4;
             i += 1;
         }
         table
     };
 
-    const fn low(digit: usize) -> Seven {
+    /// By the high seven bits.
+    pub(crate) static HIGH: Seven = {
         let mut table = Seven([[0; 64]; 2]);
         let mut i = 0;
         while i < 128 {
-            table.0[i / 64][i % 64] = digits(i as u8)[digit];
+            // Of the larger `s`, with which digit 4 is not 0.
+            let [.., c2, c3, c4] = digits(2 * i as u8 + 1);
+            table.0[i / 64][i % 64] = c2 | c3 << 2 | c4 << 4;
             i += 1;
         }
         table
-    }
-
-    const fn high(digit: usize) -> Seven {
-        let mut table = Seven([[0; 64]; 2]);
-        let mut i = 0;
-        while i < 128 {
-            table.0[i / 64][i % 64] = digits(2 * i as u8)[digit];
-            i += 1;
-        }
-        table
-    }
+    };
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use half::{bf16, f16};
 use super::super::digits::{Bytes, digits};
 use super::super::{Kernel, Simd};
 use super::register::{BYTE_PAIRS, Register, intrinsics};
-use crate::trits5::table::{DIGITS, LAST, Seven};
+use crate::trits5::DIGITS;
+use crate::trits5::table::{HIGH, LOW, Seven};
 
 impl Bytes for __m512i {
     intrinsics! {
@@ -146,9 +147,21 @@ impl Register for __m512i {
     }
 
     #[inline(always)]
-    unsafe fn digits<const VBMI: bool>(self) -> [Self; 5] {
+    unsafe fn digits<const VBMI: bool>(self) -> [Self; DIGITS] {
         // SAFETY: as the caller promises.
-        unsafe { if VBMI { digits_from_tables(self) } else { digits(self) } }
+        unsafe {
+            if !VBMI {
+                return digits(self);
+            }
+            let ([low, high], mask) = (look_up_halves(self), Self::splat_i8(3));
+            [
+                low.and(mask),
+                low.shift_2().and(mask),
+                high.and(mask),
+                high.shift_2().and(mask),
+                low.and(high).shift_4().and(mask),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -173,26 +186,15 @@ impl Register for __m512i {
     }
 }
 
-/// Every digit is looked up by seven bits of its byte; the eighth, which for the high digits is one
-/// of the next byte, is ignored.
+/// The bytes of [`table`](crate::trits5::table), by the low and by the high seven bits; the eighth,
+/// which for the high ones is one of the next byte, is ignored.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VBMI.
 #[inline(always)]
-unsafe fn digits_from_tables(packed: __m512i) -> [__m512i; 5] {
-    // SAFETY: as the caller promises; the loads are the tables.
-    unsafe {
-        let high = packed.shift_1();
-        let last = look_up_seven(high, &LAST);
-        [
-            look_up_seven(packed, &DIGITS[0]),
-            look_up_seven(packed, &DIGITS[1]),
-            look_up_seven(high, &DIGITS[2]),
-            look_up_seven(high, &DIGITS[3]),
-            // last & (packed | !1)
-            _mm512_ternarylogic_epi32::<0b1010_1000>(packed, _mm512_set1_epi8(!1), last),
-        ]
-    }
+unsafe fn look_up_halves(packed: __m512i) -> [__m512i; 2] {
+    // SAFETY: as the caller promises.
+    unsafe { [look_up_seven(packed, &LOW), look_up_seven(packed.shift_1(), &HIGH)] }
 }
 
 /// The entries of a table by the low seven bits of every byte.
