@@ -401,9 +401,9 @@ impl<'a> Plan<'a> {
     /// Makes tasks of the bands, divided where there would be too few.
     fn divide(&mut self, layout: KvLayout) {
         let spans: usize = self.bands.iter().map(|band| band.spans).sum();
-        let run = match layout.kind {
-            KvType::Int8 => (spans / (TASKS * parallel::threads())).max(1),
-            KvType::F32 | KvType::F16 => usize::MAX,
+        let run = match (layout.kind, parallel::threads()) {
+            (KvType::Int8, threads @ 2..) => (spans / (TASKS * threads)).max(1),
+            _ => usize::MAX,
         };
         for (index, band) in self.bands.iter_mut().enumerate() {
             let run = run.min(band.spans);
