@@ -255,10 +255,19 @@ fn pack_row_of<const D: usize, const BASE: u32>(
     let words = trits.as_chunks::<4>().0.as_chunks::<D>().0;
     for (line, words) in panel.as_chunks_mut::<{ 4 * PANEL }>().0.iter_mut().zip(words) {
         // Four bytes at once: no code, and no sum of codes, reaches into the next byte.
-        let code = |word: &[i8; 4]| u32::from_le_bytes(word.map(|trit| (trit + 1) as u8));
-        let packed = words.iter().rev().fold(0, |packed, word| packed * BASE + code(word));
-        line[4 * r..][..4].copy_from_slice(&packed.to_le_bytes().map(&byte));
+        let packed = words.iter().rev().fold(0, |packed, word| packed * BASE + codes(*word));
+        let [a, b, c, d] = packed.to_le_bytes();
+        line[4 * r..][..4].copy_from_slice(&[byte(a), byte(b), byte(c), byte(d)]);
     }
+}
+
+/// The codes of four trits: their two low bits, which are one less, plus one.
+#[inline(always)]
+fn codes(trits: [i8; 4]) -> u32 {
+    const FOUR: u32 = 0x0303_0303;
+    let [a, b, c, d] = trits;
+    let low = u32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]) & FOUR;
+    (low + 0x0101_0101) & FOUR
 }
 
 #[cfg(test)]

@@ -24,9 +24,6 @@
 /// Digits of a byte.
 pub(crate) const DIGITS: usize = 5;
 
-/// Different codes of a byte.
-const CODES: usize = 243;
-
 /// The step and the start of a byte. Starts of 8 come last, so that the others are three bits each.
 const fn step_and_start(byte: u8) -> (u8, u8) {
     let m = byte >> 1 & 63;
@@ -47,9 +44,9 @@ pub(crate) const fn digits(byte: u8) -> [u8; DIGITS] {
     [p % 3, p / 3, q % 3, q / 3, c4]
 }
 
-/// The byte of digits in base 3, from the lowest.
-pub(crate) static BYTES: [u8; CODES] = {
-    let mut bytes = [0; CODES];
+/// The bytes of the 243 codes, by their digits in base 3 from the lowest.
+pub(crate) static BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
     let mut byte = u8::MAX;
     loop {
         let [c0, c1, c2, c3, c4] = digits(byte);
@@ -111,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_code_has_a_byte() {
-        for (code, &byte) in BYTES.iter().enumerate() {
+        for (code, &byte) in BYTES[..243].iter().enumerate() {
             let expected = [1, 3, 9, 27, 81].map(|power| (code / power % 3) as u8);
             assert_eq!(digits(byte), expected, "byte {byte} of code {code}");
         }

@@ -304,11 +304,11 @@ impl Block {
                 let scales = scales.as_flattened_mut().as_chunks_mut::<PANEL>().0;
                 scales.iter_mut().zip(self.subs).for_each(|(to, sub)| to[r] = sub as u8);
                 for [a, b, high] in lines.as_chunks_mut::<3>().0 {
-                    let codes = [next(), next(), next(), next()];
-                    let [low, top] = [0x0f0f_0f0f, 0x3030_3030].map(|m| codes.map(|c| c & m));
-                    store(a, low[0] | low[1] << 4);
-                    store(b, low[2] | low[3] << 4);
-                    store(high, top[0] >> 4 | top[1] >> 2 | top[2] | top[3] << 2);
+                    let [c0, c1, c2, c3] = [next(), next(), next(), next()];
+                    let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
+                    store(a, c0 & low | (c1 & low) << 4);
+                    store(b, c2 & low | (c3 & low) << 4);
+                    store(high, (c0 & top) >> 4 | (c1 & top) >> 2 | c2 & top | (c3 & top) << 2);
                 }
             }
         }
