@@ -24,7 +24,7 @@
 //!
 //! | where | what |
 //! | --- | --- |
-//! | `packed`, `activations` | the two operands, in the layout that the kernels load |
+//! | `packed`, `trits5`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
 //! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
