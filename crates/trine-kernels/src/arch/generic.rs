@@ -55,7 +55,7 @@ impl Simd for Generic {
     }
 
     #[inline(always)]
-    fn unpack_trits(self, line: &Line) -> [Line; 5] {
+    fn unpack_trits(self, line: &Line) -> [Line; DIGITS] {
         let mut codes = [[0; 4 * PANEL]; DIGITS];
         for (i, byte) in line.iter().enumerate() {
             for (codes, digit) in codes.iter_mut().zip(digits(*byte)) {

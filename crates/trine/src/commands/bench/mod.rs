@@ -202,10 +202,7 @@ fn time_model(
     // What it took to make random weights is no memory of the runtime.
     let mut peak = loaded.filter(|_| from_file).map(|memory| memory.peak);
     machine::forget_peak();
-    let mut peak_so_far = || {
-        peak = peak.max(machine::memory().map(|memory| memory.peak));
-        peak
-    };
+    let mut see_peak = || peak = peak.max(machine::memory().map(|memory| memory.peak));
 
     progress.step("first token");
     let prompt = FIRST_PROMPT.min(model.config().max_position_embeddings);
@@ -216,15 +213,15 @@ fn time_model(
     let mut measured: Vec<_> =
         tests.iter().map(|test| Measured::new(*test, energy.is_ok())).collect();
     // The limits need memory too, which is not the model's.
-    peak_so_far();
+    see_peak();
     progress.step("limits of the machine");
     let mut limits = vec![measure_limits(threads)];
     for _ in 0..repetitions {
         for (runner, measured) in runners.iter_mut().zip(&mut measured) {
-            progress.step(&runner.test().name());
+            progress.step(&measured.test.name());
             machine::forget_peak();
             let (speed, joules) = runner.sample(energy.as_ref().ok())?;
-            peak_so_far();
+            see_peak();
             limits.push(measure_limits(threads));
             measured.push(Sample { speed, limits: last_two(&limits) }, joules);
         }

@@ -131,11 +131,11 @@ impl<'m> Runner<'m> {
                 Ok(begin.elapsed().as_secs_f64())
             }),
             Test::Decode { tokens, depth, batch } => {
-                let mut sequences = vec![Sequence::new(model); batch];
-                if depth > 0 {
-                    sequences.clone_from_slice(&contexts[..batch]);
-                    sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
-                }
+                let mut sequences = match depth {
+                    0 => vec![Sequence::new(model); batch],
+                    _ => contexts[..batch].to_vec(),
+                };
+                sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
                 Box::new(move |part| {
                     let steps = if part == Part::WarmUp { tokens.min(WARM_UP) } else { tokens };
                     let ids = ids.take(batch * steps);
@@ -175,11 +175,6 @@ impl<'m> Runner<'m> {
             }
         };
         Ok(Self { test, run })
-    }
-
-    /// The test.
-    pub(crate) fn test(&self) -> Test {
-        self.test
     }
 
     /// Runs the test: tokens a second, and joules, where there are counters.
