@@ -288,6 +288,11 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
+    /// Where element `index` is, or would be.
+    pub(crate) fn address(&self, index: usize) -> *const T {
+        self.start.wrapping_add(index)
+    }
+
     /// Elements `start..start + len`.
     ///
     /// # Safety

@@ -325,9 +325,18 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             Packing::Bits2 => Form::Bits2,
             Packing::Trits5 => Form::Trits5,
         };
+        let rows = self.weights[0].rows();
+        let mut ahead = Ahead {
+            outputs: self.out.address(p * PANEL).cast(),
+            row_bytes: rows * size_of::<F::Out>(),
+            output_lines: R / N,
+            tokens: self.x.tokens(),
+            weights: [&[]; R],
+        };
         if self.x.tokens() <= DIRECT_TOKENS {
-            return self.tiles(p, form, panels);
+            return self.tiles(p, form, panels, ahead);
         }
+        ahead.weights = panels;
         let mut buffer = UNPACKED.take();
         // What follows the last columns meets activations of 0.
         let lines = (panels[0].len() * packing.digits()).next_multiple_of(PLAIN);
@@ -338,18 +347,25 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         for (panel, to) in panels.iter().zip(unpacked.chunks_exact_mut(lines.max(1))) {
             dispatch(self.isa, UnpackPanel { form, panel, to });
         }
-        self.tiles::<R>(p, Form::Plain, std::array::from_fn(|r| &unpacked[r * lines..][..lines]));
+        let unpacked = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
+        self.tiles::<R>(p, Form::Plain, unpacked, ahead);
         UNPACKED.set(buffer);
     }
 
-    fn tiles<const R: usize>(&self, p: usize, form: Form, panels: [&[Line]; R]) {
+    fn tiles<const R: usize>(
+        &self,
+        p: usize,
+        form: Form,
+        panels: [&[Line]; R],
+        ahead: Ahead<'_, R>,
+    ) {
         let mut sums = [[[0; PANEL]; GROUP * TILE]; R];
         let tiles: Vec<_> = tiles(self.x.tokens()).collect();
         for tiles in tiles.chunks(GROUP) {
             let first = tiles[0].first;
             let tokens = tiles.iter().map(|tile| tile.width).sum();
             let out = sums.each_mut().map(|sums| &mut sums[..tokens]);
-            dispatch(self.isa, Tiles { form, panels, x: self.x, tiles, out });
+            dispatch(self.isa, Tiles { form, panels, x: self.x, tiles, out, ahead });
             let sums = sums.each_ref().map(|sums| &sums[..tokens]);
             if N == 2 {
                 let both = std::array::from_fn(|n| sums[n]);
@@ -366,6 +382,40 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
     /// Makes outputs of sums of codes.
     fn store(&self, place: Place, sums: [&[[i32; PANEL]]; N]) {
         dispatch(self.isa, Store { panels: self, place, sums });
+    }
+}
+
+/// What to ask memory for while `R` panels are multiplied: the lines that outputs will be stored to,
+/// and the weights that come next.
+#[derive(Clone, Copy)]
+struct Ahead<'a, const R: usize> {
+    /// The outputs of token 0.
+    outputs: *const Line,
+    /// From the outputs of one token to those of the next.
+    row_bytes: usize,
+    /// For the outputs of a token.
+    output_lines: usize,
+    tokens: usize,
+    /// The panels, packed, behind each of which as many lines are asked for as lie between them.
+    weights: [&'a [Line]; R],
+}
+
+impl<const R: usize> Ahead<'_, R> {
+    /// A tile's share.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, simd: S, tile: &Tile) {
+        let end = tile.first + tile.width;
+        for t in tile.first..end {
+            for line in 0..self.output_lines {
+                simd.prefetch(self.outputs, t * self.row_bytes + line * size_of::<Line>());
+            }
+        }
+        for weights in self.weights {
+            let len = weights.len();
+            for line in &weights[tile.first * len / self.tokens..end * len / self.tokens] {
+                simd.prefetch(line, self.output_lines * len * size_of::<Line>());
+            }
+        }
     }
 }
 
@@ -486,6 +536,7 @@ struct Tiles<'a, const R: usize> {
     tiles: &'a [Tile],
     /// `(tokens of the tiles,)` of each panel.
     out: [&'a mut [[i32; PANEL]]; R],
+    ahead: Ahead<'a, R>,
 }
 
 impl<const R: usize> Kernel for Tiles<'_, R> {
@@ -506,6 +557,7 @@ impl<const R: usize> Tiles<'_, R> {
     fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(mut self, simd: S) {
         let mut at = 0;
         for tile in self.tiles {
+            self.ahead.ask(simd, tile);
             match tile.width {
                 8 => self.tile::<S, U, L, D, 8, 1>(simd, tile.first, at),
                 4 => self.tile::<S, U, L, D, 4, 2>(simd, tile.first, at),

@@ -1,14 +1,23 @@
 //! The forward pass: tokens of any number of sequences through the layers together.
 
+use std::ops::Range;
+
 use trine_format::ModelConfig;
-use trine_kernels::{nn, parallel};
+use trine_kernels::{AlignedBuf, nn, parallel};
 
 use crate::RuntimeError;
 use crate::linear::{Input, forward_all, forward_gated};
 use crate::sequence::Sequence;
 use crate::weights::{Layer, Model};
 
-/// What one pass does for one sequence.
+/// Ids that go through the layers together, at most. More would not use the weights any better, while
+/// what lies between projections would leave the caches.
+const PASS: usize = 256;
+
+/// Tokens of which a thread rotates the heads at a time.
+const ROTATED: usize = 16;
+
+/// What is done for one sequence.
 pub struct Step<'a> {
     /// The sequence, to which `ids` are appended.
     pub sequence: &'a mut Sequence,
@@ -30,6 +39,15 @@ pub enum Logits {
 }
 
 impl Step<'_> {
+    /// The part of the step that appends only some of the ids, in their turn.
+    fn part(&mut self, ids: Range<usize>) -> Step<'_> {
+        let logits = match self.logits {
+            Logits::Last if ids.end < self.ids.len() => Logits::None,
+            logits => logits,
+        };
+        Step { sequence: self.sequence, ids: &self.ids[ids], logits }
+    }
+
     /// Number of positions of which logits are wanted: the last ones.
     fn wanted(&self) -> usize {
         match self.logits {
@@ -41,11 +59,10 @@ impl Step<'_> {
 }
 
 impl Model {
-    /// Appends to sequences, all in one pass over the weights, and returns the logits that each step
-    /// asked for.
+    /// Appends to sequences, and returns the logits that each step asked for.
     ///
-    /// Every step computes the same bits as it would alone, whole or in parts. Memory for the pass
-    /// grows with the number of ids: some 60 KB for each with the 2B4T shape.
+    /// All steps go over the weights together, as many ids at a time as pays. Every step computes the
+    /// same bits as it would alone, whole or in parts.
     ///
     /// # Errors
     /// No ids, an id outside the vocabulary, a full context, a sequence of another model; all
@@ -54,14 +71,21 @@ impl Model {
         for step in &*steps {
             self.check(step)?;
         }
-        if steps.is_empty() {
-            return Ok(Vec::new());
+        let mut logits = vec![Vec::new(); steps.len()];
+        for parts in passes(steps.iter().map(|step| step.ids.len())) {
+            let Some((first, _)) = parts.first() else { continue };
+            let pairs = steps[*first..].iter_mut().zip(&parts);
+            let mut pass: Vec<_> = pairs.map(|(step, (_, ids))| step.part(ids.clone())).collect();
+            let hidden = self.hidden(&mut pass);
+            for ((index, _), new) in parts.iter().zip(self.logits(&pass, &hidden)) {
+                let logits = &mut logits[*index];
+                if logits.is_empty() { *logits = new } else { logits.extend_from_slice(&new) }
+            }
         }
-        let hidden = self.hidden(steps);
-        Ok(self.logits(steps, &hidden))
+        Ok(logits)
     }
 
-    pub(crate) fn check(&self, step: &Step<'_>) -> Result<(), RuntimeError> {
+    fn check(&self, step: &Step<'_>) -> Result<(), RuntimeError> {
         let (vocab_size, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
         if step.ids.is_empty() {
             return Err(RuntimeError::Empty);
@@ -77,10 +101,10 @@ impl Model {
     }
 
     /// The residual stream `(T, D)` after all layers, T being the ids of all steps.
-    fn hidden(&self, steps: &mut [Step<'_>]) -> Vec<f32> {
+    fn hidden(&self, steps: &mut [Step<'_>]) -> AlignedBuf<f32> {
         let width = self.config.hidden_size;
         let tokens = steps.iter().map(|step| step.ids.len()).sum::<usize>();
-        let mut x = vec![0.0; tokens * width];
+        let mut x = AlignedBuf::new(tokens * width);
         let ids = steps.iter().flat_map(|step| step.ids);
         for (row, &id) in x.chunks_exact_mut(width).zip(ids) {
             self.embed.row(id as usize, row);
@@ -127,6 +151,26 @@ impl Model {
     }
 }
 
+/// Which ids go through the layers together, of steps with so many ids: for every pass, steps that
+/// follow each other, by their indices, and ids of each.
+fn passes(lengths: impl Iterator<Item = usize>) -> Vec<Vec<(usize, Range<usize>)>> {
+    let (mut passes, mut room) = (Vec::new(), 0);
+    for (index, len) in lengths.enumerate() {
+        let mut from = 0;
+        while from < len {
+            if room == 0 {
+                passes.push(Vec::new());
+                room = PASS;
+            }
+            let to = len.min(from + room);
+            passes.last_mut().expect("a pass with room").push((index, from..to));
+            room -= to - from;
+            from = to;
+        }
+    }
+    passes
+}
+
 /// Scratch of a pass, which all layers use one after another.
 struct Pass<'m> {
     model: &'m Model,
@@ -135,7 +179,7 @@ struct Pass<'m> {
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// What lies between projections: room for the larger of the two parts of a layer.
-    buffer: Vec<f32>,
+    buffer: AlignedBuf<f32>,
 }
 
 impl<'m> Pass<'m> {
@@ -152,7 +196,8 @@ impl<'m> Pass<'m> {
             ModelConfig::rope_rows(&model.inv_freq, start, &mut cos[rows.clone()], &mut sin[rows]);
         }
         let heads = config.num_attention_heads + config.num_key_value_heads;
-        let buffer = floats((2 * heads * config.head_dim).max(config.intermediate_size));
+        let width = (2 * heads * config.head_dim).max(config.intermediate_size);
+        let buffer = AlignedBuf::new(tokens * width);
         Self { model, tokens, cos, sin, buffer }
     }
 
@@ -171,9 +216,12 @@ impl<'m> Pass<'m> {
 
         let (cos, sin) = (&self.cos, &self.sin);
         let rotate = |heads: usize, data: &mut [f32]| {
-            parallel::for_each_chunk(data, heads * d, |t, token| {
-                let (cos, sin) = (&cos[t * (d / 2)..][..d / 2], &sin[t * (d / 2)..][..d / 2]);
-                nn::rope(token, cos, sin);
+            let width = heads * d;
+            parallel::for_each_chunk(data, ROTATED * width, |chunk, tokens| {
+                for (t, token) in tokens.chunks_exact_mut(width).enumerate() {
+                    let at = (chunk * ROTATED + t) * (d / 2);
+                    nn::rope(token, &cos[at..][..d / 2], &sin[at..][..d / 2]);
+                }
             });
         };
         rotate(heads, q);
@@ -203,5 +251,20 @@ impl<'m> Pass<'m> {
         forward_gated(self.model.gate(), &layer.gate, &layer.up, &input, h);
         let input = Input::new(h, self.tokens, layer.ffn_sub_norm.as_ref());
         layer.down.add_to(&input, x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_take_as_many_ids_as_fit_in_the_order_of_steps() {
+        let found = |lengths: &[usize]| passes(lengths.iter().copied());
+        assert!(found(&[]).is_empty());
+        assert_eq!(found(&[PASS]), [[(0, 0..PASS)]]);
+        let expected =
+            [vec![(0, 0..100), (1, 0..156)], vec![(1, 156..412)], vec![(1, 412..413), (2, 0..1)]];
+        assert_eq!(found(&[100, 413, 1]), expected);
     }
 }

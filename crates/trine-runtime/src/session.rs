@@ -4,9 +4,6 @@ use crate::forward::{Logits, Step};
 use crate::sequence::Sequence;
 use crate::{Model, RuntimeError};
 
-/// Tokens that go through the layers together during prefill; bounds the memory of a pass.
-const CHUNK: usize = 512;
-
 /// One sequence on a model: what it has seen is in its cache.
 pub struct Session<'m> {
     model: &'m Model,
@@ -58,21 +55,9 @@ impl<'m> Session<'m> {
         self.append(ids, Logits::All)
     }
 
-    fn append(&mut self, ids: &[u32], wanted: Logits) -> Result<Vec<f32>, RuntimeError> {
+    fn append(&mut self, ids: &[u32], logits: Logits) -> Result<Vec<f32>, RuntimeError> {
         let sequence = &mut self.sequence;
-        self.model.check(&Step { sequence, ids, logits: wanted })?;
-        let mut all = Vec::new();
-        let mut left = ids;
-        while !left.is_empty() {
-            let (ids, rest) = left.split_at(left.len().min(CHUNK));
-            left = rest;
-            let logits =
-                if wanted == Logits::Last && !rest.is_empty() { Logits::None } else { wanted };
-            let sequence = &mut self.sequence;
-            for logits in self.model.step(&mut [Step { sequence, ids, logits }])? {
-                if all.is_empty() { all = logits } else { all.extend_from_slice(&logits) }
-            }
-        }
-        Ok(all)
+        let logits = self.model.step(&mut [Step { sequence, ids, logits }])?;
+        Ok(logits.into_iter().next().unwrap_or_default())
     }
 }

@@ -30,6 +30,12 @@ fn sequences_of_any_lengths_get_in_one_pass_what_each_gets_alone() {
                 (64, 1, Logits::Last),
                 (17, 3, Logits::All),
                 (1, 9, Logits::Last),
+                // From here on there are more than go through the layers at once.
+                (0, 91, Logits::Last),
+                (5, 86, Logits::All),
+                (9, 82, Logits::None),
+                (2, 70, Logits::Last),
+                (3, 1, Logits::Last),
             ];
             let ids: Vec<Vec<u32>> = (1..=cases.len())
                 .map(|i| (0..91).map(|at| ((at * 31 + 7) * i % vocab) as u32).collect())

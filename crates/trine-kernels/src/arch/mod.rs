@@ -148,7 +148,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Asks memory for the line that lies `bytes` after `at`, whatever is there.
     #[inline(always)]
-    fn prefetch<T>(self, _at: &T, _bytes: usize) {}
+    fn prefetch<T>(self, _at: *const T, _bytes: usize) {}
 
     /// Sixteen floats.
     type Lanes: Copy;

@@ -118,7 +118,21 @@ pub fn largest(row: &[f32]) -> f32 {
             *lane = if *x > *lane { *x } else { *lane };
         }
     }
-    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |max, x| if *x > max { *x } else { max })
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    largest_lane(lanes)
+}
+
+/// The largest of sixteen numbers, none of them NaN.
+#[inline(always)]
+pub(crate) fn largest_lane(mut lanes: [f32; LANES]) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for l in 0..width {
+            lanes[l] = if lanes[l] > lanes[l + width] { lanes[l] } else { lanes[l + width] };
+        }
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -372,8 +372,8 @@ impl<const DOT: bool> Simd for Arm<DOT> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, at: &T, bytes: usize) {
-        let at = std::ptr::from_ref(at).cast::<i8>().wrapping_add(bytes);
+    fn prefetch<T>(self, at: *const T, bytes: usize) {
+        let at = at.cast::<i8>().wrapping_add(bytes);
         // SAFETY: a hint, which never faults, whatever the address.
         unsafe {
             asm!(

@@ -283,9 +283,9 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, at: &T, bytes: usize) {
+    fn prefetch<T>(self, at: *const T, bytes: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = std::ptr::from_ref(at).cast::<i8>().wrapping_add(bytes);
+        let at = at.cast::<i8>().wrapping_add(bytes);
         // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
     }

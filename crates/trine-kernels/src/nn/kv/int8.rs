@@ -51,7 +51,7 @@ use std::ops::Range;
 
 use trine_ternary::quantize_activations;
 
-use super::super::exp::largest;
+use super::super::exp::largest_lane;
 use super::super::{Kernel, LANES, Simd, exp2, sum_lanes};
 use super::{BAND, Band, KV_BLOCK, KvLayout};
 use crate::aligned::AlignedBuf;
@@ -470,16 +470,13 @@ fn one_span<S: Simd>(
     let mut first = 0;
     while first < band.rows {
         let width = tile_width(band.rows - first);
-        let chunks = seen(first + width - 1).div_ceil(LANES);
         let tile = &mut weights[first * SPAN / 2..][..width * SPAN / 2];
-        for r in 0..width {
-            let (row, seen) = (&mut rows[first + r], seen(first + r));
-            let scores = &scores[(first + r) * SPAN_CHUNKS..][..chunks];
-            match width {
-                4 => weigh::<S, 4>(simd, row, blocks, scores, seen, tile, r),
-                2 => weigh::<S, 2>(simd, row, blocks, scores, seen, tile, r),
-                _ => weigh::<S, 1>(simd, row, blocks, scores, seen, tile, r),
-            }
+        let scores = &scores[first * SPAN_CHUNKS..];
+        let rows = &mut rows[first..];
+        match width {
+            4 => weigh::<S, 4>(simd, rows, blocks, scores, |r| seen(first + r), tile),
+            2 => weigh::<S, 2>(simd, rows, blocks, scores, |r| seen(first + r), tile),
+            _ => weigh::<S, 1>(simd, rows, blocks, scores, |r| seen(first + r), tile),
         }
         first += width;
     }
@@ -591,54 +588,78 @@ fn score<S: Simd, const T: usize>(
     }
 }
 
-/// The softmax of a row over a span, of which it sees the first `seen` positions: rounded weights for
-/// all of `scores`, 0 for what it does not see.
+/// The softmax of the rows of a tile over a span, of which they see the first `seen` positions: rounded
+/// weights, up to the last that any of them sees, 0 for what a row does not see. `scores` is `(W, 16, 16)`.
 #[inline(always)]
 fn weigh<S: Simd, const W: usize>(
     simd: S,
-    row: &mut Row,
+    rows: &mut [Row],
     blocks: &[Block<'_>],
     scores: &[[i32; LANES]],
-    seen: usize,
+    seen: impl Fn(usize) -> usize,
     tile: &mut [[u8; 4]],
-    r: usize,
 ) {
-    let mut weights = [simd.splat_f32(0.0); SPAN_CHUNKS];
-    let weights = &mut weights[..scores.len()];
-    let scale = simd.splat_f32(row.scale);
-    let mut max = simd.splat_f32(f32::NEG_INFINITY);
-    for (chunk, (t, scores)) in weights.iter_mut().zip(scores).enumerate() {
+    let seen: [usize; W] = std::array::from_fn(seen);
+    // The last row sees the most. Of the first chunks all see all.
+    let (chunks, whole) = (seen[W - 1].div_ceil(LANES), seen[0] / LANES);
+    let mut weights = [[simd.splat_f32(0.0); W]; SPAN_CHUNKS];
+    let weights = &mut weights[..chunks];
+
+    let mut max = [simd.splat_f32(f32::NEG_INFINITY); W];
+    for (chunk, t) in weights.iter_mut().enumerate() {
         let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].key_units(chunk % BLOCK_CHUNKS));
-        let score = simd.multiply_f32(simd.sums_to_f32(simd.load_i32(scores)), units);
-        *t = seen_or(simd, simd.multiply_f32(score, scale), seen, chunk, f32::NEG_INFINITY);
-        max = simd.max_f32(*t, max);
+        for r in 0..W {
+            let score = simd.sums_to_f32(simd.load_i32(&scores[r * SPAN_CHUNKS + chunk]));
+            let score = simd.multiply_f32(score, units);
+            t[r] = simd.multiply_f32(score, simd.splat_f32(rows[r].scale));
+            if chunk >= whole {
+                t[r] = seen_or(simd, t[r], seen[r], chunk, f32::NEG_INFINITY);
+            }
+            max[r] = simd.max_f32(t[r], max[r]);
+        }
     }
-    let max = largest(&simd.to_array(max));
+    let mut largest = [0.0; W];
+    for r in 0..W {
+        largest[r] = largest_lane(simd.to_array(max[r]));
+    }
 
     // No weight is below 0, so they order like their bits, NaN above all. A NaN in what the row does
     // not see is nothing to it.
-    let (mut sums, mut heaviest) = (simd.splat_f32(0.0), simd.splat_f32(0.0));
-    let less = simd.splat_f32(-max);
+    let (mut sums, mut heaviest) = ([simd.splat_f32(0.0); W], [simd.splat_f32(0.0); W]);
     for (chunk, t) in weights.iter_mut().enumerate() {
         let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].value_units(chunk % BLOCK_CHUNKS));
-        let p = seen_or(simd, simd.exp2(simd.add_f32(*t, less)), seen, chunk, 0.0);
-        sums = simd.add_f32(sums, p);
-        *t = seen_or(simd, simd.multiply_f32(p, units), seen, chunk, 0.0);
-        heaviest = simd.max_bits(*t, heaviest);
+        for r in 0..W {
+            let mut p = simd.exp2(simd.add_f32(t[r], simd.splat_f32(-largest[r])));
+            if chunk >= whole {
+                p = seen_or(simd, p, seen[r], chunk, 0.0);
+            }
+            sums[r] = simd.add_f32(sums[r], p);
+            t[r] = simd.multiply_f32(p, units);
+            if chunk >= whole {
+                t[r] = seen_or(simd, t[r], seen[r], chunk, 0.0);
+            }
+            heaviest[r] = simd.max_bits(t[r], heaviest[r]);
+        }
     }
-    let heaviest = simd.to_array(heaviest).iter().fold(0, |max, w| w.to_bits().max(max));
-    let heaviest = if heaviest < INFINITY { f32::from_bits(heaviest) } else { f32::NAN };
-    row.unit = heaviest / WEIGHT_MAX;
-    if seen > 0 {
-        row.factors = row.advance(max, sum_lanes(simd.to_array(sums)));
+    let mut factors = [simd.splat_f32(0.0); W];
+    for r in 0..W {
+        let row = &mut rows[r];
+        let heaviest = simd.to_array(heaviest[r]).iter().fold(0, |max, w| w.to_bits().max(max));
+        let heaviest = if heaviest < INFINITY { f32::from_bits(heaviest) } else { f32::NAN };
+        row.unit = heaviest / WEIGHT_MAX;
+        if seen[r] > 0 {
+            row.factors = row.advance(largest[r], sum_lanes(simd.to_array(sums[r])));
+        }
+        factors[r] = simd.splat_f32(if heaviest > 0.0 { WEIGHT_MAX / heaviest } else { 0.0 });
     }
 
-    let factor = simd.splat_f32(if heaviest > 0.0 { WEIGHT_MAX / heaviest } else { 0.0 });
     let steps = tile.as_chunks_mut::<2>().0.as_chunks_mut::<W>().0;
     for (steps, w) in steps.as_chunks_mut::<4>().0.iter_mut().zip(&*weights) {
-        let parts = simd.split_parts(simd.multiply_f32(*w, factor), 0);
-        for i in 0..4 {
-            steps[i][r] = parts[i];
+        for r in 0..W {
+            let parts = simd.split_parts(simd.multiply_f32(w[r], factors[r]), 0);
+            for i in 0..4 {
+                steps[i][r] = parts[i];
+            }
         }
     }
 }

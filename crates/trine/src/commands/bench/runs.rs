@@ -10,9 +10,6 @@ use super::machine::Energy;
 /// Steps of decode before it is timed.
 const WARM_UP: usize = 8;
 
-/// Tokens of a context that go through the model together.
-const CHUNK: usize = 256;
-
 /// One token in so many of a repeated text is another.
 const CHANGED: usize = 16;
 
@@ -208,9 +205,7 @@ impl Measured {
 /// A sequence that has seen `ids`.
 fn filled(model: &Model, ids: &[u32]) -> Result<Sequence, RuntimeError> {
     let mut sequence = Sequence::new(model);
-    for ids in ids.chunks(CHUNK) {
-        model.step(&mut [Step { sequence: &mut sequence, ids, logits: Logits::None }])?;
-    }
+    model.step(&mut [Step { sequence: &mut sequence, ids, logits: Logits::None }])?;
     Ok(sequence)
 }
 
