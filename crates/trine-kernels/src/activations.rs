@@ -181,10 +181,14 @@ impl Activations {
         self.scales[t]
     }
 
-    /// The sum of the codes of token `t`.
-    #[inline(always)]
-    pub(crate) fn sum(&self, t: usize) -> i32 {
-        self.sums[t]
+    /// The scale of each token, `(tokens,)`.
+    pub(crate) fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// The sum of the codes of each token, `(tokens,)`.
+    pub(crate) fn sums(&self) -> &[i32] {
+        &self.sums
     }
 
     /// The codes of a tile of `T` tokens that begins with token `first`: by four columns, by token.
@@ -291,7 +295,7 @@ mod tests {
                 let scale = quantize_activations(&x[t * cols..][..cols], &mut codes);
                 assert_eq!(activations.codes(t), codes);
                 assert_eq!(activations.scale(t), scale);
-                assert_eq!(activations.sum(t), codes.iter().map(|&c| i32::from(c)).sum::<i32>());
+                assert_eq!(activations.sums()[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>());
             }
             assert_eq!((&*taken.codes, &taken.sums), (&*activations.codes, &activations.sums));
         }

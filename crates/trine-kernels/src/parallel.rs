@@ -280,6 +280,14 @@ pub(crate) struct SharedMut<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
+impl<T> Clone for SharedMut<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedMut<'_, T> {}
+
 // SAFETY: it gives out nothing but exclusive references, for which `T: Send` is what threads need.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 

@@ -31,8 +31,12 @@ const AHEAD: usize = 4096;
 /// Multiplications from which on threads are worth their start.
 const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };
 
-/// Panels of one token, or tiles of two panels, whose sums are kept before outputs are made of them.
+/// Panels of one token whose sums are kept before outputs are made of them.
 const GROUP: usize = 8;
+
+/// Tiles of two panels whose sums are kept before outputs are made of them. What memory is asked for has
+/// to stay in the first-level cache until then, in the few places there that rows of outputs share.
+const TILES: usize = 4;
 
 /// Tokens up to which weights are unpacked anew for each tile.
 const DIRECT_TOKENS: usize = 2 * TILE;
@@ -359,9 +363,9 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         panels: [&[Line]; R],
         ahead: Ahead<'_, R>,
     ) {
-        let mut sums = [[[0; PANEL]; GROUP * TILE]; R];
+        let mut sums = [[[0; PANEL]; TILES * TILE]; R];
         let tiles: Vec<_> = tiles(self.x.tokens()).collect();
-        for tiles in tiles.chunks(GROUP) {
+        for tiles in tiles.chunks(TILES) {
             let first = tiles[0].first;
             let tokens = tiles.iter().map(|tile| tile.width).sum();
             let out = sums.each_mut().map(|sums| &mut sums[..tokens]);
@@ -440,34 +444,62 @@ impl<F: Finish<N>, const N: usize> Kernel for Store<'_, F, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Panels { weights, x, finish, out, .. } = self.panels;
-        let rows = weights[0].rows();
-        let scales: [f32; N] = std::array::from_fn(|n| weights[n].scale());
-        for i in 0..self.sums[0].len() {
-            let Place { panel, token, across } = self.place;
-            let (panel, token) = if across { (panel, token + i) } else { (panel + i, token) };
-            // The codes that were multiplied are trits plus one; see `packed`.
-            let excess = x.sum(token);
-            let mut sums = [[0; PANEL]; N];
-            for n in 0..N {
-                for r in 0..PANEL {
-                    sums[n][r] = self.sums[n][i][r].wrapping_sub(excess);
-                }
-            }
+        let Panels { weights, x, out, .. } = self.panels;
+        let Place { panel, token, across } = self.place;
+        let (out, rows, len) = (**out, weights[0].rows(), self.sums[0].len());
+        if across {
+            let (x_sums, x_scales) = (&x.sums()[token..][..len], &x.scales()[token..][..len]);
             let (row, count) = (panel * PANEL, PANEL.min(rows - panel * PANEL));
-            // SAFETY: every panel is in one part, and every part is computed by one thread.
-            #[allow(unsafe_code)]
-            let out = unsafe { out.slice(token * rows + row, count) };
-            match out.first_chunk_mut() {
-                Some(out) => finish.finish(sums.each_ref(), scales, x.scale(token), out),
-                None => {
-                    let mut padded = [F::Out::default(); PANEL];
-                    padded[..count].copy_from_slice(out);
-                    finish.finish(sums.each_ref(), scales, x.scale(token), &mut padded);
-                    out.copy_from_slice(&padded[..count]);
-                }
+            for i in 0..len {
+                // SAFETY: every panel is in one part, and every part is computed by one thread.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.slice((token + i) * rows + row, count) };
+                self.outputs(i, x_sums[i], x_scales[i], out);
+            }
+        } else {
+            for i in 0..len {
+                let row = (panel + i) * PANEL;
+                // SAFETY: as above.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.slice(token * rows + row, PANEL.min(rows - row)) };
+                self.outputs(i, x.sums()[token], x.scales()[token], out);
             }
         }
+    }
+}
+
+impl<F: Finish<N>, const N: usize> Store<'_, F, N> {
+    /// The outputs of the sums `i`. The codes that were multiplied are trits plus one (see `packed`), so
+    /// these are too large by the sum of the token's codes, `excess`.
+    #[inline(always)]
+    fn outputs(&self, i: usize, excess: i32, x_scale: f32, out: &mut [F::Out]) {
+        let mut sums = [[0; PANEL]; N];
+        for n in 0..N {
+            for r in 0..PANEL {
+                sums[n][r] = self.sums[n][i][r].wrapping_sub(excess);
+            }
+        }
+        let scales = self.panels.weights.each_ref().map(|w| w.scale());
+        match out.first_chunk_mut() {
+            Some(out) => self.panels.finish.finish(sums.each_ref(), scales, x_scale, out),
+            None => self.last_rows(sums, scales, x_scale, out),
+        }
+    }
+
+    /// The outputs of a panel that has less than sixteen rows.
+    #[cold]
+    #[inline(never)]
+    fn last_rows(
+        &self,
+        sums: [[i32; PANEL]; N],
+        scales: [f32; N],
+        x_scale: f32,
+        out: &mut [F::Out],
+    ) {
+        let mut padded = [F::Out::default(); PANEL];
+        padded[..out.len()].copy_from_slice(out);
+        self.panels.finish.finish(sums.each_ref(), scales, x_scale, &mut padded);
+        out.copy_from_slice(&padded[..out.len()]);
     }
 }
 
