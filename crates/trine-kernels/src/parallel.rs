@@ -3,8 +3,12 @@
 //! Decoding one token is some two hundred parallel loops of a few dozen microseconds each, with a
 //! little work of one thread in between. A general pool puts its threads to sleep there and spends
 //! as long waking them as they then work. Here a worker spins for some microseconds before it
-//! sleeps, and a loop never waits for a worker that has not come: whoever is there takes the next
-//! index, so that a core that is slower, or busy with something else, only does less.
+//! sleeps, and a loop never waits for a worker that has not come.
+//!
+//! Every thread begins with its own share of the indices, which follow each other, and takes them one by
+//! one: what lies one after another in memory is read one after another, and in every loop over the same
+//! data by the same thread. A thread that has done its share takes half of what is left of the largest
+//! other, so that a core that is slower, or busy with something else, only does less.
 //!
 //! There is one pool for the process, of as many threads as rayon's global pool has, which does the
 //! work that is not urgent. A loop inside a loop, or beside one of another thread, runs on the thread
@@ -14,8 +18,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::thread::{self, JoinHandle};
 
@@ -30,10 +35,11 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     /// The loop that is open to workers; null when none is.
     job: AtomicPtr<Job<'static>>,
+    /// What is left of the loop: a share for each thread, the caller's first.
+    shares: Box<[Share]>,
     /// Workers that may be looking at `job`.
     inside: AtomicUsize,
     /// Counts loops, so that a worker sees that there is a new one.
@@ -45,31 +51,79 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A loop over `0..tasks`.
+/// Indices that no thread has begun, on a cache line of its own: its thread takes them from the front,
+/// others from the back.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(
+    /// Start and end, 32 bits each. Every change is to what it holds as a whole, so that an index is
+    /// given out once, whatever a thread has seen before.
+    AtomicU64,
+);
+
+impl Share {
+    fn put(&self, indices: Range<u64>) {
+        self.0.store(indices.start << 32 | indices.end, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> u64 {
+        let indices = self.0.load(Ordering::Relaxed);
+        (indices & MAX_TASKS) - (indices >> 32)
+    }
+
+    /// Takes the first index.
+    fn take(&self) -> Option<usize> {
+        let taken = self.change(|Range { start, end }| (start < end).then_some(start + 1..end))?;
+        Some(taken.start as usize)
+    }
+
+    /// Takes the second half, or the last index.
+    fn take_half(&self) -> Option<Range<u64>> {
+        let middle = |Range { start, end }: &Range<u64>| start + (end - start) / 2;
+        let taken = self.change(|all| (all.start < all.end).then(|| all.start..middle(&all)))?;
+        Some(middle(&taken)..taken.end)
+    }
+
+    /// Puts what `rest` leaves of the indices, if anything is to be taken, and returns what they were.
+    fn change(&self, rest: impl Fn(Range<u64>) -> Option<Range<u64>>) -> Option<Range<u64>> {
+        let pair = |indices: u64| indices >> 32..indices & MAX_TASKS;
+        let rest = |indices| rest(pair(indices)).map(|rest| rest.start << 32 | rest.end);
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        before.ok().map(pair)
+    }
+}
+
+/// Most indices of a loop.
+const MAX_TASKS: u64 = u32::MAX as u64;
+
+/// A loop.
 struct Job<'a> {
     body: &'a (dyn Fn(usize) + Sync),
-    tasks: usize,
-    next: AtomicUsize,
+    shares: &'a [Share],
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
 impl Job<'_> {
-    /// Takes indices until there are none.
-    fn work(&self) {
+    /// Takes indices until there are none, on the thread that owns share `own`.
+    fn work(&self, own: usize) {
         let outer = NESTED.replace(true);
+        let own = &self.shares[own];
         let done = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= self.tasks {
-                    break;
+                while let Some(task) = own.take() {
+                    (self.body)(task);
                 }
-                (self.body)(task);
+                let largest = self.shares.iter().max_by_key(|share| share.left());
+                match largest.filter(|share| share.left() > 0) {
+                    None => break,
+                    Some(other) => other.take_half().into_iter().for_each(|half| own.put(half)),
+                }
             }
         }));
         NESTED.set(outer);
         if let Err(payload) = done {
             // Nobody need begin what is left.
-            self.next.store(self.tasks, Ordering::Relaxed);
+            self.shares.iter().for_each(|share| share.put(0..0));
             let mut first = lock(&self.panic);
             match &*first {
                 None => *first = Some(payload),
@@ -83,10 +137,10 @@ impl Job<'_> {
 impl Pool {
     /// A pool of `threads` threads, of which the caller of a loop is one.
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(threads.max(1)));
         let spawn = |i| {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("trine-{i}")).spawn(move || shared.serve())
+            thread::Builder::new().name(format!("trine-{i}")).spawn(move || shared.serve(i))
         };
         // A system without threads, or out of them, gets a smaller pool.
         let workers = (1..threads.max(1)).map_while(|i| spawn(i).ok()).collect();
@@ -101,7 +155,7 @@ impl Pool {
     /// Calls `body` once with each of `0..tasks`, in any order and on any of the threads.
     ///
     /// # Panics
-    /// When `body` does, after all threads have left it.
+    /// When `body` does, after all threads have left it; when there are 2^32 tasks or more.
     pub fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
         if tasks <= 1 || self.workers.is_empty() || NESTED.get() {
             return (0..tasks).for_each(body);
@@ -114,9 +168,15 @@ impl Pool {
         if guard.is_none() {
             return (0..tasks).for_each(body);
         }
-        let job = Job { body: &body, tasks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let (all, shares) = (tasks as u64, &self.shared.shares[..self.threads()]);
+        assert!(all <= MAX_TASKS, "a loop of {all} tasks");
+        let bound = |i: usize| all * i as u64 / self.threads() as u64;
+        for (i, share) in shares.iter().enumerate() {
+            share.put(bound(i)..bound(i + 1));
+        }
+        let job = Job { body: &body, shares, panic: Mutex::new(None) };
         self.shared.open(&job);
-        job.work();
+        job.work(0);
         self.shared.close();
         drop(guard);
         let panic = lock(&job.panic).take();
@@ -150,6 +210,19 @@ impl Drop for Pool {
 }
 
 impl Shared {
+    fn new(threads: usize) -> Self {
+        Self {
+            job: AtomicPtr::default(),
+            shares: (0..threads).map(|_| Share::default()).collect(),
+            inside: AtomicUsize::new(0),
+            epoch: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            wake: Condvar::new(),
+            sleep: Mutex::new(()),
+            stop: AtomicBool::new(false),
+        }
+    }
+
     /// Lets workers into `job`, until [`Self::close`].
     fn open(&self, job: &Job<'_>) {
         // The lifetime is forgotten, for `close` is called before it ends: `Job::work` does not
@@ -184,8 +257,8 @@ impl Shared {
         }
     }
 
-    /// The life of a worker.
-    fn serve(&self) {
+    /// The life of the worker that owns share `own`.
+    fn serve(&self, own: usize) {
         let mut seen = 0;
         while !self.stop.load(Ordering::SeqCst) {
             self.wait(seen);
@@ -195,7 +268,7 @@ impl Shared {
             if !job.is_null() {
                 // SAFETY: the job was open when this worker was already inside, so its owner stays
                 // in `close`, and the job alive, until `inside` is counted down.
-                unsafe { (*job).work() };
+                unsafe { (*job).work(own) };
             }
             self.inside.fetch_sub(1, Ordering::SeqCst);
         }

@@ -22,8 +22,8 @@ use crate::nn::Gate;
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
 use crate::parallel::{self, SharedMut};
 
-/// Bytes of weights that a thread takes at a time where there is one token, at least.
-const SMALLEST_PART: usize = 32 << 10;
+/// Bytes of weights, times tokens, that a thread takes at a time, where it takes more than two panels.
+const PART_WORK: usize = 64 << 10;
 
 /// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
 const AHEAD: usize = 4096;
@@ -242,34 +242,22 @@ fn compute<'a, F: Finish<N>, const N: usize>(
     }
 }
 
-/// Divides the panels of all products: large parts first, so that there are few, and small ones at
-/// the end, so that no thread waits long for another.
+/// Divides the panels of all products into parts of about [`PART_WORK`].
 fn parts<O, const N: usize>(
     products: &[([&PackedMatrix; N], SharedMut<'_, O>)],
     tokens: usize,
     threads: usize,
 ) -> Vec<Part> {
-    let bytes = |w: &PackedMatrix| N * w.lines() * size_of::<Line>();
-    let mut left: usize = products.iter().map(|(w, _)| w[0].panels() * bytes(w[0])).sum();
     let mut parts = Vec::new();
-    if tokens == 0 {
-        return parts;
-    }
     for (product, (weights, _)) in products.iter().enumerate() {
-        let (panel_bytes, total) = (bytes(weights[0]).max(1), weights[0].panels());
-        let mut first = 0;
-        while first < total {
-            let want = match threads {
-                1 => left,
-                // The work of a panel grows with the tokens, its share of the start does not.
-                _ if tokens > 1 => left / (4 * threads),
-                _ => (left / (2 * threads)).max(SMALLEST_PART),
-            };
-            let panels = (want / panel_bytes).next_multiple_of(2).clamp(2, (total - first).max(2));
-            let panels = panels.min(total - first);
-            parts.push(Part { product, first, panels });
-            first += panels;
-            left = left.saturating_sub(panels * panel_bytes);
+        let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
+        let step = match (threads, tokens) {
+            (_, 0) => continue,
+            (1, _) => panels,
+            _ => (PART_WORK / (bytes * tokens).max(1)).next_multiple_of(2).max(2),
+        };
+        for first in (0..panels).step_by(step.max(1)) {
+            parts.push(Part { product, first, panels: step.min(panels - first) });
         }
     }
     parts
