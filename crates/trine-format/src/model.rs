@@ -201,6 +201,17 @@ impl ModelFile {
         }
     }
 
+    /// Gives the memory of everything back, as [`Self::release`] does. The system maps pages around
+    /// those that are read, also of tensors that were released before, so this is worth something even
+    /// where each was.
+    pub fn release_all(&self) {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.release_all(),
+            Storage::Gguf(file, _) => file.release_all(),
+            Storage::Imported(_) => {}
+        }
+    }
+
     /// Every tensor as the file holds it, in the file's order; of an imported model nothing.
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {

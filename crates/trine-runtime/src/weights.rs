@@ -112,6 +112,7 @@ impl Model {
             .collect::<Result<_, RuntimeError>>()?;
         let final_norm = norm(file, names::FINAL_NORM, config.rms_norm_eps)?;
         let inv_freq = config.rope_inv_freq();
+        file.release_all();
         Ok(Self { config, embed, layers, final_norm, head, inv_freq, kv })
     }
 

@@ -96,6 +96,11 @@ impl Gguf {
     pub fn release(&self, info: &TensorInfo) {
         self.file.release(info.range.clone());
     }
+
+    /// Gives the memory of the whole file back.
+    pub(crate) fn release_all(&self) {
+        self.file.release(0..self.file.len());
+    }
 }
 
 /// What a file holds: metadata and tensor descriptions.

@@ -266,6 +266,11 @@ impl HfDir {
         }
     }
 
+    /// Gives the memory of all files back.
+    pub(crate) fn release_all(&self) {
+        self.shards.iter().for_each(|(_, file)| file.release(0..file.len()));
+    }
+
     pub(crate) fn tensors(&self) -> Vec<TensorSummary> {
         let mut stored: Vec<_> = self.tensors.iter().collect();
         stored.sort_by_key(|(_, s)| (s.shard, s.range.start));
