@@ -8,6 +8,7 @@
 //! | read bandwidth | sums the bytes of a buffer far larger than the caches, in the order of several [`Pattern`]s, of which the best counts |
 //! | int8 | independent chains of the widest int8 product of the instruction set, in registers |
 //! | f32 | independent chains of multiply-adds in registers, fused where the instruction set has them |
+//! | handover | two threads write in turn what the other waits for: how far apart cores are, which is what a parallel loop costs at least |
 //!
 //! Work is dealt out in small pieces to whichever thread is free, so that a core that is slower for
 //! a while makes a limit a little lower and does not halve it. A limit is the median of repeated
@@ -36,6 +37,12 @@ const STEP: usize = 4;
 
 /// How far ahead a line is asked for where it is, in bytes.
 const AHEAD: usize = 4096;
+
+/// Handovers of a sample.
+const HANDOVERS: usize = if cfg!(test) { 1 << 6 } else { 1 << 13 };
+
+/// How often a thread looks whether it is its turn before it lets others use its core.
+const PATIENCE: usize = 1 << 12;
 
 /// Pieces of arithmetic in a sample, for each thread.
 const PIECES: usize = 64;
@@ -112,6 +119,9 @@ pub struct Limits {
     pub int8: Rate,
     /// Float operations in f32: a multiply-add is two.
     pub f32: Rate,
+    /// Handovers of a cache line from one thread to another; `None` where there is one thread. Virtual
+    /// machines move between cores that share a cache and cores that do not.
+    pub handover: Option<Rate>,
 }
 
 /// How to measure.
@@ -143,8 +153,49 @@ pub fn measure(isa: Isa, options: &Options) -> Limits {
         let pieces = PIECES * threads.max(1);
         rate(threads, samples, pieces, |_| piece(isa, CHAIN_STEPS))
     };
-    Limits { bandwidth, pattern, int8: chains(peak::int8), f32: chains(peak::f32) }
+    let handover = (threads > 1).then(|| handover(samples));
+    Limits { bandwidth, pattern, int8: chains(peak::int8), f32: chains(peak::f32), handover }
 }
+
+fn handover(samples: usize) -> Rate {
+    let samples = samples.max(1);
+    let turns = (samples + 1) * HANDOVERS;
+    let turn = Turn(AtomicUsize::new(0));
+    // Takes every second turn, and returns when the samples began.
+    let play = |first: usize| {
+        let mut begins = Vec::new();
+        for own in (first..=turns).step_by(2) {
+            for looks in 1.. {
+                if turn.0.load(Ordering::Acquire) == own {
+                    break;
+                }
+                match looks % PATIENCE {
+                    0 => thread::yield_now(),
+                    _ => std::hint::spin_loop(),
+                }
+            }
+            if own.is_multiple_of(HANDOVERS) {
+                begins.push(Instant::now());
+            }
+            turn.0.store(own + 1, Ordering::Release);
+        }
+        begins
+    };
+    let begins = thread::scope(|scope| {
+        scope.spawn(|| play(1));
+        play(0)
+    });
+    // The first sample is the warm-up.
+    let rates = begins[1..].windows(2).map(|pair| {
+        let seconds = (pair[1] - pair[0]).as_secs_f64();
+        HANDOVERS as f64 / seconds.max(1e-9)
+    });
+    Rate::of(rates.collect()).expect("at least one sample")
+}
+
+/// Whose turn it is, on a cache line of its own.
+#[repr(align(128))]
+struct Turn(AtomicUsize);
 
 fn read_bandwidth(isa: Isa, options: &Options) -> (Pattern, Rate) {
     let bytes = options.buffer.next_multiple_of(PIECE * LINE);
@@ -300,7 +351,8 @@ mod tests {
     fn limits_are_measured_on_every_instruction_set() {
         for isa in available() {
             let limits = measure(isa, &Options { threads: 2, buffer: 1, samples: 1 });
-            for rate in [limits.bandwidth, limits.int8, limits.f32] {
+            let handover = limits.handover.expect("there are two threads");
+            for rate in [limits.bandwidth, limits.int8, limits.f32, handover] {
                 assert!(rate.low.is_finite() && rate.low > 0.0, "{isa} {limits:?}");
             }
         }

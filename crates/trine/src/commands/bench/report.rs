@@ -83,6 +83,11 @@ impl Setting {
             of(|limits| limits.int8, "GMAC/s"),
             of(|limits| limits.f32, "GFLOP/s"),
         );
+        let apart =
+            self.limits.iter().filter_map(|limits| Some(nanoseconds(limits.handover?).median));
+        if let Some(Rate { median, low, high }) = Rate::of(apart.collect()) {
+            out += &format!("cores       {median:.0} ns apart ({low:.0} to {high:.0})\n");
+        }
         if let Some(others) = self.others.filter(|others| *others > DISTURBED) {
             let percent = 100.0 * others;
             out += &format!(
@@ -343,7 +348,13 @@ fn limits_json(limits: &Limits) -> Value {
         "bandwidth_pattern": limits.pattern.name(),
         "int8_gmac_s": rate(limits.int8),
         "f32_gflop_s": rate(limits.f32),
+        "handover_ns": limits.handover.map(|rate| nanoseconds(rate).median),
     })
+}
+
+/// How long what happens so often takes.
+fn nanoseconds(rate: Rate) -> Rate {
+    Rate { median: 1e9 / rate.median, low: 1e9 / rate.high, high: 1e9 / rate.low }
 }
 
 /// The better of two measurements of a limit, as what disturbs one makes it smaller than it is.
@@ -394,6 +405,7 @@ mod tests {
             pattern: Pattern::Linear,
             int8: rate(1e5 * scale),
             f32: rate(1e5 * scale),
+            handover: Some(rate(4e7)),
         };
         let limits = [limits(0.7), limits(1.0)];
         let measured = |test, speeds: &[f64]| Measured {
@@ -448,6 +460,7 @@ mod tests {
         assert_eq!(json["prefill"][0]["fraction_of_bandwidth"], Value::Null);
         assert_eq!(json["start_to_first_token_s"], 0.75);
         assert_eq!(json["energy"]["not_available"], "no counters");
+        assert_near(&json["limits"][0]["handover_ns"], 25.0);
     }
 
     /// A machine that is half as fast in every other turn: shares and comparisons do not notice.
@@ -481,6 +494,7 @@ mod tests {
         let table = report().table();
         assert!(table.contains("tg1@d100 is 50.0 % slower, 10.00 ms a token: 200 B"), "{table}");
         assert!(table.contains("other programs took 50 %"), "{table}");
+        assert!(table.contains("cores       25 ns apart (25 to 25)"), "{table}");
     }
 
     #[test]
