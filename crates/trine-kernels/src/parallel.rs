@@ -415,6 +415,29 @@ mod tests {
     }
 
     #[test]
+    fn a_share_is_taken_from_the_front_and_halved_from_the_back() {
+        let share = Share::default();
+        assert_eq!((share.take(), share.take_half(), share.left()), (None, None, 0));
+        share.put(7..13);
+        assert_eq!((share.take(), share.take_half(), share.left()), (Some(7), Some(10..13), 2));
+        assert_eq!((share.take_half(), share.take_half()), (Some(9..10), Some(8..9)));
+        assert_eq!((share.take(), share.take_half(), share.left()), (None, None, 0));
+    }
+
+    #[test]
+    fn a_thread_that_is_held_up_leaves_its_share_to_others() {
+        let pool = Pool::new(2);
+        let done = AtomicUsize::new(0);
+        pool.run(9, |i| {
+            while i == 0 && done.load(Ordering::Relaxed) < 8 {
+                thread::yield_now();
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 9);
+    }
+
+    #[test]
     fn chunks_cover_a_slice_and_do_not_overlap() {
         let pool = Arc::new(Pool::new(3));
         pool.install(|| {
