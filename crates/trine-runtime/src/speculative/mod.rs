@@ -4,7 +4,8 @@
 //! it pays to guess the next ids, send them through the model with the last one, and keep those that
 //! the model would have produced (Leviathan et al., arXiv 2211.17192). The guess is what followed
 //! when the text's last ids occurred before: prompt lookup, which needs no second model and is right
-//! wherever a text repeats itself or its prompt (quotations, summaries, edits of code).
+//! wherever a text repeats itself or its prompt (quotations, summaries, edits of code). Where the text
+//! leaves what it repeated, the guess is that one id was replaced and the rest goes on as before.
 //!
 //! # Why nothing is lost
 //!
@@ -77,12 +78,12 @@ impl Drafter {
         if self.mode == Draft::Off {
             return;
         }
-        let went_on = self.matched.take().filter(|matched| {
-            let right = self.ngrams.followed(*matched) == id;
+        let known = self.matched.take().and_then(|matched| {
+            let right = self.ngrams.followed(matched) == id;
             self.length.guessed(matched.len, right);
-            right
+            if right { Some(matched.longer()) } else { matched.resumed() }
         });
-        self.matched = self.ngrams.push(id, went_on.map(Match::longer));
+        self.matched = self.ngrams.push(id, known);
     }
 
     /// [`Self::push`] for each of `ids`.
@@ -126,6 +127,16 @@ mod tests {
         assert_eq!(drafter(Draft::Off, &text).draft(9), [0; 0]);
         assert_eq!(drafter(Draft::Fixed(2), &[1, 2, 3]).draft(9), [0; 0]);
         assert_eq!(drafter(Draft::Fixed(2), &[]).draft(9), [0; 0]);
+    }
+
+    #[test]
+    fn a_replaced_id_is_skipped_where_much_was_the_same() {
+        let edited = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 77];
+        assert_eq!(drafter(Draft::Fixed(2), &edited).draft(9), [6, 7]);
+        // The next id is replaced as well: too little is the same.
+        let edited = [&edited[..], &[78]].concat();
+        assert_eq!(drafter(Draft::Fixed(2), &edited).draft(9), [0; 0]);
+        assert_eq!(drafter(Draft::Fixed(2), &[1, 2, 3, 4, 5, 6, 1, 2, 3, 77]).draft(9), [0; 0]);
     }
 
     #[test]

@@ -12,12 +12,16 @@ const CANDIDATES: usize = 16;
 /// Ids that are compared at a place, at most: so long a match is as good as any.
 const LONGEST: usize = 32;
 
+/// Ids that must be the same before one that is not.
+const REPLACED: usize = 4;
+
 /// A place where the text's last ids occurred before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
     /// Index of the id that followed there.
     pub(super) at: usize,
-    /// How many ids before it are those at the end of the text; counted up to [`LONGEST`].
+    /// How many ids before it are those at the end of the text; counted up to [`LONGEST`]. 0 where the
+    /// last id is another, and the text may go on as there nevertheless.
     pub(super) len: usize,
 }
 
@@ -25,6 +29,12 @@ impl Match {
     /// The match after the text went on as it did there.
     pub(super) fn longer(self) -> Self {
         Self { at: self.at + 1, len: (self.len + 1).min(LONGEST) }
+    }
+
+    /// The match after the text went on otherwise: where so much was the same, one id may have been
+    /// replaced by another.
+    pub(super) fn resumed(self) -> Option<Self> {
+        (self.len >= REPLACED).then_some(Self { at: self.at + 1, len: 0 })
     }
 }
 
