@@ -166,8 +166,7 @@ impl Activations {
     /// When there is no token `t`.
     pub fn codes(&self, t: usize) -> Vec<i8> {
         assert!(t < self.tokens, "token {t} of {}", self.tokens);
-        let Tile { first, width } =
-            tiles(self.tokens).find(|tile| t < tile.first + tile.width).expect("a tile of each");
+        let Tile { first, width } = self.tile_of(t);
         let tile = &self.codes[first * padded(self.cols)..];
         (0..self.cols).map(|c| tile[(c / 4 * width + t - first) * 4 + c % 4]).collect()
     }
@@ -196,6 +195,34 @@ impl Activations {
     pub(crate) fn tile<const T: usize>(&self, first: usize) -> &[[[i8; 4]; T]] {
         let padded = padded(self.cols);
         self.codes[first * padded..][..T * padded].as_chunks().0.as_chunks().0
+    }
+
+    /// Writes the codes of token `t` from column `first` on, a multiple of four.
+    #[inline(always)]
+    pub(crate) fn floats_from(&self, t: usize, first: usize, out: &mut [f32]) {
+        let Tile { first: token, width } = self.tile_of(t);
+        let padded = padded(self.cols);
+        let words = self.codes[token * padded..][..width * padded].as_chunks::<4>().0;
+        let words = words[first / 4 * width + t - token..].iter().step_by(width);
+        let (whole, rest) = out.as_chunks_mut::<4>();
+        let mut words = words.map(|word| word.map(f32::from));
+        for (to, word) in whole.iter_mut().zip(&mut words) {
+            *to = word;
+        }
+        if let Some(word) = words.next() {
+            rest.copy_from_slice(&word[..rest.len()]);
+        }
+    }
+
+    /// The tile that holds token `t`.
+    #[inline(always)]
+    fn tile_of(&self, t: usize) -> Tile {
+        let whole = self.tokens - self.tokens % TILE;
+        if t < whole {
+            return Tile { first: t - t % TILE, width: TILE };
+        }
+        let rest = tiles(self.tokens - whole).map(|tile| Tile { first: tile.first + whole, ..tile });
+        rest.into_iter().find(|tile| t < tile.first + tile.width).expect("a tile of each token")
     }
 
     fn zeros(tokens: usize, cols: usize) -> Self {

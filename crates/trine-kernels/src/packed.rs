@@ -29,9 +29,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use trine_ternary::TernaryMatrix;
+use trine_ternary::{TernaryError, TernaryMatrix, absmean, ternarize};
 
 use crate::aligned::AlignedBuf;
+use crate::arch::{Kernel, Simd, dispatch};
+use crate::isa::isa;
 use crate::parallel;
 use crate::trits5::{BYTES, DIGITS};
 
@@ -116,6 +118,27 @@ impl PackedMatrix {
         Self { rows, cols, scale, packing, buffer: Arc::new(buffer), bytes: 0..size }
     }
 
+    /// Quantizes full-precision weights, `(rows, cols)` row-major, as
+    /// [`TernaryMatrix::from_weights`] does, and packs them in 2 bits, on all threads.
+    ///
+    /// # Errors
+    /// Weights that are not finite, or not `rows * cols` of them.
+    pub fn from_weights(weights: &[f32], rows: usize, cols: usize) -> Result<Self, TernaryError> {
+        let expected = rows.saturating_mul(cols);
+        if weights.len() != expected {
+            return Err(TernaryError::Length { what: "weights", expected, found: weights.len() });
+        }
+        let (packing, scale) = (Packing::Bits2, absmean(weights)?);
+        let mut buffer = AlignedBuf::new(size(rows, cols, packing));
+        let ternarized = |row: usize, trits: &mut [i8]| {
+            // All weights are finite and the scale is theirs: the only errors there are.
+            dispatch(isa(), Ternarize { weights: &weights[row * cols..][..cols], scale, trits });
+        };
+        pack_rows(rows, cols, packing, &mut buffer, ternarized);
+        let bytes = 0..buffer.len();
+        Ok(Self { rows, cols, scale, packing, buffer: Arc::new(buffer), bytes })
+    }
+
     /// Packs matrices of the given shapes `(rows, cols)` into one stretch of memory, one after
     /// another: a pass over all of them then reads on and on, mostly in large pages. `matrix` makes
     /// the one of an index; it is called once for each, from several threads.
@@ -181,6 +204,21 @@ impl PackedMatrix {
         &self.buffer[self.bytes.clone()]
     }
 
+    /// Writes the trits of row `r` from column `first` on, of a matrix in 2 bits; `first` is a multiple
+    /// of sixteen.
+    #[inline(always)]
+    pub(crate) fn floats_from(&self, r: usize, first: usize, out: &mut [f32]) {
+        let lines = &self.panel(r / PANEL)[first / 16..];
+        for (out, line) in out.chunks_mut(16).zip(lines) {
+            let word: [u8; 4] = std::array::from_fn(|i| line[4 * (r % PANEL) + i]);
+            let column = |c: usize| f32::from((word[c % 4] >> (c / 4 * 2) & 3) as i8 - 1);
+            match out.first_chunk_mut::<16>() {
+                Some(out) => *out = std::array::from_fn(column),
+                None => out.iter_mut().enumerate().for_each(|(c, out)| *out = column(c)),
+            }
+        }
+    }
+
     /// Number of panels.
     pub(crate) fn panels(&self) -> usize {
         self.rows.div_ceil(PANEL)
@@ -216,19 +254,48 @@ fn panel_size(cols: usize, packing: Packing) -> usize {
     cols.div_ceil(packing.line_cols()) * size_of::<Line>()
 }
 
+/// The definition's trits of a row. It is dispatched like a kernel, so that it can compile to the
+/// instructions of the CPU; the result is the same.
+struct Ternarize<'a> {
+    weights: &'a [f32],
+    scale: f32,
+    trits: &'a mut [i8],
+}
+
+impl Kernel for Ternarize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        ternarize(self.weights, self.scale, self.trits).expect("finite weights and their scale");
+    }
+}
+
 /// Writes the panels of a matrix.
 fn pack(matrix: &TernaryMatrix, packing: Packing, bytes: &mut [u8]) {
+    pack_rows(matrix.rows(), matrix.cols(), packing, bytes, |row, trits| {
+        matrix.unpack_row(row, trits);
+    });
+}
+
+/// Writes panels of the rows that `unpack` gives, `(cols,)` trits each.
+fn pack_rows(
+    rows: usize,
+    cols: usize,
+    packing: Packing,
+    bytes: &mut [u8],
+    unpack: impl Fn(usize, &mut [i8]) + Sync,
+) {
     if bytes.is_empty() {
         return;
     }
-    let (rows, cols) = (matrix.rows(), matrix.cols());
     let panel_size = panel_size(cols, packing);
     parallel::for_each_chunk(bytes, panel_size, |p, panel| {
         let mut trits = vec![0; cols.next_multiple_of(packing.line_cols())];
         for r in 0..PANEL {
             // The padding stays 0, the trit that adds nothing.
             match p * PANEL + r {
-                row if row < rows => matrix.unpack_row(row, &mut trits[..cols]),
+                row if row < rows => unpack(row, &mut trits[..cols]),
                 _ => trits.fill(0),
             }
             pack_row(&trits, packing, r, panel);

@@ -10,6 +10,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub(crate) mod bfloat;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod digits;
 mod generic;

@@ -13,6 +13,7 @@
 
 mod avx2;
 mod avx512;
+pub(super) mod bfloat;
 pub(super) mod peak;
 mod register;
 mod simd;

@@ -1,0 +1,43 @@
+//! Products of matrices in bfloat16, with sums in f32: what a backward pass is made of.
+//!
+//! The gradients of a BitLinear layer are `dX = dY W_q` and `dW = dY^T X_q`. Trits and int8 codes are
+//! exact in bfloat16, so only `dY` is rounded, to 8 bits. Where the CPU has `vdpbf16ps`, such products
+//! run at twice the rate of f32.
+//!
+//! `out = left right` is `(rows, cols)`, summed over `k`:
+//!
+//! - [`Left`] holds twelve rows at a time, [`Right`] thirty-two columns at a time, both by pairs along
+//!   `k`, as the instruction takes them. What is missing at the edges is 0.
+//! - A tile of 12 rows and 32 columns stays in 24 registers from the first pair to the last; a step
+//!   loads two registers of the right side and broadcasts twelve pairs of the left.
+//! - The right side's columns of a task stay in the second-level cache while rows pass by.
+//!
+//! Unlike all other products of this crate these do not have the same bits on every CPU: the
+//! instruction rounds its sums in its own way, and without it products and sums are those of f32.
+//! They serve gradients, which nothing is compared with bit for bit.
+
+mod operand;
+mod product;
+
+pub use operand::{Left, Right};
+pub use product::{Store, multiply};
+
+use crate::arch::bfloat as arch;
+use crate::isa::{Isa, isa};
+
+/// Rows in a tile.
+pub(crate) const ROWS: usize = 12;
+
+/// Columns in a tile.
+pub(crate) const COLS: usize = 32;
+
+/// Pairs along `k` that a step of a tile takes; sides are padded to whole steps.
+pub(crate) const STEP: usize = 16;
+
+/// Two bfloats: the even index of `k` in the low half.
+pub(crate) type Pair = u32;
+
+/// Whether this CPU multiplies bfloats faster than f32; false where `TRINE_ISA` forces less.
+pub fn is_fast() -> bool {
+    isa() >= Isa::Avx512Vnni && isa() <= Isa::Avx512Vbmi && arch::has()
+}

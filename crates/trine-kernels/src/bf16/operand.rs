@@ -1,0 +1,321 @@
+//! The two sides of a product, rounded to bfloat16 and laid out for tiles.
+//!
+//! A side is filled anew for each product and keeps its memory: the sides of a training step are some
+//! megabytes each, and clearing fresh pages would take longer than filling them.
+
+use super::{COLS, Pair, ROWS, STEP};
+use crate::activations::Activations;
+use crate::aligned::AlignedBuf;
+use crate::arch::{Kernel, Simd, dispatch};
+use crate::isa::isa;
+use crate::packed::{PackedMatrix, Packing};
+use crate::parallel;
+
+/// The left side of a product, `(rows, k)`.
+#[derive(Debug, Default)]
+pub struct Left {
+    pub(super) rows: usize,
+    pub(super) k: usize,
+    /// How pairs lie in a block of rows.
+    pub(super) order: Order,
+    /// `(ceil(rows / 12), pairs, 12)` pairs in the order of columns, `(.., pairs / 16, 12, 16)` in that
+    /// of rows.
+    data: AlignedBuf<Pair>,
+}
+
+/// How the pairs of twelve rows lie: as they are made without turning what they are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Sixteen pairs of a row, then those of the next.
+    #[default]
+    Rows,
+    /// A pair of each row, then the next.
+    Columns,
+}
+
+/// The right side of a product, `(k, cols)`.
+#[derive(Debug, Default)]
+pub struct Right {
+    pub(super) k: usize,
+    pub(super) cols: usize,
+    /// `(ceil(cols / 32), pairs, 32)` pairs.
+    data: AlignedBuf<Pair>,
+}
+
+/// Pairs along `k`, in whole steps.
+pub(super) fn pairs(k: usize) -> usize {
+    k.div_ceil(2).next_multiple_of(STEP)
+}
+
+impl Left {
+    /// Takes `x` `(rows, k)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(rows, k)`.
+    pub fn fill_rows(&mut self, x: &[f32], rows: usize, k: usize) {
+        assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (rows, k)");
+        (self.rows, self.k, self.order) = (rows, k, Order::Rows);
+        let block = pairs(k) * ROWS;
+        let data = sized(&mut self.data, rows.div_ceil(ROWS) * block);
+        parallel::for_each_chunk(data, block, |i, block| {
+            for r in 0..ROWS {
+                let row = i * ROWS + r;
+                let row = if row < rows { &x[row * k..][..k] } else { &[] };
+                dispatch(isa(), FillRow { row, to: &mut block[r * STEP..], every: ROWS * STEP });
+            }
+        });
+    }
+
+    /// Takes the transpose of `x` `(k, rows)`, of which line `i` is multiplied by `scales[i]`.
+    ///
+    /// # Panics
+    /// When `x` is not `(k, rows)` or `scales` not `(k,)`.
+    pub fn fill_columns(&mut self, x: &[f32], k: usize, rows: usize, scales: &[f32]) {
+        assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (k, rows)");
+        assert_eq!(scales.len(), k, "scales are not (k,)");
+        (self.rows, self.k, self.order) = (rows, k, Order::Columns);
+        fill_lines::<ROWS>(&mut self.data, k, rows, &Scaled { x, len: rows, scales });
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The pairs of rows `12 i..12 i + 12`.
+    pub(super) fn block(&self, i: usize) -> &[Pair] {
+        let len = pairs(self.k) * ROWS;
+        &self.data[i * len..][..len]
+    }
+}
+
+impl Right {
+    /// Takes `x` `(k, cols)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(k, cols)`.
+    pub fn fill_rows(&mut self, x: &[f32], k: usize, cols: usize) {
+        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
+        self.fill(k, cols, &Plain { x, len: cols });
+    }
+
+    /// Takes the transpose of `x` `(cols, k)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(cols, k)`.
+    pub fn fill_columns(&mut self, x: &[f32], cols: usize, k: usize) {
+        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (cols, k)");
+        (self.k, self.cols) = (k, cols);
+        let panel = pairs(k) * COLS;
+        let data = sized(&mut self.data, cols.div_ceil(COLS) * panel);
+        parallel::for_each_chunk(data, panel, |i, panel| {
+            panel.fill(0);
+            for c in 0..COLS.min(cols - i * COLS) {
+                let column = &x[(i * COLS + c) * k..][..k];
+                for (to, pair) in panel[c..].iter_mut().step_by(COLS).zip(column.chunks(2)) {
+                    *to = join(pair[0], pair.get(1).copied().unwrap_or_default());
+                }
+            }
+        });
+    }
+
+    /// Takes the trits of `weights` `(k, cols)`, without their scale.
+    ///
+    /// # Panics
+    /// When they are not packed in 2 bits.
+    pub fn fill_trits(&mut self, weights: &PackedMatrix) {
+        assert_eq!(weights.packing(), Packing::Bits2, "trits of a right side");
+        self.fill(weights.rows(), weights.cols(), &Trits(weights));
+    }
+
+    /// Takes the codes of `x` `(k, cols)`, k being its tokens, without their scales.
+    pub fn fill_codes(&mut self, x: &Activations) {
+        self.fill(x.tokens(), x.cols(), &Codes(x));
+    }
+
+    fn fill(&mut self, k: usize, cols: usize, lines: &impl Lines) {
+        (self.k, self.cols) = (k, cols);
+        fill_lines::<COLS>(&mut self.data, k, cols, lines);
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Length of the sums.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The pairs of columns `32 i..32 i + 32`.
+    pub(super) fn panel(&self, i: usize) -> &[Pair] {
+        let len = pairs(self.k) * COLS;
+        &self.data[i * len..][..len]
+    }
+}
+
+/// At least `len` pairs of `data`, which are those of before.
+fn sized(data: &mut AlignedBuf<Pair>, len: usize) -> &mut [Pair] {
+    if data.len() < len {
+        *data = AlignedBuf::new(len);
+    }
+    &mut data[..len]
+}
+
+/// Two numbers, rounded to nearest even; of NaN, a NaN or infinity.
+#[inline(always)]
+fn join(even: f32, odd: f32) -> Pair {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+    };
+    round(even) >> 16 | round(odd) & 0xffff_0000
+}
+
+/// A row of a left side in the order of rows. It is dispatched like a kernel, as is [`FillGroup`], for
+/// the instructions of the CPU.
+struct FillRow<'a> {
+    /// `(k,)`, or nothing.
+    row: &'a [f32],
+    /// From the row's first step on.
+    to: &'a mut [Pair],
+    /// From one step to the next.
+    every: usize,
+}
+
+impl Kernel for FillRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (whole, rest) = self.row.as_chunks::<{ 2 * STEP }>();
+        let mut steps = self.to.chunks_mut(self.every);
+        let mut put = |numbers: &[f32; 2 * STEP]| {
+            if let Some(to) = steps.next().and_then(|to| to.first_chunk_mut::<STEP>()) {
+                for p in 0..STEP {
+                    to[p] = join(numbers[2 * p], numbers[2 * p + 1]);
+                }
+            }
+        };
+        whole.iter().for_each(&mut put);
+        let mut last = [0.0; 2 * STEP];
+        last[..rest.len()].copy_from_slice(rest);
+        put(&last);
+        steps.filter_map(|to| to.first_chunk_mut::<STEP>()).for_each(|to| to.fill(0));
+    }
+}
+
+/// Lines of numbers, `(k, width)`. `#[inline(always)]`, as part of a [`Kernel`].
+trait Lines: Sync {
+    /// The numbers of line `i` from `first` on.
+    fn line(&self, i: usize, first: usize, out: &mut [f32]);
+}
+
+struct Plain<'a> {
+    x: &'a [f32],
+    len: usize,
+}
+
+impl Lines for Plain<'_> {
+    #[inline(always)]
+    fn line(&self, i: usize, first: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.x[i * self.len + first..][..out.len()]);
+    }
+}
+
+struct Scaled<'a> {
+    x: &'a [f32],
+    len: usize,
+    /// One for each line.
+    scales: &'a [f32],
+}
+
+impl Lines for Scaled<'_> {
+    #[inline(always)]
+    fn line(&self, i: usize, first: usize, out: &mut [f32]) {
+        let (from, scale) = (&self.x[i * self.len + first..][..out.len()], self.scales[i]);
+        out.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+    }
+}
+
+struct Trits<'a>(&'a PackedMatrix);
+
+impl Lines for Trits<'_> {
+    #[inline(always)]
+    fn line(&self, i: usize, first: usize, out: &mut [f32]) {
+        self.0.floats_from(i, first, out);
+    }
+}
+
+struct Codes<'a>(&'a Activations);
+
+impl Lines for Codes<'_> {
+    #[inline(always)]
+    fn line(&self, i: usize, first: usize, out: &mut [f32]) {
+        self.0.floats_from(i, first, out);
+    }
+}
+
+/// Most columns that are made together: some hundred bytes of every line.
+const GROUP: usize = 192;
+
+/// Fills `data` `(ceil(width / W), pairs, W)` with lines, in pairs.
+fn fill_lines<const W: usize>(
+    data: &mut AlignedBuf<Pair>,
+    k: usize,
+    width: usize,
+    lines: &impl Lines,
+) {
+    let panel = pairs(k) * W;
+    let data = sized(data, width.div_ceil(W) * panel);
+    parallel::for_each_chunk(data, GROUP / W * panel, |i, data| {
+        let first = i * (GROUP / W * W);
+        dispatch(isa(), FillGroup::<_, W> { lines, k, first, width, data });
+    });
+}
+
+/// Some neighbouring panels of a side.
+struct FillGroup<'a, L, const W: usize> {
+    lines: &'a L,
+    k: usize,
+    /// The first column.
+    first: usize,
+    /// Of all panels.
+    width: usize,
+    data: &'a mut [Pair],
+}
+
+impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { lines, k, first, width, data } = self;
+        let (pairs, len) = (pairs(k), (GROUP / W * W).min(width - first));
+        // What follows the last column stays 0, and so does what follows the last line.
+        let mut both = [[0.0; GROUP]; 2];
+        for p in 0..pairs {
+            for (i, line) in both.iter_mut().enumerate() {
+                match 2 * p + i {
+                    at if at < k => lines.line(at, first, &mut line[..len]),
+                    _ => line[..len].fill(0.0),
+                }
+            }
+            let [even, odd] = both.each_ref().map(|line| line.as_chunks::<W>().0);
+            for (panel, (even, odd)) in
+                data.chunks_exact_mut(pairs * W).zip(even.iter().zip(odd))
+            {
+                let to = &mut panel[p * W..][..W];
+                for c in 0..W {
+                    to[c] = join(even[c], odd[c]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The product itself: tasks of some columns and some rows, tile by tile.
+
+use super::operand::{Left, Order, Right, pairs};
+use super::{COLS, Pair, ROWS, STEP};
+use crate::arch::bfloat as arch;
+use crate::parallel::{self, SharedMut};
+
+/// Bytes of right side that a task keeps in the second-level cache.
+const CACHE: usize = 320 << 10;
+
+/// Tasks for each thread, at least, so that a thread that is held up can leave some to others.
+const TASKS_PER_THREAD: usize = 4;
+
+/// What happens to outputs that are there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// They are replaced.
+    Set,
+    /// They are added to.
+    Add,
+}
+
+/// `out = scale * left right`, or that much more, `(rows, cols)`, on the threads of the pool.
+///
+/// The same bits for any number of threads.
+///
+/// # Panics
+/// When the sides differ in `k` or `out` is not `(rows, cols)`.
+pub fn multiply(left: &Left, right: &Right, scale: f32, store: Store, out: &mut [f32]) {
+    multiply_on(super::is_fast(), left, right, scale, store, out);
+}
+
+pub(super) fn multiply_on(
+    fast: bool,
+    left: &Left,
+    right: &Right,
+    scale: f32,
+    store: Store,
+    out: &mut [f32],
+) {
+    let (rows, cols, k) = (left.rows, right.cols, left.k);
+    assert_eq!(k, right.k, "the sides of a product differ in k");
+    assert_eq!(Some(out.len()), rows.checked_mul(cols), "output is not (rows, cols)");
+    if out.is_empty() {
+        return;
+    }
+    let (blocks, panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+    let group = (CACHE / (pairs(k) * COLS * 4).max(1)).clamp(1, panels);
+    let groups = panels.div_ceil(group);
+    let wanted = (parallel::threads() * TASKS_PER_THREAD).div_ceil(groups);
+    let chunk = blocks.div_ceil(wanted).max(1);
+    let chunks = blocks.div_ceil(chunk);
+    let out = SharedMut::new(out);
+    parallel::run(groups * chunks, |task| {
+        let (first, start) = (task / chunks * group, task % chunks * chunk);
+        for block in start..blocks.min(start + chunk) {
+            for panel in first..panels.min(first + group) {
+                let (a, b) = (left.block(block), right.panel(panel));
+                let mut sums = [[0.0; COLS]; ROWS];
+                match (fast, left.order) {
+                    (true, Order::Rows) => arch::tile::<true>(a, b, &mut sums),
+                    (true, Order::Columns) => arch::tile::<false>(a, b, &mut sums),
+                    (false, Order::Rows) => plain_tile::<true>(a, b, &mut sums),
+                    (false, Order::Columns) => plain_tile::<false>(a, b, &mut sums),
+                }
+                let (row, col) = (block * ROWS, panel * COLS);
+                let width = COLS.min(cols - col);
+                for (r, sums) in sums.iter().enumerate().take(rows - row) {
+                    // SAFETY: a tile is in one task, and an output in one tile.
+                    #[allow(unsafe_code)]
+                    let out = unsafe { out.slice((row + r) * cols + col, width) };
+                    match store {
+                        Store::Set => {
+                            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * scale);
+                        }
+                        Store::Add => {
+                            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A tile without the instruction: sums of products in f32, in the order of `k`.
+fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], sums: &mut [[f32; COLS]; ROWS]) {
+    let halves = |pair: Pair| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)];
+    for (p, b) in b.as_chunks::<COLS>().0.iter().enumerate() {
+        for r in 0..ROWS {
+            let at = match BY_ROWS {
+                true => p / STEP * STEP * ROWS + r * STEP + p % STEP,
+                false => p * ROWS + r,
+            };
+            let [even, odd] = halves(a[at]);
+            for c in 0..COLS {
+                let [first, second] = halves(b[c]);
+                sums[r][c] += even * first + odd * second;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Activations, PackedMatrix};
+    use trine_ternary::TernaryMatrix;
+
+    fn painted(n: usize, phase: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37 + phase * 101) % 257) as f32 / 37.0 - 3.3).collect()
+    }
+
+    fn rounded(x: f32) -> f64 {
+        f64::from(half::bf16::from_f32(x).to_f32())
+    }
+
+    fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+        (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
+    }
+
+    /// `(rows, k)` times `(k, cols)`, both rounded, in f64.
+    fn formula(a: &[f32], b: &[f32], [rows, k, cols]: [usize; 3]) -> Vec<f64> {
+        let sum = |r: usize, c: usize| {
+            (0..k).map(|i| rounded(a[r * k + i]) * rounded(b[i * cols + c])).sum()
+        };
+        (0..rows).flat_map(|r| (0..cols).map(move |c| sum(r, c))).collect()
+    }
+
+    fn check(found: &[f32], expected: &[f64], what: &str) {
+        let largest = expected.iter().fold(1.0, |max: f64, v| max.max(v.abs()));
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let error = (f64::from(*found) - expected).abs() / largest;
+            assert!(error < 1e-5, "{what}, output {i}: {found}, not {expected}");
+        }
+    }
+
+    const SHAPES: [[usize; 3]; 6] =
+        [[1, 1, 1], [12, 32, 32], [13, 33, 31], [5, 70, 100], [50, 3, 65], [25, 129, 33]];
+
+    #[test]
+    fn products_are_the_formula_in_every_order_and_at_every_edge() {
+        for shape in SHAPES {
+            let [rows, k, cols] = shape;
+            let (a, b) = (painted(rows * k, 1), painted(k * cols, 2));
+            let expected = formula(&a, &b, shape);
+            let (mut left, mut right) = (Left::default(), Right::default());
+            // Sides are filled once with something larger, which must leave no trace.
+            left.fill_rows(&painted(60 * 140, 3), 60, 140);
+            right.fill_rows(&painted(140 * 110, 4), 140, 110);
+            for turn in 0..4 {
+                match turn % 2 {
+                    0 => left.fill_rows(&a, rows, k),
+                    _ => left.fill_columns(&transposed(&a, rows, k), k, rows, &vec![1.0; k]),
+                }
+                match turn / 2 {
+                    0 => right.fill_rows(&b, k, cols),
+                    _ => right.fill_columns(&transposed(&b, k, cols), cols, k),
+                }
+                for fast in [false, crate::bf16::is_fast()] {
+                    let what = format!("{shape:?}, turn {turn}, fast {fast}");
+                    let mut out = vec![f32::NAN; rows * cols];
+                    multiply_on(fast, &left, &right, 1.0, Store::Set, &mut out);
+                    check(&out, &expected, &what);
+                    multiply_on(fast, &left, &right, -0.5, Store::Add, &mut out);
+                    let half: Vec<_> = expected.iter().map(|v| v / 2.0).collect();
+                    check(&out, &half, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_scaled_before_they_are_rounded() {
+        let (k, rows) = (7, 14);
+        let (x, scales) = (painted(k * rows, 1), painted(k, 9));
+        let scaled: Vec<_> = x.iter().enumerate().map(|(i, x)| x * scales[i / rows]).collect();
+        let (mut left, mut right) = (Left::default(), Right::default());
+        left.fill_columns(&x, k, rows, &scales);
+        right.fill_rows(&painted(k * 3, 5), k, 3);
+        let mut out = vec![0.0; rows * 3];
+        multiply(&left, &right, 1.0, Store::Set, &mut out);
+        let expected = formula(&transposed(&scaled, k, rows), &painted(k * 3, 5), [rows, k, 3]);
+        check(&out, &expected, "scaled");
+    }
+
+    #[test]
+    fn trits_and_codes_are_exact() {
+        for [rows, k, cols] in SHAPES {
+            let a = painted(rows * k, 1);
+            let mut left = Left::default();
+            left.fill_rows(&a, rows, k);
+            let trits: Vec<i8> = (0..k * cols).map(|i| (i * i % 7 % 3) as i8 - 1).collect();
+            let codes: Vec<i8> = (0..k * cols).map(|i| (i * 89 % 255) as i8).collect();
+            let matrix = TernaryMatrix::from_trits(&trits, k, cols, 0.5).unwrap();
+            let activations = Activations::from_codes(&codes, &vec![1.0; k], cols);
+            let mut right = Right::default();
+            for numbers in [&trits, &codes] {
+                match std::ptr::eq(numbers, &trits) {
+                    true => right.fill_trits(&PackedMatrix::from(&matrix)),
+                    false => right.fill_codes(&activations),
+                }
+                let b: Vec<f32> = numbers.iter().map(|n| f32::from(*n)).collect();
+                let mut out = vec![0.0; rows * cols];
+                multiply(&left, &right, 1.0, Store::Set, &mut out);
+                check(&out, &formula(&a, &b, [rows, k, cols]), "integers");
+            }
+        }
+    }
+}
