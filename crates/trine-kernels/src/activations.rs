@@ -181,7 +181,7 @@ impl Activations {
     }
 
     /// The scale of each token, `(tokens,)`.
-    pub(crate) fn scales(&self) -> &[f32] {
+    pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
@@ -214,6 +214,19 @@ impl Activations {
         }
     }
 
+    /// Writes what the codes stand for, `code * (1 / scale)`, `(tokens, cols)`.
+    ///
+    /// # Panics
+    /// When `out` is not `(tokens, cols)`.
+    pub fn dequantize(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.tokens * self.cols, "output is not (tokens, cols)");
+        parallel::for_each_chunk(out, self.cols.max(1), |t, row| {
+            let inverse = 1.0 / self.scales[t];
+            self.floats_from(t, 0, row);
+            row.iter_mut().for_each(|v| *v *= inverse);
+        });
+    }
+
     /// The tile that holds token `t`.
     #[inline(always)]
     fn tile_of(&self, t: usize) -> Tile {
@@ -221,7 +234,8 @@ impl Activations {
         if t < whole {
             return Tile { first: t - t % TILE, width: TILE };
         }
-        let rest = tiles(self.tokens - whole).map(|tile| Tile { first: tile.first + whole, ..tile });
+        let rest =
+            tiles(self.tokens - whole).map(|tile| Tile { first: tile.first + whole, ..tile });
         rest.into_iter().find(|tile| t < tile.first + tile.width).expect("a tile of each token")
     }
 

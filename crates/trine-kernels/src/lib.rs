@@ -28,7 +28,7 @@
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
 //! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
-//! | [`bf16`] | products in bfloat16, of which gradients are made |
+//! | [`bf16`], [`gemm`] | products in bfloat16 and f32, of which gradients are made |
 //! | `product` | what products of dense weights share: tiles and cache blocks |
 //! | [`parallel`] | the threads |
 //! | `arch` | the traits; one file per instruction set, all of the same shape |
@@ -46,6 +46,7 @@ mod arch;
 pub mod bf16;
 mod block;
 mod dense;
+pub mod gemm;
 mod isa;
 pub mod limits;
 pub mod nn;

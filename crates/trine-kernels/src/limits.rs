@@ -8,6 +8,7 @@
 //! | read bandwidth | sums the bytes of a buffer far larger than the caches, in the order of several [`Pattern`]s, of which the best counts |
 //! | int8 | independent chains of the widest int8 product of the instruction set, in registers |
 //! | f32 | independent chains of multiply-adds in registers, fused where the instruction set has them |
+//! | bf16 | the same of products of bfloats, where the CPU has them |
 //! | handover | two threads write in turn what the other waits for: how far apart cores are, which is what a parallel loop costs at least |
 //!
 //! Work is dealt out in small pieces to whichever thread is free, so that a core that is slower for
@@ -119,6 +120,9 @@ pub struct Limits {
     pub int8: Rate,
     /// Float operations in f32: a multiply-add is two.
     pub f32: Rate,
+    /// Float operations in products of bfloats, as [`Self::f32`] counts them; `None` where they are no
+    /// faster ([`bf16::is_fast`](crate::bf16::is_fast)).
+    pub bf16: Option<Rate>,
     /// Handovers of a cache line from one thread to another; `None` where there is one thread. Virtual
     /// machines move between cores that share a cache and cores that do not.
     pub handover: Option<Rate>,
@@ -154,7 +158,8 @@ pub fn measure(isa: Isa, options: &Options) -> Limits {
         rate(threads, samples, pieces, |_| piece(isa, CHAIN_STEPS))
     };
     let handover = (threads > 1).then(|| handover(samples));
-    Limits { bandwidth, pattern, int8: chains(peak::int8), f32: chains(peak::f32), handover }
+    let bf16 = crate::bf16::is_fast().then(|| chains(|_, steps| peak::bf16(steps)));
+    Limits { bandwidth, pattern, int8: chains(peak::int8), f32: chains(peak::f32), bf16, handover }
 }
 
 fn handover(samples: usize) -> Rate {

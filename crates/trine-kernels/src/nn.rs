@@ -19,11 +19,15 @@ use crate::dense::{add_scaled, dots, sum_lanes};
 use crate::isa::{Isa, isa};
 
 pub(crate) mod attention;
+mod causal;
 pub(crate) mod exp;
+mod gradients;
 pub(crate) mod kv;
 
 pub use attention::{Blocks, Rows, attention, attention_backward, attention_weights};
+pub use causal::{Causal, attention_causal};
 pub use exp::{exp, exp_sum, largest, softmax_gradient};
+pub use gradients::{attention_slopes, gate_backward, rms_norm_backward};
 pub use kv::{KV_BLOCK, KvLayout, KvPage, KvSequence, KvType, attention_kv};
 
 /// RMSNorm (arXiv 1910.07467): `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`.

@@ -204,6 +204,19 @@ impl PackedMatrix {
         &self.buffer[self.bytes.clone()]
     }
 
+    /// Writes what the trits stand for, `trit * scale`, `(rows, cols)`.
+    ///
+    /// # Panics
+    /// When `out` is not `(rows, cols)`, or the trits are not packed in 2 bits.
+    pub fn dequantize(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.rows * self.cols, "output is not (rows, cols)");
+        assert_eq!(self.packing, Packing::Bits2, "trits that are dequantized");
+        parallel::for_each_chunk(out, self.cols.max(1), |r, row| {
+            self.floats_from(r, 0, row);
+            row.iter_mut().for_each(|v| *v *= self.scale);
+        });
+    }
+
     /// Writes the trits of row `r` from column `first` on, of a matrix in 2 bits; `first` is a multiple
     /// of sixteen.
     #[inline(always)]

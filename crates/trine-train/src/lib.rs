@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`config`] | one TOML file is one run; unknown keys are refused |
 //! | [`ops`] | BitLinear, norms, attention, loss: forward and backward |
+//! | [`fused`] | a whole step over plain buffers: what the trainer runs |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`optimizer`], [`schedule`] | AdamW with clipping; learning rate and weight decay over time |
 //! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically |
@@ -23,7 +24,9 @@
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod fused;
 pub mod model;
+pub mod naive;
 pub mod ops;
 pub mod optimizer;
 pub mod params;

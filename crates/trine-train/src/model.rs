@@ -42,6 +42,11 @@ impl Bitnet {
         &self.params
     }
 
+    /// Cosines and sines of the rotary embedding, `(positions, d/2)` each.
+    pub(crate) fn rope(&self) -> &(Vec<f32>, Vec<f32>) {
+        &self.rope
+    }
+
     /// Logits `(B, T, V)` for `ids` `(B, T)` u32.
     ///
     /// # Errors

@@ -59,6 +59,17 @@ pub(crate) fn f32(isa: Isa, steps: usize) -> u64 {
     (2 * steps * LANES) as u64
 }
 
+/// Runs `steps` steps of chains of products of bfloats, of which each adds two to a sum; returns the
+/// number of float operations, two for each product. 0 where the CPU has no such instruction.
+pub(crate) fn bf16(steps: usize) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
+        return cpu.peak(steps);
+    }
+    let _ = steps;
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,8 +19,10 @@
 mod operand;
 mod product;
 
-pub use operand::{Left, Right};
-pub use product::{Store, multiply};
+pub use operand::{Left, Right, RightPart};
+pub use product::multiply;
+
+pub use crate::gemm::Store;
 
 use crate::arch::bfloat as arch;
 use crate::isa::{Isa, isa};

@@ -153,10 +153,35 @@ impl Right {
         self.k
     }
 
+    /// All of it.
+    pub fn all(&self) -> RightPart<'_> {
+        self.part(self.k, self.cols)
+    }
+
+    /// The first `k` lines and `cols` columns; what the left side has beyond `k` must be 0.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn part(&self, k: usize, cols: usize) -> RightPart<'_> {
+        assert!(k <= self.k && cols <= self.cols, "a part of more lines or columns than there are");
+        RightPart { k, cols, panel: pairs(self.k) * COLS, data: &self.data }
+    }
+}
+
+/// The first lines and columns of a [`Right`].
+#[derive(Clone, Copy)]
+pub struct RightPart<'a> {
+    pub(super) k: usize,
+    pub(super) cols: usize,
+    /// Pairs from one panel to the next.
+    panel: usize,
+    data: &'a [Pair],
+}
+
+impl RightPart<'_> {
     /// The pairs of columns `32 i..32 i + 32`.
     pub(super) fn panel(&self, i: usize) -> &[Pair] {
-        let len = pairs(self.k) * COLS;
-        &self.data[i * len..][..len]
+        &self.data[i * self.panel..][..pairs(self.k) * COLS]
     }
 }
 
@@ -308,9 +333,7 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
                 }
             }
             let [even, odd] = both.each_ref().map(|line| line.as_chunks::<W>().0);
-            for (panel, (even, odd)) in
-                data.chunks_exact_mut(pairs * W).zip(even.iter().zip(odd))
-            {
+            for (panel, (even, odd)) in data.chunks_exact_mut(pairs * W).zip(even.iter().zip(odd)) {
                 let to = &mut panel[p * W..][..W];
                 for c in 0..W {
                     to[c] = join(even[c], odd[c]);

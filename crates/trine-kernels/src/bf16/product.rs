@@ -1,8 +1,9 @@
 //! The product itself: tasks of some columns and some rows, tile by tile.
 
-use super::operand::{Left, Order, Right, pairs};
+use super::operand::{Left, Order, RightPart, pairs};
 use super::{COLS, Pair, ROWS, STEP};
 use crate::arch::bfloat as arch;
+use crate::gemm::Store;
 use crate::parallel::{self, SharedMut};
 
 /// Bytes of right side that a task keeps in the second-level cache.
@@ -11,29 +12,20 @@ const CACHE: usize = 320 << 10;
 /// Tasks for each thread, at least, so that a thread that is held up can leave some to others.
 const TASKS_PER_THREAD: usize = 4;
 
-/// What happens to outputs that are there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// They are replaced.
-    Set,
-    /// They are added to.
-    Add,
-}
-
 /// `out = scale * left right`, or that much more, `(rows, cols)`, on the threads of the pool.
 ///
 /// The same bits for any number of threads.
 ///
 /// # Panics
 /// When the sides differ in `k` or `out` is not `(rows, cols)`.
-pub fn multiply(left: &Left, right: &Right, scale: f32, store: Store, out: &mut [f32]) {
+pub fn multiply(left: &Left, right: RightPart<'_>, scale: f32, store: Store, out: &mut [f32]) {
     multiply_on(super::is_fast(), left, right, scale, store, out);
 }
 
 pub(super) fn multiply_on(
     fast: bool,
     left: &Left,
-    right: &Right,
+    right: RightPart<'_>,
     scale: f32,
     store: Store,
     out: &mut [f32],
@@ -103,6 +95,7 @@ fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], sums: &mut [[f32; COL
 
 #[cfg(test)]
 mod tests {
+    use super::super::operand::Right;
     use super::*;
     use crate::{Activations, PackedMatrix};
     use trine_ternary::TernaryMatrix;
@@ -160,9 +153,9 @@ mod tests {
                 for fast in [false, crate::bf16::is_fast()] {
                     let what = format!("{shape:?}, turn {turn}, fast {fast}");
                     let mut out = vec![f32::NAN; rows * cols];
-                    multiply_on(fast, &left, &right, 1.0, Store::Set, &mut out);
+                    multiply_on(fast, &left, right.all(), 1.0, Store::Set, &mut out);
                     check(&out, &expected, &what);
-                    multiply_on(fast, &left, &right, -0.5, Store::Add, &mut out);
+                    multiply_on(fast, &left, right.all(), -0.5, Store::Add, &mut out);
                     let half: Vec<_> = expected.iter().map(|v| v / 2.0).collect();
                     check(&out, &half, &what);
                 }
@@ -179,9 +172,26 @@ mod tests {
         left.fill_columns(&x, k, rows, &scales);
         right.fill_rows(&painted(k * 3, 5), k, 3);
         let mut out = vec![0.0; rows * 3];
-        multiply(&left, &right, 1.0, Store::Set, &mut out);
+        multiply(&left, right.all(), 1.0, Store::Set, &mut out);
         let expected = formula(&transposed(&scaled, k, rows), &painted(k * 3, 5), [rows, k, 3]);
         check(&out, &expected, "scaled");
+    }
+
+    #[test]
+    fn a_part_of_the_right_side_is_its_first_lines_and_columns() {
+        let b = painted(70 * 100, 2);
+        let mut right = Right::default();
+        right.fill_rows(&b, 70, 100);
+        for [rows, k, cols] in [[5, 70, 64], [13, 33, 100], [12, 1, 1]] {
+            let a = painted(rows * k, 1);
+            let part: Vec<_> =
+                b.chunks(100).take(k).flat_map(|line| line[..cols].to_vec()).collect();
+            let mut left = Left::default();
+            left.fill_rows(&a, rows, k);
+            let mut out = vec![0.0; rows * cols];
+            multiply(&left, right.part(k, cols), 1.0, Store::Set, &mut out);
+            check(&out, &formula(&a, &part, [rows, k, cols]), "a part");
+        }
     }
 
     #[test]
@@ -202,7 +212,7 @@ mod tests {
                 }
                 let b: Vec<f32> = numbers.iter().map(|n| f32::from(*n)).collect();
                 let mut out = vec![0.0; rows * cols];
-                multiply(&left, &right, 1.0, Store::Set, &mut out);
+                multiply(&left, right.all(), 1.0, Store::Set, &mut out);
                 check(&out, &formula(&a, &b, [rows, k, cols]), "integers");
             }
         }

@@ -31,6 +31,17 @@ impl Blocks {
         self.positions
     }
 
+    /// Number of features.
+    pub(super) fn features(&self) -> usize {
+        self.d
+    }
+
+    /// Block `i`: sixteen positions of each feature, `(d, 16)`.
+    #[inline(always)]
+    pub(super) fn block(&self, i: usize) -> &[[f32; LANES]] {
+        &self.data[i * self.d..][..self.d]
+    }
+
     /// Appends the vector `(d,)` of the next position.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! `vdpbf16ps`: two products of bfloats added to each of sixteen sums.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use crate::bf16::{COLS, Pair, ROWS, STEP};
 
@@ -28,6 +29,30 @@ impl Avx512Bf16 {
         // SAFETY: `self` exists.
         unsafe { tile::<BY_ROWS>(a, b, sums) }
     }
+}
+
+/// Independent chains: more than the latency of an instruction times how many start in a cycle.
+const CHAINS: usize = 16;
+
+impl Avx512Bf16 {
+    /// As [`bf16`](super::super::peak::bf16).
+    pub(in crate::arch) fn peak(self, steps: usize) -> u64 {
+        // SAFETY: `self` exists.
+        unsafe { peak(steps) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn peak(steps: usize) -> u64 {
+    let (a, b) = (black_box(_mm512_set1_epi32(0x3f80_3f80)), black_box(_mm512_set1_epi32(0x3c00)));
+    let mut sums = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, bfloats(a), bfloats(b));
+        }
+    }
+    black_box(sums);
+    (4 * steps * CHAINS * 16) as u64
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -1,0 +1,308 @@
+//! A training step without a graph: loss and gradients of the whole network over plain buffers.
+//!
+//! The network is that of [`Bitnet`](crate::Bitnet), which remains its definition: there every operation
+//! is one of Candle's graph, so that anything can be tried. Here the order of operations is known, and
+//! that is what makes it fast and small:
+//!
+//! - A projection's weights are ternarized once a step, on all threads, into the layout that is
+//!   multiplied; queries, keys and values share their codes, as do gate and up.
+//! - What a layer's backward pass needs is kept as it is needed: codes instead of floats, packed trits
+//!   instead of matrices. With [`Options::recompute`] only the layer's input is kept, and the layer runs
+//!   once more.
+//! - Products of gradients run in bfloat16 where [`Precision::Bf16`] allows it: trits and codes are
+//!   exact there, only the gradient that comes from above is rounded.
+//! - Logits exist for some rows at a time; their gradient is made where they stand.
+//!
+//! The forward pass calls the same kernels as [`ops`](crate::ops) and the runtime, with the same bits up
+//! to the head. Values and gradients are compared with those of the graph in tests.
+//!
+//! Shapes: B batch, T tokens, M = B T rows, D hidden, F feed-forward, V vocabulary.
+
+mod attention;
+mod head;
+mod layer;
+mod products;
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor};
+use trine_data::Batch;
+use trine_format::{Quantization, names};
+use trine_kernels::parallel;
+
+use crate::Bitnet;
+use crate::ops::view;
+use crate::optimizer::Gradients;
+use head::Head;
+use layer::LayerState;
+use products::Products;
+
+pub use products::Precision;
+
+/// How a step is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// In what gradients are multiplied.
+    pub precision: Precision,
+    /// Keep only the input of every layer, and run it again in the backward pass: activation
+    /// checkpointing (arXiv 1604.06174).
+    pub recompute: bool,
+}
+
+/// Computes steps; keeps its buffers from one to the next.
+pub struct Engine {
+    options: Options,
+    products: Products,
+    /// `(M, D)`, the input of every layer and the output of the last.
+    inputs: Vec<Vec<f32>>,
+    /// One for each layer, or one for all of them in turn.
+    states: Vec<LayerState>,
+}
+
+/// Gradients as they are made, by the names of their parameters.
+type Found = BTreeMap<String, Vec<f32>>;
+
+/// Rows and sequences of a batch.
+#[derive(Clone, Copy)]
+struct Extent {
+    batch: usize,
+    tokens: usize,
+}
+
+impl Extent {
+    fn rows(self) -> usize {
+        self.batch * self.tokens
+    }
+}
+
+impl Engine {
+    /// An engine without buffers yet.
+    pub fn new(options: Options) -> Self {
+        let products = Products::new(options.precision);
+        Self { options, products, inputs: Vec::new(), states: Vec::new() }
+    }
+
+    /// Mean cross entropy of a batch in nats, and the gradients of all parameters.
+    ///
+    /// # Errors
+    /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
+    pub fn gradients(&mut self, model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients)> {
+        let extent = self.forward(model, batch, true)?;
+        let mut found = Found::new();
+        let last = self.inputs.pop().expect("the output of the last layer");
+        let head = Head::new(model, &mut self.products)?;
+        let mut dx = last;
+        let loss = head.backward(&mut dx, &batch.targets, &mut found)?;
+        for index in (0..model.config().num_hidden_layers).rev() {
+            let x = self.inputs.pop().expect("the input of each layer");
+            let state = match self.options.recompute {
+                true => &mut self.states[0],
+                false => &mut self.states[index],
+            };
+            let mut layer = layer::Layer::new(model, index, extent, &mut self.products)?;
+            if self.options.recompute {
+                layer.forward(&x, state, None)?;
+            }
+            layer.backward(x, state, &mut dx, &mut found)?;
+        }
+        add_embedding(model, batch, &dx, &mut found)?;
+        Ok((loss, tensors(model, found)?))
+    }
+
+    /// Mean cross entropy of a batch in nats, with the head in f32.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
+        self.forward(model, batch, false)?;
+        let x = self.inputs.pop().expect("the output of the last layer");
+        head::evaluate(model, &x, &batch.targets)
+    }
+
+    /// Runs all layers; the last of `inputs` is then the output, the others are kept for a backward pass.
+    fn forward(&mut self, model: &Bitnet, batch: &Batch, backward: bool) -> Result<Extent> {
+        let config = model.config();
+        let extent = Extent { batch: batch.batch, tokens: batch.seq_len };
+        if extent.tokens > config.max_position_embeddings {
+            let positions = config.max_position_embeddings;
+            candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
+        }
+        for id in batch.inputs.iter().chain(&batch.targets) {
+            if *id as usize >= config.vocab_size {
+                candle_core::bail!("id {id} outside a vocabulary of {}", config.vocab_size);
+            }
+        }
+        self.inputs.clear();
+        self.inputs.push(embedded(model, batch)?);
+        let states = if backward && !self.options.recompute { config.num_hidden_layers } else { 1 };
+        self.states.resize_with(states, LayerState::default);
+        for index in 0..config.num_hidden_layers {
+            let x = self.inputs.last().expect("the embedding is there");
+            let mut y = vec![0.0; x.len()];
+            let state = &mut self.states[index.min(states - 1)];
+            let mut layer = layer::Layer::new(model, index, extent, &mut self.products)?;
+            layer.forward(x, state, Some(&mut y))?;
+            if !backward {
+                self.inputs.clear();
+            }
+            self.inputs.push(y);
+        }
+        Ok(extent)
+    }
+}
+
+/// The rows of the embedding for all ids, `(M, D)`.
+fn embedded(model: &Bitnet, batch: &Batch) -> Result<Vec<f32>> {
+    let width = model.config().hidden_size;
+    let embed = view(model.params().get(names::EMBED)?)?;
+    let embed: &[f32] = &embed;
+    let mut x = vec![0.0; batch.inputs.len() * width];
+    parallel::for_each_chunk(&mut x, width, |row, to| {
+        to.copy_from_slice(&embed[batch.inputs[row] as usize * width..][..width]);
+    });
+    Ok(x)
+}
+
+/// Adds the gradient of the embedding's rows, `dx` `(M, D)`.
+fn add_embedding(model: &Bitnet, batch: &Batch, dx: &[f32], found: &mut Found) -> Result<()> {
+    let width = model.config().hidden_size;
+    let count = model.params().get(names::EMBED)?.elem_count();
+    let gradient = found.entry(names::EMBED.to_owned()).or_insert_with(|| vec![0.0; count]);
+    for (id, dx) in batch.inputs.iter().zip(dx.chunks_exact(width)) {
+        let row = &mut gradient[*id as usize * width..][..width];
+        row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+    }
+    Ok(())
+}
+
+fn tensors(model: &Bitnet, mut found: Found) -> Result<Gradients> {
+    let mut gradients = Gradients::new();
+    for (name, var) in model.params().iter() {
+        let Some(values) = found.remove(name) else {
+            candle_core::bail!("{name} received no gradient");
+        };
+        let tensor = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
+        gradients.insert(name.to_owned(), tensor);
+    }
+    Ok(gradients)
+}
+
+/// Whether the projections of a model are ternary.
+fn is_ternary(model: &Bitnet) -> bool {
+    model.config().quantization != Quantization::None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Params;
+    use crate::optimizer::collect;
+    use trine_format::{HiddenAct, ModelConfig};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 6,
+            vocab_size: 37,
+            max_position_embeddings: 140,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-5,
+            hidden_act: HiddenAct::Relu2,
+            sub_norms: true,
+            projection_norm_eps: None,
+            tie_word_embeddings: true,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            quantization: Quantization::Online,
+        }
+    }
+
+    fn model(config: ModelConfig) -> Bitnet {
+        let params = Params::init(&config, 0.3, 7, &Device::Cpu).unwrap();
+        Bitnet::new(config, params).unwrap()
+    }
+
+    fn batch(batch: usize, seq_len: usize, vocab: usize) -> Batch {
+        let id = |i: usize| (i * i * 31 % 101 % vocab) as u32;
+        let n = batch * seq_len;
+        let (inputs, targets) = ((0..n).map(id).collect(), (1..=n).map(id).collect());
+        Batch { inputs, targets, batch, seq_len }
+    }
+
+    /// Loss and gradients by Candle's graph.
+    fn by_graph(model: &Bitnet, batch: &Batch) -> (f32, Gradients) {
+        let tensor = |ids: &[u32]| {
+            Tensor::from_slice(ids, (batch.batch, batch.seq_len), &Device::Cpu).unwrap()
+        };
+        let loss = model.loss(&tensor(&batch.inputs), &tensor(&batch.targets)).unwrap();
+        let gradients = collect(model.params(), &mut loss.backward().unwrap()).unwrap();
+        (loss.to_scalar().unwrap(), gradients)
+    }
+
+    /// The length of the difference relative to that of `expected`.
+    fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+        let (found, expected) = (view(found).unwrap(), view(expected).unwrap());
+        let square = |x: f64| x * x;
+        let pairs = found.iter().zip(expected.iter());
+        let error: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+        let size: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+        (error / size).sqrt()
+    }
+
+    fn check(model: &Bitnet, batch: &Batch, what: &str) {
+        let (expected_loss, expected) = by_graph(model, batch);
+        for precision in [Precision::F32, Precision::Bf16] {
+            for recompute in [false, true] {
+                let mut engine = Engine::new(Options { precision, recompute });
+                // A larger batch before leaves no trace.
+                engine.gradients(model, &self::batch(4, 130, model.config().vocab_size)).unwrap();
+                let (loss, gradients) = engine.gradients(model, batch).unwrap();
+                let (in_loss, in_gradients) =
+                    if precision == Precision::F32 { (1e-6, 2e-5) } else { (3e-3, 2e-2) };
+                let what = format!("{what}, {precision:?}, recompute {recompute}");
+                assert!(((loss - expected_loss) / expected_loss).abs() < in_loss, "{what}: {loss}");
+                assert_eq!(gradients.len(), expected.len());
+                for (name, gradient) in &gradients {
+                    let difference = difference(gradient, &expected[name]);
+                    assert!(difference < in_gradients, "{what}, {name}: {difference}");
+                }
+                let evaluated = engine.evaluate(model, batch).unwrap();
+                // Where everything is in bfloat16, so is this forward pass, but for the head.
+                assert!(((evaluated - expected_loss) / expected_loss).abs() < in_loss, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_without_a_graph_are_those_of_the_graph() {
+        let shapes = [(1, 1), (3, 17), (2, 130)];
+        for (b, t) in shapes {
+            check(&model(config()), &batch(b, t, 37), &format!("{b} x {t}"));
+        }
+        let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
+        check(&model(silu), &batch(3, 17, 37), "SiLU without sub-norms");
+        let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
+        check(&model(untied), &batch(3, 17, 33), "untied");
+        let full = ModelConfig { quantization: Quantization::None, ..config() };
+        check(&model(full), &batch(3, 17, 37), "full precision");
+        let one_head = ModelConfig { num_key_value_heads: 1, head_dim: 34, ..config() };
+        check(&model(one_head), &batch(2, 99, 37), "one key head");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let model = model(config());
+        let mut engine = Engine::new(Options { precision: Precision::Auto, recompute: false });
+        let error = |batch: &Batch, engine: &mut Engine| {
+            engine.gradients(&model, batch).unwrap_err().to_string()
+        };
+        assert!(error(&batch(1, 141, 37), &mut engine).contains("141 tokens"));
+        let mut outside = batch(1, 5, 37);
+        outside.targets[2] = 37;
+        assert!(error(&outside, &mut engine).contains("id 37 outside"));
+    }
+}

@@ -1,0 +1,233 @@
+//! Projections and their gradients, in whichever arithmetic was asked for.
+
+use candle_core::Result;
+use serde::{Deserialize, Serialize};
+use trine_kernels::bf16::{self, Left, Right, multiply};
+use trine_kernels::gemm::{Matrix, Store, matmul};
+use trine_kernels::{Activations, PackedMatrix, parallel};
+
+/// In what the products of gradients are computed, and those of weights that are not ternary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// [`Self::Bf16`] where the CPU has instructions for it, otherwise [`Self::F32`].
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// Factors rounded to bfloat16, sums in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The precision that is used on this CPU.
+    #[must_use]
+    pub fn resolved(self) -> Self {
+        match self {
+            Self::Auto if bf16::is_fast() => Self::Bf16,
+            Self::Auto => Self::F32,
+            other => other,
+        }
+    }
+}
+
+/// The weights of a projection in a step, `(out, in)`.
+pub(super) enum Weights {
+    /// Trits with a scale.
+    Ternary(PackedMatrix),
+    /// The masters themselves.
+    Full,
+}
+
+/// The input of projections `(M, in)`, as it is multiplied.
+pub(super) enum Input {
+    /// int8 with a scale for each row.
+    Codes(Activations),
+    /// As it is.
+    Floats(Vec<f32>),
+}
+
+impl Input {
+    /// `rows` rows `(cols,)` that `fill` writes, quantized where the weights are ternary.
+    pub(super) fn new(
+        ternary: bool,
+        rows: usize,
+        cols: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        if ternary {
+            return Self::Codes(Activations::from_rows(rows, cols, fill));
+        }
+        let mut floats = vec![0.0; rows * cols];
+        parallel::for_each_chunk(&mut floats, cols, fill);
+        Self::Floats(floats)
+    }
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::Floats(Vec::new())
+    }
+}
+
+/// One projection of a step.
+pub(super) struct Projection<'a> {
+    pub(super) out: usize,
+    pub(super) inp: usize,
+    /// The masters, `(out, in)`.
+    pub(super) masters: &'a [f32],
+    pub(super) weights: &'a Weights,
+}
+
+/// The products of a step, and the memory that their sides need.
+pub(super) struct Products {
+    precision: Precision,
+    left: Left,
+    right: Right,
+    /// A side in f32.
+    floats: Vec<f32>,
+}
+
+impl Products {
+    pub(super) fn new(precision: Precision) -> Self {
+        let precision = precision.resolved();
+        let (left, right) = (Left::default(), Right::default());
+        Self { precision, left, right, floats: Vec::new() }
+    }
+
+    pub(super) fn is_bf16(&self) -> bool {
+        self.precision == Precision::Bf16
+    }
+
+    /// Ternarizes masters `(out, in)`, if the model is ternary.
+    pub(super) fn weights(
+        &self,
+        ternary: bool,
+        masters: &[f32],
+        [out, inp]: [usize; 2],
+        name: &str,
+    ) -> Result<Weights> {
+        if !ternary {
+            return Ok(Weights::Full);
+        }
+        let packed = PackedMatrix::from_weights(masters, out, inp);
+        packed.map(Weights::Ternary).map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
+    }
+
+    /// Outputs `(M, out)` of projections with the same input.
+    pub(super) fn forward<'a>(&mut self, input: &Input, work: &mut [(Projection<'a>, &mut [f32])]) {
+        match input {
+            Input::Codes(x) => {
+                let ternary = |p: &Projection<'a>| match p.weights {
+                    Weights::Ternary(weights) => weights,
+                    Weights::Full => unreachable!("codes meet trits"),
+                };
+                let pairs = work.iter_mut().map(|(p, y)| (ternary(p), &mut **y));
+                trine_kernels::bitlinear_all(&mut pairs.collect::<Vec<_>>(), x);
+            }
+            Input::Floats(x) => {
+                for (p, y) in work {
+                    let rows = x.len() / p.inp;
+                    self.transposed(x, p.masters, [rows, p.inp, p.out], y);
+                }
+            }
+        }
+    }
+
+    /// `out = x w^T`: `x` is `(m, k)`, `w` `(n, k)`.
+    pub(super) fn transposed(
+        &mut self,
+        x: &[f32],
+        w: &[f32],
+        [m, k, n]: [usize; 3],
+        out: &mut [f32],
+    ) {
+        if self.is_bf16() {
+            self.left.fill_rows(x, m, k);
+            self.right.fill_columns(w, n, k);
+            return multiply(&self.left, self.right.all(), 1.0, Store::Set, out);
+        }
+        matmul([m, k, n], plain(x), turned(w), Store::Set, out);
+    }
+
+    /// The gradient of a projection's input, `dX = dY W`: `dy` is `(M, out)`, `dx` `(M, in)`.
+    pub(super) fn input_gradient(
+        &mut self,
+        dy: &[f32],
+        p: &Projection<'_>,
+        store: Store,
+        dx: &mut [f32],
+    ) {
+        let rows = dy.len() / p.out;
+        if self.is_bf16() {
+            let mut scale = 1.0;
+            match p.weights {
+                Weights::Ternary(weights) => {
+                    scale = weights.scale();
+                    self.right.fill_trits(weights);
+                }
+                Weights::Full => self.right.fill_rows(p.masters, p.out, p.inp),
+            }
+            self.left.fill_rows(dy, rows, p.out);
+            return multiply(&self.left, self.right.all(), scale, store, dx);
+        }
+        let weights = match p.weights {
+            Weights::Ternary(weights) => {
+                self.floats.resize(p.out * p.inp, 0.0);
+                weights.dequantize(&mut self.floats);
+                &self.floats
+            }
+            Weights::Full => p.masters,
+        };
+        matmul([rows, p.out, p.inp], plain(dy), plain(weights), store, dx);
+    }
+
+    /// The gradients of the weights of projections with the same input, `dW = dY^T X`, each `(out, in)`,
+    /// of output gradients `(M, out)`.
+    pub(super) fn weight_gradients(
+        &mut self,
+        input: &Input,
+        rows: usize,
+        inp: usize,
+        dys: &[&[f32]],
+    ) -> Vec<Vec<f32>> {
+        let bf16 = self.is_bf16();
+        let mut scales = vec![1.0; rows];
+        match input {
+            Input::Codes(x) if bf16 => {
+                scales.iter_mut().zip(x.scales()).for_each(|(to, scale)| *to = 1.0 / scale);
+                self.right.fill_codes(x);
+            }
+            Input::Codes(x) => {
+                self.floats.resize(rows * inp, 0.0);
+                x.dequantize(&mut self.floats);
+            }
+            Input::Floats(x) if bf16 => self.right.fill_rows(x, rows, inp),
+            Input::Floats(_) => {}
+        }
+        let gradient = |dy: &&[f32]| {
+            let out = dy.len() / rows;
+            let mut dw = vec![0.0; out * inp];
+            if bf16 {
+                self.left.fill_columns(dy, rows, out, &scales);
+                multiply(&self.left, self.right.all(), 1.0, Store::Set, &mut dw);
+            } else {
+                let x = match input {
+                    Input::Codes(_) => &self.floats,
+                    Input::Floats(x) => x,
+                };
+                matmul([out, rows, inp], turned(dy), plain(x), Store::Set, &mut dw);
+            }
+            dw
+        };
+        dys.iter().map(gradient).collect()
+    }
+}
+
+pub(super) fn plain(data: &[f32]) -> Matrix<'_> {
+    Matrix { data, transposed: false }
+}
+
+pub(super) fn turned(data: &[f32]) -> Matrix<'_> {
+    Matrix { data, transposed: true }
+}
