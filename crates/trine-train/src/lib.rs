@@ -11,23 +11,31 @@
 //! | [`config`] | one TOML file is one run; unknown keys are refused |
 //! | [`ops`] | BitLinear, norms, attention, loss: forward and backward |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
-//! | [`optimizer`], [`schedule`] | AdamW with clipping; learning rate and weight decay over time |
-//! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically |
-//! | [`trainer`] | the loop, its events, resume |
+//! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
+//! | [`batching`] | how many sequences each step takes |
+//! | [`stability`] | numbers that are not finite, losses that leap |
+//! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically, with checksums |
+//! | [`trainer`], [`observer`] | the loop, resume; its events |
+//! | [`machine`] | what a run was made with |
 //!
 //! This crate knows nothing of GGUF, of HTTP, or of the terminal: progress goes to an
 //! [`trainer::Observer`].
 
 #![forbid(unsafe_code)]
 
+pub mod batching;
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod machine;
 pub mod model;
+pub mod observer;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+mod run_dir;
 pub mod schedule;
+pub mod stability;
 pub mod trainer;
 
 pub use config::RunConfig;
