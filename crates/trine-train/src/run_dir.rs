@@ -153,9 +153,9 @@ pub(crate) fn check_never_saved(config: &RunConfig, run_dir: &Path) -> Result<()
     // A kill while the first one was written leaves the steps up to it.
     let first = config.train.checkpoint_every as u64;
     match Metrics::last_step(run_dir) {
-        Some(step) if step > first => refuse(
-            "no checkpoint to resume from, though the run had made some: they were deleted",
-        ),
+        Some(step) if step > first => {
+            refuse("no checkpoint to resume from, though the run had made some: they were deleted")
+        }
         _ => Ok(()),
     }
 }

@@ -83,10 +83,7 @@ pub(crate) fn remember(recent: &mut VecDeque<f32>, loss: f32, window: usize) {
 
 /// The parameter to blame, with its gradient norm: the one nearest to the loss whose gradient is not
 /// finite, since all before it inherit that in the backward pass; else the one of the largest norm.
-pub(crate) fn culprit(
-    model: &Bitnet,
-    gradients: &Gradients,
-) -> Result<(String, f64), TrainError> {
+pub(crate) fn culprit(model: &Bitnet, gradients: &Gradients) -> Result<(String, f64), TrainError> {
     let mut largest = (String::new(), f64::NEG_INFINITY);
     for id in model.config().tensor_ids().into_iter().rev() {
         let name = id.canonical();

@@ -55,6 +55,8 @@ pub struct Trainer {
     last_checkpoint: Option<PathBuf>,
     /// What was noticed before there was an observer.
     warnings: Vec<String>,
+    /// Whether the directory has yet to be told that the run was taken up.
+    resumed: bool,
 }
 
 impl Trainer {
@@ -102,21 +104,13 @@ impl Trainer {
                 (model, optimizer, TrainerState::default())
             }
         };
-        let config_toml = config.to_toml();
         let path = found.as_ref().map(|found| found.path.clone());
         let mut trainer = Self::assemble(config, data, run_dir, (model, optimizer), path)?;
         for e in found.map(|found| found.damaged).unwrap_or_default() {
             let at = state.step;
             trainer.warnings.push(format!("{e}; going on from the whole checkpoint of step {at}"));
         }
-        trainer.state = state;
-        // A rewind to this very step is going to happen again.
-        let step = trainer.state.step;
-        let again = |line: &serde_json::Value| line["event"] == "rewind" && line["step"] == step;
-        trainer.metrics.forget(step, again)?;
-        run_dir::add_resumption(run_dir, step)?;
-        // A run that was given more steps has them also when it is resumed the next time.
-        AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        (trainer.state, trainer.resumed) = (state, true);
         Ok(trainer)
     }
 
@@ -142,6 +136,7 @@ impl Trainer {
             optimizer,
             last_checkpoint,
             warnings: Vec::new(),
+            resumed: false,
         })
     }
 
@@ -178,6 +173,9 @@ impl Trainer {
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         let _lock = run_dir::lock(&self.run_dir)?;
         checkpoint::clean(&self.run_dir)?;
+        if std::mem::take(&mut self.resumed) {
+            self.take_up()?;
+        }
         for warning in std::mem::take(&mut self.warnings) {
             observer.on_warning(&warning);
         }
@@ -209,6 +207,18 @@ impl Trainer {
             checkpoint: checkpoint::path_of_step(&self.run_dir, self.state.step),
             state: self.state.clone(),
         })
+    }
+
+    /// Brings the directory to where a resumed run begins; only now, since it may have been in use.
+    fn take_up(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        // A rewind to this very step is going to happen again.
+        let again = |line: &serde_json::Value| line["event"] == "rewind" && line["step"] == step;
+        self.metrics.forget(step, again)?;
+        run_dir::add_resumption(&self.run_dir, step)?;
+        // A run that was given more steps has them also when it is resumed the next time.
+        let path = self.run_dir.join("config.toml");
+        Ok(AtomicFile::replace(&path, self.config.to_toml().as_bytes())?)
     }
 
     /// Whether a run that was stopped in time for a validation has not made it.
@@ -287,10 +297,7 @@ impl Trainer {
 }
 
 /// The model and optimizer that a run begins with: a function of its configuration.
-fn fresh(
-    config: &RunConfig,
-    model_config: ModelConfig,
-) -> Result<(Bitnet, Optimizer), TrainError> {
+fn fresh(config: &RunConfig, model_config: ModelConfig) -> Result<(Bitnet, Optimizer), TrainError> {
     let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
     let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, &params);
     optimizer.prepare(&params)?;

@@ -71,25 +71,43 @@ pub fn save(
     state: &TrainerState,
 ) -> Result<(), TrainError> {
     let staged = AtomicDir::create(dir)?;
-    let path = staged.path();
+    write(staged.path(), model, tokenizer, optimizer, state).map_err(|e| match e {
+        // What happens to a temporary is told with the name that it was to have.
+        TrainError::Format(e) => e.moved(staged.path(), dir).into(),
+        TrainError::Write { path, source } => match path.strip_prefix(staged.path()) {
+            Ok(below) => TrainError::Write { path: dir.join(below), source },
+            Err(_) => TrainError::Write { path, source },
+        },
+        other => other,
+    })?;
+    Ok(staged.commit_replacing()?)
+}
+
+/// Writes the files of a checkpoint into a directory.
+fn write(
+    dir: &Path,
+    model: &Bitnet,
+    tokenizer: &TokenizerFiles,
+    optimizer: &Optimizer,
+    state: &TrainerState,
+) -> Result<(), TrainError> {
     let source = Masters(model.params());
     // Masters that are kept as bf16 lose nothing by it.
     let dtype = match optimizer.masters() {
         MasterPrecision::F32 => Dtype::F32,
         MasterPrecision::Bf16 => Dtype::BF16,
     };
-    trine_format::write_hf_files(path, model.config(), dtype, &source, Some(tokenizer))?;
+    trine_format::write_hf_files(dir, model.config(), dtype, &source, Some(tokenizer))?;
 
     let tensors = optimizer.state().map(|(name, values)| (name, Values::new(values)));
-    safetensors::serialize_to_file(tensors, None, &path.join(OPTIMIZER)).map_err(|e| match e {
-        SafeTensorError::IoError(source) => TrainError::Write { path: dir.join(OPTIMIZER), source },
+    let path = dir.join(OPTIMIZER);
+    safetensors::serialize_to_file(tensors, None, &path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => TrainError::Write { path: path.clone(), source },
         other => corrupt(dir, format!("{OPTIMIZER}: {other}")),
     })?;
     let state = serde_json::to_vec_pretty(state).expect("plain data serializes");
-    AtomicFile::replace(&path.join(STATE), &state)?;
-    checksums::write(path)?;
-    staged.commit_replacing()?;
-    Ok(())
+    AtomicFile::replace(&dir.join(STATE), &state)?;
+    checksums::write(dir)
 }
 
 /// Reads what [`save`] wrote beside the model: how far the run had come, and the optimizer's state.
@@ -161,12 +179,10 @@ impl View for Values<'_> {
         match self.values {
             StateValues::U8(values) => Cow::Borrowed(values),
             // Little-endian whatever the machine, as the format has it.
-            StateValues::F32(values) => {
-                match DenseTensor::from_f32("", &self.shape, values).data {
-                    Cow::Borrowed(_) => Cow::Borrowed(bytemuck::cast_slice(values)),
-                    owned => Cow::Owned(owned.into_owned()),
-                }
-            }
+            StateValues::F32(values) => match DenseTensor::from_f32("", &self.shape, values).data {
+                Cow::Borrowed(_) => Cow::Borrowed(bytemuck::cast_slice(values)),
+                owned => Cow::Owned(owned.into_owned()),
+            },
         }
     }
 

@@ -83,7 +83,8 @@ impl Optimizer {
             }
             _ => Rule::AdamW { m: zeros(n, Meaning::Signed), v: zeros(n, Meaning::Root) },
         };
-        let rules = params.iter().map(|(name, var)| (name.to_owned(), rule(name, var.elem_count())));
+        let rules =
+            params.iter().map(|(name, var)| (name.to_owned(), rule(name, var.elem_count())));
         let rules = rules.collect();
         Self { config, seed, updates: 0, rules }
     }

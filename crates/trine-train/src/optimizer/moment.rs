@@ -47,14 +47,6 @@ impl Moment {
         }
     }
 
-    /// Number of elements.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::Int8 { codes, .. } => codes.len(),
-        }
-    }
-
     /// Parts of [`CHUNK`] elements, for as many threads as there are.
     pub(crate) fn parts(&mut self) -> Vec<Part<'_>> {
         match self {
@@ -81,7 +73,8 @@ impl Part<'_> {
             Part::F32(values) => change(0..values.len(), values),
             Part::Int8 { meaning, codes, scales } => {
                 let mut buffer = [0f32; BLOCK];
-                for (i, (codes, scale)) in codes.chunks_mut(BLOCK).zip(scales.iter_mut()).enumerate()
+                for (i, (codes, scale)) in
+                    codes.chunks_mut(BLOCK).zip(scales.iter_mut()).enumerate()
                 {
                     let values = &mut buffer[..codes.len()];
                     decode(*meaning, codes, *scale, values);

@@ -62,7 +62,12 @@ pub(super) struct Update {
 
 impl Update {
     /// Updates `weights` `(rows, columns)` and the running mean of their gradient.
-    pub(super) fn apply(&self, weights: &Tensor, gradient: &[f32], mean: &mut Moment) -> Result<()> {
+    pub(super) fn apply(
+        &self,
+        weights: &Tensor,
+        gradient: &[f32],
+        mean: &mut Moment,
+    ) -> Result<()> {
         let (rows, columns) = weights.dims2()?;
         let direction = self.direction(gradient, mean);
         let direction = Tensor::from_vec(direction, (rows, columns), &Device::Cpu)?;
@@ -198,8 +203,7 @@ mod tests {
             let values = noise(rows * columns, 5).into_iter().map(|v| v * 1e-3).collect();
             let matrix = Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap();
             let found = orthogonalize(&matrix).unwrap().flatten_all().unwrap();
-            let x: Vec<f64> =
-                found.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
+            let x: Vec<f64> = found.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
             let (x, small, large) = match rows <= columns {
                 true => (x, rows, columns),
                 false => (transposed(&x, rows, columns), columns, rows),
@@ -217,15 +221,9 @@ mod tests {
         let (rows, columns) = (6, 10);
         let first = noise(rows * columns, 7);
         let weights = Tensor::from_vec(first.clone(), (rows, columns), &Device::Cpu).unwrap();
-        let mut mean =
-            Moment::zeros(rows * columns, Meaning::Signed, MomentStorage::F32);
-        let update = Update {
-            clip: 0.5,
-            momentum: 0.9,
-            learning_rate: 0.01,
-            keep: 0.99,
-            rounding: None,
-        };
+        let mut mean = Moment::zeros(rows * columns, Meaning::Signed, MomentStorage::F32);
+        let update =
+            Update { clip: 0.5, momentum: 0.9, learning_rate: 0.01, keep: 0.99, rounding: None };
         // Written down from the published `muon_update`, in f64.
         let mut expected: Vec<f64> = first.iter().map(|v| f64::from(*v)).collect();
         let mut momentum = vec![0f64; rows * columns];

@@ -90,9 +90,7 @@ fn clipping_scales_the_gradient_to_the_norm() {
 
 #[test]
 fn accumulated_parts_are_the_weighted_mean() {
-    let of = |x: &[f32]| {
-        Gradients::from([("p".to_owned(), Tensor::new(x, &Device::Cpu).unwrap())])
-    };
+    let of = |x: &[f32]| Gradients::from([("p".to_owned(), Tensor::new(x, &Device::Cpu).unwrap())]);
     let mut sum = Gradients::new();
     accumulate(&mut sum, of(&[1.0, 2.0]), 0.25).unwrap();
     accumulate(&mut sum, of(&[-1.0, 6.0]), 0.75).unwrap();
@@ -112,8 +110,7 @@ fn byte_moments_reach_the_minimum_of_f32_moments_in_a_quarter_of_the_memory() {
         let params = Params::from_vars([(name.to_owned(), var)]);
         let bytes = Optimizer::new(int8.clone(), 0, &params).state_bytes();
         assert_eq!(bytes as f64, per_element * 64.0 * 128.0);
-        let (exact, found) =
-            (minimize(f32, name, 300, 2e-2), minimize(int8, name, 300, 2e-2));
+        let (exact, found) = (minimize(f32, name, 300, 2e-2), minimize(int8, name, 300, 2e-2));
         assert!(found < 1.1 * exact + 2e-3, "{kind:?}: {found}, not {exact}");
     }
 }
