@@ -18,6 +18,8 @@
 //! | [`trainer`], [`observer`] | the loop, resume; its events |
 //! | [`machine`] | what a run was made with |
 //!
+//! `examples/train.rs` trains with it as a library.
+//!
 //! This crate knows nothing of GGUF, of HTTP, or of the terminal: progress goes to an
 //! [`trainer::Observer`].
 

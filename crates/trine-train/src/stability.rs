@@ -84,16 +84,19 @@ pub(crate) fn remember(recent: &mut VecDeque<f32>, loss: f32, window: usize) {
 /// The parameter to blame, with its gradient norm: the one nearest to the loss whose gradient is not
 /// finite, since all before it inherit that in the backward pass; else the one of the largest norm.
 pub(crate) fn culprit(model: &Bitnet, gradients: &Gradients) -> Result<(String, f64), TrainError> {
+    let forward = model.config().tensor_ids().into_iter().map(|id| id.canonical());
+    let forward: Vec<String> = forward.collect();
+    // What is no tensor of the configuration is looked at last.
+    let others = gradients.keys().filter(|name| !forward.contains(name));
     let mut largest = (String::new(), f64::NEG_INFINITY);
-    for id in model.config().tensor_ids().into_iter().rev() {
-        let name = id.canonical();
-        let Some(gradient) = gradients.get(&name) else { continue };
+    for name in forward.iter().rev().chain(others) {
+        let Some(gradient) = gradients.get(name) else { continue };
         let norm = optimizer::norm(gradient)?;
         if !norm.is_finite() {
-            return Ok((name, norm));
+            return Ok((name.clone(), norm));
         }
         if norm > largest.1 {
-            largest = (name, norm);
+            largest = (name.clone(), norm);
         }
     }
     Ok(largest)
