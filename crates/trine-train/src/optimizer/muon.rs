@@ -6,8 +6,8 @@
 //! (arXiv 2502.16982, section 2.2): elements then move about as far as with AdamW, so learning rate
 //! and weight decay of AdamW can be kept.
 //!
-//! It costs matrix products of about `20 min(rows, columns) * rows * columns` multiplications a step,
-//! against `3 tokens * rows * columns` for forward and backward: little for large batches only.
+//! It costs matrix products of 10 to 15 `min(rows, columns) * rows * columns` multiplications a step,
+//! against `3 * tokens * rows * columns` for forward and backward: little for large batches only.
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
