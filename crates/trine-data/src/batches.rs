@@ -62,9 +62,16 @@ impl Batches {
     /// # Errors
     /// [`DataError::Token`] when the shard holds an id outside its vocabulary.
     pub fn batch(&self, step: u64) -> Result<Batch, DataError> {
+        self.sequences(u128::from(step) * self.batch as u128, self.batch)
+    }
+
+    /// `count` sequences from the `first` of the run on, for batches whose size changes.
+    ///
+    /// # Errors
+    /// As [`Self::batch`].
+    pub fn sequences(&self, first: u128, count: usize) -> Result<Batch, DataError> {
         let mut batch = Batch::new(self.seq_len);
-        let first = u128::from(step) * self.batch as u128;
-        for sample in first..first + self.batch as u128 {
+        for sample in first..first + count as u128 {
             // An epoch may end within a batch.
             let epoch = (sample / self.windows as u128) as u64;
             let index = (sample % self.windows as u128) as u64;

@@ -3,7 +3,16 @@
 //! The resolved configuration is written into the run directory, so a run can be repeated from its
 //! own folder.
 
+mod depth;
+mod optimizer;
+mod schedule;
+mod train;
+
 use std::path::Path;
+
+pub use optimizer::{MasterPrecision, MomentStorage, OptimizerConfig, OptimizerKind};
+pub use schedule::{DecayShape, ScheduleConfig, ScheduleKind};
+pub use train::{SpikePolicy, TrainConfig};
 
 use serde::{Deserialize, Serialize};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
@@ -26,7 +35,7 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
     /// Learning rate and weight decay over time.
     pub schedule: ScheduleConfig,
-    /// Length of the run, evaluation, checkpoints.
+    /// Length of the run, batches, evaluation, checkpoints, what to do about spikes.
     pub train: TrainConfig,
 }
 
@@ -34,6 +43,9 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "the section [model]")]
 pub struct ModelSection {
+    /// Where above 0, the number from which all that is not named follows: layers, width, heads,
+    /// feed-forward width, learning rates and batch size, as the source of `config/depth.rs` says.
+    pub depth: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
@@ -100,71 +112,10 @@ pub struct DataConfig {
     pub seq_len: usize,
 }
 
-/// AdamW.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "the section [optimizer]")]
-pub struct OptimizerConfig {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decay of the first and second moment.
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Weight decay of matrices at its peak.
-    pub weight_decay: f64,
-    /// Largest global gradient norm; 0 turns clipping off.
-    pub clip_grad_norm: f64,
-}
-
-/// Learning rate and weight decay over time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "the section [schedule]")]
-pub struct ScheduleConfig {
-    /// Shape of the schedule.
-    pub kind: ScheduleKind,
-    /// Steps of linear warm-up.
-    pub warmup_steps: usize,
-    /// Learning rate at the end.
-    pub min_learning_rate: f64,
-    /// `two-stage`: where the second stage begins, as a share of all steps.
-    pub switch_at: f64,
-    /// `two-stage`: peak of the cosine that the second stage follows; at most the first peak.
-    pub second_learning_rate: f64,
-}
-
-/// Shape of the schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleKind {
-    /// The peak throughout.
-    Constant,
-    /// From the peak to the minimum on a cosine.
-    Cosine,
-    /// From the peak to the minimum on a line.
-    Linear,
-    /// The BitNet recipe: two cosines, weight decay off in the second.
-    TwoStage,
-}
-
-/// Length of the run, evaluation, checkpoints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "the section [train]")]
-pub struct TrainConfig {
-    /// Number of updates.
-    pub steps: usize,
-    /// Sequences of an update.
-    pub batch_size: usize,
-    /// Updates between validations; the end is always validated.
-    pub eval_every: usize,
-    /// Most tokens of a validation, but at least one batch; 0 takes all of the held-out text.
-    pub eval_tokens: usize,
-    /// Updates between checkpoints; the end always has one.
-    pub checkpoint_every: usize,
-}
-
 impl Default for ModelSection {
     fn default() -> Self {
         Self {
+            depth: 0,
             hidden_size: 128,
             intermediate_size: 344,
             num_hidden_layers: 4,
@@ -195,36 +146,6 @@ impl Default for DataConfig {
     }
 }
 
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            learning_rate: 1e-3,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_grad_norm: 1.0,
-        }
-    }
-}
-
-impl Default for ScheduleConfig {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::TwoStage,
-            warmup_steps: 100,
-            min_learning_rate: 0.0,
-            switch_at: 0.5,
-            second_learning_rate: 7e-4,
-        }
-    }
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self { steps: 1000, batch_size: 16, eval_every: 250, eval_tokens: 0, checkpoint_every: 500 }
-    }
-}
-
 impl RunConfig {
     /// Reads a TOML file and applies `key=value` overrides, e.g. `optimizer.learning_rate=3e-3`.
     ///
@@ -249,11 +170,12 @@ impl RunConfig {
         let in_file = |e| syntax(&position(text, &e), &e);
         // Parsed on its own first, so that errors in the file point at its lines.
         let mut config: Self = toml::from_str(text).map_err(in_file)?;
-        if !overrides.is_empty() {
+        if !overrides.is_empty() || config.model.depth > 0 {
             let mut table: toml::Table = toml::from_str(text).map_err(in_file)?;
             for setting in overrides {
-                set(&mut table, setting)?;
+                apply(&mut table, setting)?;
             }
+            depth::resolve(&mut table)?;
             let place = format!("with --set {}", overrides.join(" --set "));
             config = table.try_into().map_err(|e| syntax(&place, &e))?;
         }
@@ -320,10 +242,6 @@ impl RunConfig {
             ("model.num_key_value_heads", m.num_key_value_heads),
             ("data.synth_bytes", self.data.synth_bytes),
             ("data.seq_len", self.data.seq_len),
-            ("train.steps", self.train.steps),
-            ("train.batch_size", self.train.batch_size),
-            ("train.eval_every", self.train.eval_every),
-            ("train.checkpoint_every", self.train.checkpoint_every),
         ];
         for (key, value) in positive {
             require(value > 0, key, "at least 1", value)?;
@@ -346,27 +264,14 @@ impl RunConfig {
             "false, as model.quantization is \"none\" and only ternary projections have norms",
             m.projection_norms,
         )?;
-        let rates = [
-            ("model.init_std", f64::from(m.init_std)),
-            ("optimizer.learning_rate", self.optimizer.learning_rate),
-            ("optimizer.eps", self.optimizer.eps),
-        ];
-        for (key, value) in rates {
-            require(value > 0.0 && value.is_finite(), key, "a positive number", value)?;
-        }
-        let not_negative = [
-            ("optimizer.weight_decay", self.optimizer.weight_decay),
-            ("optimizer.clip_grad_norm", self.optimizer.clip_grad_norm),
-            ("schedule.min_learning_rate", self.schedule.min_learning_rate),
-            ("schedule.second_learning_rate", self.schedule.second_learning_rate),
-        ];
-        for (key, value) in not_negative {
-            require(value >= 0.0 && value.is_finite(), key, "a number of at least 0", value)?;
-        }
-        for beta in self.optimizer.betas {
-            require((0.0..1.0).contains(&beta), "optimizer.betas", "numbers in [0, 1)", beta)?;
-        }
-        self.check_schedule()?;
+        let init_std = f64::from(m.init_std);
+        let positive = init_std > 0.0 && init_std.is_finite();
+        require(positive, "model.init_std", "a positive number", init_std)?;
+        let deepest = format!("at most {}", depth::MAX_DEPTH);
+        require(m.depth <= depth::MAX_DEPTH, "model.depth", &deepest, m.depth)?;
+        self.optimizer.check()?;
+        self.schedule.check(&self.optimizer)?;
+        self.train.check()?;
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -374,31 +279,26 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// The second stage of a schedule is the lower one.
-    fn check_schedule(&self) -> Result<(), TrainError> {
-        let s = &self.schedule;
-        let share = s.switch_at;
-        require((0.0..=1.0).contains(&share), "schedule.switch_at", "a share in [0, 1]", share)?;
-        let (first, second) = (self.optimizer.learning_rate, s.second_learning_rate);
-        require(
-            s.kind != ScheduleKind::TwoStage || second <= first,
-            "schedule.second_learning_rate",
-            &format!("at most optimizer.learning_rate {first}"),
-            second,
-        )
-    }
-
     /// The dotted keys in which a run may not change when it is resumed, of those that differ.
     ///
-    /// A run may be made longer and watched in another way; everything else decides what its steps
-    /// do, and a change would make it a different run.
+    /// A run may be made longer, be watched and saved in another way, and be helped over a spike that
+    /// stopped it; everything else decides what its steps do, and a change would make it a different
+    /// run.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
-        const MAY_CHANGE: [&str; 5] = [
+        const MAY_CHANGE: [&str; 13] = [
             "name",
             "train.steps",
+            "train.recompute_activations",
             "train.eval_every",
             "train.eval_tokens",
             "train.checkpoint_every",
+            "train.keep_last",
+            "train.keep_best",
+            "train.milestone_every",
+            "train.on_spike",
+            "train.spike_window",
+            "train.spike_sigmas",
+            "train.spike_limit",
         ];
         let mut keys = Vec::new();
         let table = |config: &Self| toml::Table::try_from(config).expect("plain data serializes");
@@ -459,13 +359,22 @@ fn in_words(e: &toml::de::Error) -> String {
 }
 
 /// Applies one `a.b=value` to a table. A value that is not TOML is taken as a string.
-fn set(table: &mut toml::Table, setting: &str) -> Result<(), TrainError> {
+fn apply(table: &mut toml::Table, setting: &str) -> Result<(), TrainError> {
     let bad = |expected| TrainError::Setting { setting: setting.to_owned(), expected };
     let (key, value) = setting.split_once('=').ok_or_else(|| bad("key=value"))?;
     let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
         .ok()
         .and_then(|mut t| t.remove("v"))
         .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    set(table, key, value).map_err(|e| match e {
+        TrainError::Setting { expected, .. } => bad(expected),
+        other => other,
+    })
+}
+
+/// Gives the dotted `key` of a table a value.
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), TrainError> {
+    let bad = |expected| TrainError::Setting { setting: key.to_owned(), expected };
     let mut path: Vec<&str> = key.trim().split('.').collect();
     let last = path.pop().filter(|k| !k.is_empty()).ok_or_else(|| bad("key=value"))?;
     let mut at = table;
@@ -513,6 +422,11 @@ mod tests {
             ("model.num_attention_heads=3", "model.num_attention_heads"),
             ("optimizer.learning_rate=-1.0", "optimizer.learning_rate"),
             ("optimizer.betas=[0.9, 1.5]", "optimizer.betas"),
+            ("optimizer.muon_momentum=1.0", "optimizer.muon_momentum"),
+            ("train.accumulate=17", "train.accumulate"),
+            ("train.spike_window=1", "train.spike_window"),
+            ("schedule.decay_fraction=2.0", "schedule.decay_fraction"),
+            ("model.depth=2000", "model.depth"),
             ("data.val_fraction=1.5", "data.val_fraction"),
             ("schedule.second_learning_rate=2e-3", "schedule.second_learning_rate"),
             ("steps", "key=value"),
@@ -529,7 +443,7 @@ mod tests {
     #[test]
     fn a_resumed_run_may_only_be_made_longer() {
         let config = |overrides: &[&str]| parse("", overrides).unwrap();
-        let longer = config(&["train.steps=2000", "train.eval_every=5", "name=other"]);
+        let longer = config(&["train.steps=2000", "train.on_spike=rewind", "name=other"]);
         assert!(config(&[]).changed_keys(&longer).is_empty());
         let other = config(&["seed=9", "train.batch_size=3", "schedule.kind=cosine"]);
         assert_eq!(config(&[]).changed_keys(&other), ["schedule.kind", "seed", "train.batch_size"]);

@@ -63,15 +63,16 @@ pub enum TrainError {
         /// What was expected and found.
         message: String,
     },
-    /// The loss or a gradient is NaN or infinite; nothing was updated with it.
+    /// The loss or a gradient is NaN or infinite, or the loss leapt, and `train.on_spike` does not
+    /// say to go on; nothing was updated with it.
     #[error(
         "the run diverged at step {step}: {what}; the last checkpoint is kept. \
          A lower learning rate or a longer warm-up usually helps"
     )]
     Diverged {
-        /// Step at which it happened.
+        /// The step that was to be made, from 1.
         step: usize,
-        /// The number that is not finite, with the parameter where there is one.
+        /// The number that is not finite or too large, and a parameter.
         what: String,
     },
     /// A model on disk is not usable.

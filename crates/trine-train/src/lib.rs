@@ -12,27 +12,38 @@
 //! | [`ops`] | BitLinear, norms, attention, loss: forward and backward |
 //! | [`fused`] | a whole step over plain buffers: what the trainer runs |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
-//! | [`optimizer`], [`schedule`] | AdamW with clipping; learning rate and weight decay over time |
-//! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically |
-//! | [`trainer`] | the loop, its events, resume |
+//! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
+//! | [`batching`] | how many sequences each step takes |
+//! | [`stability`] | numbers that are not finite, losses that leap |
+//! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically, with checksums |
+//! | [`trainer`], [`observer`] | the loop, resume; its events |
+//! | [`machine`] | what a run was made with |
+//!
+//! `examples/train.rs` trains with it as a library.
 //!
 //! This crate knows nothing of GGUF, of HTTP, or of the terminal: progress goes to an
 //! [`trainer::Observer`].
 
 #![forbid(unsafe_code)]
 
+pub mod batching;
 pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod fused;
+pub mod machine;
 pub mod model;
 pub mod naive;
+pub mod observer;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+mod run_dir;
 pub mod schedule;
+pub mod stability;
 pub mod trainer;
 
+pub use candle_core::Device;
 pub use config::RunConfig;
 pub use error::TrainError;
 pub use model::Bitnet;

@@ -4,10 +4,13 @@
 //! report, section 2.2): a cosine from a high peak to the end of the run; part of the way through, an
 //! abrupt drop to the cosine of a lower peak; weight decay follows a cosine from its peak to zero in
 //! the first stage and stays zero in the second.
+//!
+//! `wsd` keeps the peak and lets the rate fall at the end (MiniCPM, arXiv 2404.06395; Hägele et al.,
+//! arXiv 2405.18392), so that one run can be prolonged from before its fall.
 
 use std::f64::consts::PI;
 
-use crate::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
+use crate::config::{DecayShape, OptimizerConfig, ScheduleConfig, ScheduleKind};
 
 /// Learning rate and weight decay of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +40,14 @@ pub fn rates(
         ScheduleKind::Constant => (peak, decay),
         ScheduleKind::Cosine => (cosine(peak, floor, progress(start, end)), decay),
         ScheduleKind::Linear => (peak + (floor - peak) * progress(start, end), decay),
+        ScheduleKind::Wsd => {
+            let fall = progress(end - (end * schedule.decay_fraction).round(), end);
+            let left = match schedule.decay_shape {
+                DecayShape::Linear => 1.0 - fall,
+                DecayShape::OneMinusSqrt => 1.0 - fall.sqrt(),
+            };
+            (floor + (peak - floor) * left, decay)
+        }
         ScheduleKind::TwoStage => {
             let switch = (end * schedule.switch_at).round();
             if (step as f64) < switch {
@@ -71,6 +82,7 @@ mod tests {
             min_learning_rate: 1e-4,
             switch_at: 0.5,
             second_learning_rate: 5e-4,
+            ..ScheduleConfig::default()
         }
     }
 
@@ -95,5 +107,22 @@ mod tests {
         assert_eq!(at(10).weight_decay, 0.1);
         assert!(at(49).weight_decay < 1e-3);
         assert_eq!(at(50).weight_decay, 0.0);
+    }
+
+    #[test]
+    fn wsd_is_stable_then_falls_to_the_floor() {
+        for (shape, halfway) in [
+            (DecayShape::Linear, 0.5),
+            (DecayShape::OneMinusSqrt, 1.0 - std::f64::consts::FRAC_1_SQRT_2),
+        ] {
+            let mut schedule = schedule(ScheduleKind::Wsd);
+            (schedule.decay_fraction, schedule.decay_shape) = (0.4, shape);
+            let at = |step| rates(&optimizer(), &schedule, step, 100).learning_rate;
+            assert!(at(9) < 1e-3);
+            assert!((10..=60).all(|step| at(step) == 1e-3));
+            assert!((60..99).all(|step| at(step + 1) < at(step)));
+            assert!((at(80) - (1e-4 + 9e-4 * halfway)).abs() < 1e-12, "{shape:?}");
+            assert!((at(100) - 1e-4).abs() < 1e-12);
+        }
     }
 }

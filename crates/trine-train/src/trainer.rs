@@ -5,21 +5,24 @@
 //! ```text
 //! runs/<name>/
 //!   config.toml       the resolved configuration
-//!   run.json          version of this code, data hash, machine
+//!   run.json          version of this code, data hash, machine, command line; each resumption
 //!   data/             tokenizer.json, train.bin, val.bin
-//!   metrics.jsonl     one JSON object a step or validation
+//!   metrics.jsonl     one JSON object a step, validation or event
 //!   checkpoints/      step-000500/, ...
 //! ```
 //!
 //! Everything a step does is a function of the checkpoint and the step's number (the batch, the
-//! learning rate), so a resumed run goes on exactly where it stopped. A run stops early when the
-//! [`Observer`] asks for it, after saving a checkpoint.
+//! learning rate, the rounding of masters, what counts as a spike), so a resumed run goes on exactly
+//! where it stopped. A run stops early when the [`Observer`] asks for it, after saving a checkpoint.
+//!
+//! A batch whose loss or gradient is not finite, or whose loss leaps, never reaches a parameter;
+//! `train.on_spike` says what happens then. In `metrics.jsonl` it is a line with an `event`, `skip`
+//! or `rewind`, which names the reason and a parameter.
+
+mod step;
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
@@ -27,68 +30,36 @@ use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
 use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
+use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
-use crate::optimizer::{self, AdamW, AdamWConfig};
-use crate::{Bitnet, Params, RunConfig, TrainError, schedule};
+use crate::fused::{self, Engine};
+use crate::optimizer::Optimizer;
+use crate::run_dir::{self, Metrics, write_error};
+use crate::{Bitnet, Params, RunConfig, TrainError};
 
-/// What one update did.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// Number of updates made, this one included.
-    pub step: usize,
-    /// Number of updates of the whole run.
-    pub steps: usize,
-    /// Mean cross entropy of the batch in nats, before the update.
-    pub loss: f32,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Tokens trained on since the run began.
-    pub tokens: u64,
-    /// Speed of this update.
-    pub tokens_per_second: f64,
-}
-
-/// Whoever watches a run: a terminal, a test, a notebook.
-pub trait Observer {
-    /// An update was made.
-    fn on_step(&mut self, _report: &StepReport) {}
-    /// A validation ended: mean cross entropy in nats over the held-out text.
-    fn on_validation(&mut self, _step: usize, _loss: f32) {}
-    /// A checkpoint was written.
-    fn on_checkpoint(&mut self, _path: &Path) {}
-    /// Asked after every update; `true` ends the run with a checkpoint.
-    fn should_stop(&mut self) -> bool {
-        false
-    }
-}
-
-/// An observer that sees nothing.
-impl Observer for () {}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// Whether all steps were made.
-    pub finished: bool,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
-    /// How far the run came.
-    pub state: TrainerState,
-}
+pub use crate::observer::{Observer, Outcome, StepReport};
+pub use crate::stability::{Action, Anomaly};
 
 /// A run in memory.
 pub struct Trainer {
     config: RunConfig,
     run_dir: PathBuf,
     batches: Batches,
+    plan: BatchPlan,
     val: Shard,
     tokenizer: TokenizerFiles,
     model: Bitnet,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
+    engine: Option<Engine>,
     state: TrainerState,
-    metrics: File,
+    metrics: Metrics,
+    /// What a rewind goes back to; without one it begins anew.
+    last_checkpoint: Option<PathBuf>,
+    /// What was noticed before there was an observer.
+    warnings: Vec<String>,
+    /// Whether the directory has yet to be told that the run was taken up.
+    resumed: bool,
 }
 
 impl Trainer {
@@ -98,91 +69,88 @@ impl Trainer {
     ///
     /// # Errors
     /// A run in the way, a configuration that does not fit the data, a disk that refuses.
-    pub fn create(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+    pub fn create(
+        mut config: RunConfig,
+        data: Dataset,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        // What this machine chooses, another one that takes up the run does too.
+        config.train.precision = config.train.precision.resolved();
         if run_dir.join("config.toml").exists() {
-            return Err(in_the_way(run_dir));
+            return Err(run_dir::in_the_way(run_dir));
         }
-        let model_config = model_config(&config, &data.tokenizer)?;
-        let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
-        let model = Bitnet::new(model_config, params)?;
-
-        let about = json!({
-            "trine_version": env!("CARGO_PKG_VERSION"),
-            "train_tokens": data.train.len(),
-            "val_tokens": data.val.len(),
-            "data_hash": data_hash(&data)?,
-            "parameters": model.params().count(),
-            "isa": trine_kernels::isa().to_string(),
-            "threads": rayon::current_num_threads(),
-        });
-        let about = serde_json::to_vec_pretty(&about).expect("plain data serializes");
+        let parts = fresh(&config, model_config(&config, &data.tokenizer)?)?;
         // Data that does not fit is refused before anything is written: a run that never began
         // must not be in the way of the next attempt.
-        let parts = Parts::new(&config, data)?;
+        check_windows(&config, &data)?;
         std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
-        AtomicFile::replace(&run_dir.join("run.json"), &about)?;
+        run_dir::write_about(run_dir, &data, parts.0.params().count())?;
         let config_toml = config.to_toml();
-        let trainer = Self::assemble(config, parts, run_dir, model)?;
+        let trainer = Self::assemble(config, data, run_dir, parts, None)?;
         // Last, because this file is what makes the directory a run.
         AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
         Ok(trainer)
     }
 
-    /// Takes up the run in `run_dir` from its latest checkpoint.
+    /// Takes up the run in `run_dir` from its latest checkpoint whose files are what was written; a
+    /// run that was killed before its first one begins again.
     ///
     /// # Errors
-    /// No run there, no checkpoint yet, other data than the run began with, or a configuration that
-    /// would make it another run: it may be made longer and evaluated otherwise, no more.
+    /// No run there, only damaged checkpoints, other data than the run began with, or a
+    /// configuration that would make it another run: it may be made longer, be evaluated and saved
+    /// otherwise, and have another policy for spikes, no more.
     pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
-        let Some(path) = checkpoint::latest(run_dir) else {
-            let message = "no checkpoint to resume from".to_owned();
-            return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
-        };
-        check_same_run(&config, &data, run_dir)?;
-        let file = ModelFile::open(&path)?;
-        let expected = model_config(&config, &data.tokenizer)?;
-        if *file.config() != expected {
-            let message = differences(&expected, file.config());
-            return Err(TrainError::Checkpoint { path, message });
+        let found = checkpoint::latest_whole(run_dir)?;
+        if found.is_none() {
+            run_dir::check_never_saved(&config, run_dir)?;
         }
-        let model = Bitnet::new(expected, Params::load(&file, &Device::Cpu)?)?;
-        let parts = Parts::new(&config, data)?;
-        let config_toml = config.to_toml();
-        let mut trainer = Self::assemble(config, parts, run_dir, model)?;
-        trainer.state = checkpoint::restore(&path, &mut trainer.optimizer)?;
-        trainer.forget_metrics_after(trainer.state.step)?;
-        // A run that was given more steps has them also when it is resumed the next time.
-        AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        run_dir::check_same_run(&config, &data, run_dir)?;
+        let expected = model_config(&config, &data.tokenizer)?;
+        let (model, optimizer, state) = match &found {
+            Some(found) => load(&config, expected, &found.path)?,
+            None => {
+                let (model, optimizer) = fresh(&config, expected)?;
+                (model, optimizer, TrainerState::default())
+            }
+        };
+        let path = found.as_ref().map(|found| found.path.clone());
+        let mut trainer = Self::assemble(config, data, run_dir, (model, optimizer), path)?;
+        for e in found.map(|found| found.damaged).unwrap_or_default() {
+            let at = state.step;
+            trainer.warnings.push(format!("{e}; going on from the whole checkpoint of step {at}"));
+        }
+        (trainer.state, trainer.resumed) = (state, true);
         Ok(trainer)
     }
 
     fn assemble(
         config: RunConfig,
-        parts: Parts,
+        data: Dataset,
         run_dir: &Path,
-        model: Bitnet,
+        (model, optimizer): (Bitnet, Optimizer),
+        last_checkpoint: Option<PathBuf>,
     ) -> Result<Self, TrainError> {
-        let clip = config.optimizer.clip_grad_norm;
-        let adamw = AdamWConfig {
-            beta1: config.optimizer.betas[0],
-            beta2: config.optimizer.betas[1],
-            eps: config.optimizer.eps,
-            clip_grad_norm: (clip > 0.0).then_some(clip),
+        let Dataset { tokenizer, train, val } = data;
+        let seq_len = config.data.seq_len;
+        let options = fused::Options {
+            precision: config.train.precision,
+            recompute: config.train.recompute_activations,
         };
-        let optimizer = AdamW::new(adamw, model.params());
-        let path = run_dir.join("metrics.jsonl");
-        let metrics =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(write_error(&path))?;
         Ok(Self {
-            tokenizer: tokenizer_files(&parts.tokenizer, model.config().max_position_embeddings),
+            engine: Engine::fits(&model).then(|| Engine::new(options)),
+            batches: Batches::new(train, config.train.batch_size, seq_len, config.seed)?,
+            plan: BatchPlan::new(&config.train),
+            val,
+            tokenizer: tokenizer_files(&tokenizer, model.config().max_position_embeddings),
+            metrics: Metrics::open(run_dir)?,
             run_dir: run_dir.to_owned(),
             state: TrainerState::default(),
             config,
-            batches: parts.batches,
-            val: parts.val,
             model,
             optimizer,
-            metrics,
+            last_checkpoint,
+            warnings: Vec::new(),
+            resumed: false,
         })
     }
 
@@ -201,6 +169,11 @@ impl Trainer {
         &self.model
     }
 
+    /// The optimizer as it is now.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
     /// How far the run has come.
     pub fn state(&self) -> &TrainerState {
         &self.state
@@ -209,31 +182,35 @@ impl Trainer {
     /// Trains to the end, or until the observer asks to stop.
     ///
     /// # Errors
-    /// A loss that is not finite, data with ids outside the vocabulary, a disk that refuses.
+    /// Batches that the policy for spikes does not get over, data with ids outside the vocabulary, a
+    /// disk that refuses, another process that trains in the directory.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        let _lock = run_dir::lock(&self.run_dir)?;
+        checkpoint::clean(&self.run_dir)?;
+        if std::mem::take(&mut self.resumed) {
+            self.take_up()?;
+        }
+        for warning in std::mem::take(&mut self.warnings) {
+            observer.on_warning(&warning);
+        }
         let train = self.config.train.clone();
+        if self.validation_is_missing() && self.validated(observer)? {
+            self.checkpoint(observer)?;
+        }
         while self.state.step < train.steps {
-            let report = self.step()?;
-            self.log(json!({
-                "step": report.step,
-                "loss": report.loss,
-                "learning_rate": report.learning_rate,
-                "grad_norm": report.grad_norm,
-                "tokens": report.tokens,
-                "tokens_per_second": report.tokens_per_second.round(),
-            }))?;
-            observer.on_step(&report);
-
-            let last = report.step == train.steps;
-            let stop = !last && observer.should_stop();
-            if last || report.step % train.eval_every == 0 && !stop {
-                let loss = self.validate()?;
-                self.state.validation = Some((report.step, loss));
-                self.log(json!({ "step": report.step, "val_loss": loss }))?;
-                observer.on_validation(report.step, loss);
+            if !self.step(observer)? {
+                continue;
             }
-            if last || stop || report.step % train.checkpoint_every == 0 {
-                observer.on_checkpoint(&self.save()?);
+            let step = self.state.step;
+            let last = step == train.steps;
+            let stop = !last && observer.should_stop();
+            let milestone = train.milestone_every > 0 && step.is_multiple_of(train.milestone_every);
+            let mut save = milestone || last || stop || step.is_multiple_of(train.checkpoint_every);
+            if last || step.is_multiple_of(train.eval_every) && !stop {
+                save |= self.validated(observer)?;
+            }
+            if save {
+                self.checkpoint(observer)?;
             }
             if stop {
                 break;
@@ -246,37 +223,46 @@ impl Trainer {
         })
     }
 
-    /// One update.
-    fn step(&mut self) -> Result<StepReport, TrainError> {
-        let begin = Instant::now();
-        let (step, steps) = (self.state.step, self.config.train.steps);
-        let (batch, seq_len) = (self.config.train.batch_size, self.config.data.seq_len);
-        let (inputs, targets) = tensors(&self.batches.batch(step as u64)?)?;
-        let loss = self.model.loss(&inputs, &targets)?;
-        let value = loss.to_scalar::<f32>()?;
-        if !value.is_finite() {
-            return Err(TrainError::Diverged { step, what: format!("the loss became {value}") });
+    /// Brings the directory to where a resumed run begins; only now, since it may have been in use.
+    fn take_up(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        // A rewind to this very step is going to happen again.
+        let again = |line: &serde_json::Value| line["event"] == "rewind" && line["step"] == step;
+        self.metrics.forget(step, again)?;
+        run_dir::add_resumption(&self.run_dir, step)?;
+        // A run that was given more steps has them also when it is resumed the next time.
+        let path = self.run_dir.join("config.toml");
+        Ok(AtomicFile::replace(&path, self.config.to_toml().as_bytes())?)
+    }
+
+    /// Whether a run that was stopped in time for a validation has not made it.
+    fn validation_is_missing(&self) -> bool {
+        let step = self.state.step;
+        step > 0
+            && step.is_multiple_of(self.config.train.eval_every)
+            && self.state.validation.is_none_or(|(at, _)| at != step)
+    }
+
+    /// Validates, and says whether the result is worth a checkpoint.
+    fn validated(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        let (step, loss) = (self.state.step, self.validate()?);
+        self.state.validation = Some((step, loss));
+        self.metrics.log(&json!({ "step": step, "val_loss": loss }))?;
+        observer.on_validation(step, loss);
+        let better = self.state.best.is_none_or(|(_, best)| loss < best);
+        if better {
+            self.state.best = Some((step, loss));
         }
-        let gradients = optimizer::collect(self.model.params(), &mut loss.backward()?)?;
-        let grad_norm = optimizer::global_norm(&gradients)?;
-        if !grad_norm.is_finite() {
-            let what = format!("the gradient norm became {grad_norm} at a loss of {value}");
-            return Err(TrainError::Diverged { step, what });
+        Ok(better && self.config.train.keep_best)
+    }
+
+    /// Saves a checkpoint, then deletes what is no longer kept.
+    fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        observer.on_checkpoint(&self.save()?);
+        if let Err(e) = checkpoint::prune(&self.run_dir, &self.state, &self.config.train) {
+            observer.on_warning(&format!("an old checkpoint stays: {e}"));
         }
-        let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
-        self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
-        let tokens = (batch * seq_len) as u64;
-        self.state.step += 1;
-        self.state.tokens += tokens;
-        Ok(StepReport {
-            step: self.state.step,
-            steps,
-            loss: value,
-            learning_rate: rates.learning_rate,
-            grad_norm,
-            tokens: self.state.tokens,
-            tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
-        })
+        Ok(())
     }
 
     /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it.
@@ -298,15 +284,22 @@ impl Trainer {
     ///
     /// # Errors
     /// Ids outside the vocabulary.
-    pub fn validate(&self) -> Result<f32, TrainError> {
+    pub fn validate(&mut self) -> Result<f32, TrainError> {
         let (mut total, mut sequences) = (0.0, 0);
+        let mut engine = self.engine.take();
         for batch in self.validation_batches()? {
             let batch = batch?;
-            let (inputs, targets) = tensors(&batch)?;
-            let loss = self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?;
+            let loss = match &mut engine {
+                Some(engine) => engine.evaluate(&self.model, &batch)?,
+                None => {
+                    let (inputs, targets) = tensors(&batch)?;
+                    self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?
+                }
+            };
             total += f64::from(loss) * batch.batch as f64;
             sequences += batch.batch;
         }
+        self.engine = engine;
         Ok((total / sequences as f64) as f32)
     }
 
@@ -314,62 +307,48 @@ impl Trainer {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn save(&self) -> Result<PathBuf, TrainError> {
+    pub fn save(&mut self) -> Result<PathBuf, TrainError> {
         let path = checkpoint::path_of_step(&self.run_dir, self.state.step);
+        // Rewinds are counted from one checkpoint to the next.
+        self.state.rewinds = 0;
         checkpoint::save(&path, &self.model, &self.tokenizer, &self.optimizer, &self.state)?;
+        self.last_checkpoint = Some(path.clone());
         Ok(path)
     }
-
-    fn log(&mut self, line: serde_json::Value) -> Result<(), TrainError> {
-        writeln!(self.metrics, "{line}").map_err(write_error(&self.run_dir.join("metrics.jsonl")))
-    }
-
-    /// Drops the metrics of steps that a resumed run is going to make again.
-    fn forget_metrics_after(&mut self, step: usize) -> Result<(), TrainError> {
-        let path = self.run_dir.join("metrics.jsonl");
-        let read = |source| TrainError::Read { path: path.clone(), source };
-        let mut kept = Vec::new();
-        for line in BufReader::new(File::open(&path).map_err(read)?).lines() {
-            let line = line.map_err(read)?;
-            // A line that a killed run did not finish is dropped as well.
-            let at = serde_json::from_str::<serde_json::Value>(&line).ok();
-            let at = at.and_then(|line| line.get("step")?.as_u64());
-            if at.is_some_and(|at| at <= step as u64) {
-                kept.extend_from_slice(line.as_bytes());
-                kept.push(b'\n');
-            }
-        }
-        AtomicFile::replace(&path, &kept)?;
-        self.metrics = OpenOptions::new().append(true).open(&path).map_err(write_error(&path))?;
-        Ok(())
-    }
 }
 
-/// A dataset, checked to hold at least one window for each purpose.
-struct Parts {
-    batches: Batches,
-    val: Shard,
-    tokenizer: Tokenizer,
+/// The model and optimizer that a run begins with: a function of its configuration.
+fn fresh(config: &RunConfig, model_config: ModelConfig) -> Result<(Bitnet, Optimizer), TrainError> {
+    let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
+    let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, &params);
+    optimizer.prepare(&params)?;
+    Ok((Bitnet::new(model_config, params)?, optimizer))
 }
 
-impl Parts {
-    fn new(config: &RunConfig, data: Dataset) -> Result<Self, TrainError> {
-        let Dataset { tokenizer, train, val } = data;
-        let seq_len = config.data.seq_len;
-        let batches = Batches::new(train, config.train.batch_size, seq_len, config.seed)?;
-        // A held-out text that is too short is said now rather than at the first validation.
-        drop(eval_windows(&val, config.train.batch_size, seq_len)?);
-        Ok(Self { batches, val, tokenizer })
+/// What a checkpoint of the run holds.
+fn load(
+    config: &RunConfig,
+    expected: ModelConfig,
+    path: &Path,
+) -> Result<(Bitnet, Optimizer, TrainerState), TrainError> {
+    let file = ModelFile::open(path)?;
+    if *file.config() != expected {
+        let message = differences(&expected, file.config());
+        return Err(TrainError::Checkpoint { path: path.to_owned(), message });
     }
+    let params = Params::load(&file, &Device::Cpu)?;
+    let mut optimizer = Optimizer::new(config.optimizer.clone(), config.seed, &params);
+    let state = checkpoint::restore(path, &mut optimizer)?;
+    Ok((Bitnet::new(expected, params)?, optimizer, state))
 }
 
-/// Why a new run cannot begin where another one is, and what to do about it.
-fn in_the_way(run_dir: &Path) -> TrainError {
-    let message = match checkpoint::latest(run_dir) {
-        Some(_) => "holds a run already: resume it or choose another directory",
-        None => "holds a run that ended before its first checkpoint: delete it or choose another",
-    };
-    TrainError::RunDir { path: run_dir.to_owned(), message: message.to_owned() }
+/// Checks that data holds at least one window for each purpose, before it is needed.
+fn check_windows(config: &RunConfig, data: &Dataset) -> Result<(), TrainError> {
+    let (batch, seq_len) = (config.train.batch_size, config.data.seq_len);
+    for shard in [&data.train, &data.val] {
+        drop(eval_windows(shard, batch, seq_len)?);
+    }
+    Ok(())
 }
 
 /// Where the model of a checkpoint differs from the run's, as keys of `config.json`.
@@ -411,43 +390,4 @@ fn tokenizer_files(tokenizer: &Tokenizer, max_length: usize) -> TokenizerFiles {
         }
     }
     TokenizerFiles { tokenizer_json: tokenizer.json().to_owned(), tokenizer_config: Some(config) }
-}
-
-fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
-    let path = path.to_owned();
-    move |source| TrainError::Write { path, source }
-}
-
-/// Refuses to go on with a run on other data or with settings that change what its steps do.
-fn check_same_run(config: &RunConfig, data: &Dataset, run_dir: &Path) -> Result<(), TrainError> {
-    let refuse = |message| Err(TrainError::RunDir { path: run_dir.to_owned(), message });
-    let path = run_dir.join("config.toml");
-    let changed = RunConfig::load(&path, &[])?.changed_keys(config);
-    if !changed.is_empty() {
-        let keys = changed.join(", ");
-        return refuse(format!("cannot be resumed with another {keys}: that would be another run"));
-    }
-    let path = run_dir.join("run.json");
-    let text =
-        std::fs::read(&path).map_err(|e| TrainError::Read { path: path.clone(), source: e })?;
-    let about: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|e| TrainError::Checkpoint { path, message: e.to_string() })?;
-    let hash = data_hash(data)?;
-    if about["data_hash"] != hash.as_str() {
-        let expected = &about["data_hash"];
-        return refuse(format!("expected the data it began with, {expected}, found {hash}"));
-    }
-    Ok(())
-}
-
-/// Identifies what a run was trained on: the tokens of both shards and their tokenizer.
-fn data_hash(data: &Dataset) -> Result<String, TrainError> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&data.tokenizer.hash());
-    for shard in [&data.train, &data.val] {
-        let path = shard.path();
-        let file = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
-        file.map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }

@@ -69,7 +69,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.command, Command::Demo(_) | Command::Train(_)) {
+    let trains = match &cli.command {
+        Command::Demo(_) | Command::Train(_) => true,
+        Command::Bench(args) => args.trains(),
+        _ => false,
+    };
+    if trains {
         without_second_thread_pool();
     }
     match run(cli.command) {

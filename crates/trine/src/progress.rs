@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use trine_export::{Progress, Stage};
 use trine_hub::Observer as DownloadObserver;
-use trine_train::trainer::{Observer, StepReport};
+use trine_train::trainer::{Action, Anomaly, Observer, StepReport};
 
 use crate::output::{self, note};
 
@@ -78,6 +78,18 @@ impl Observer for TrainingProgress {
             let rate = report.learning_rate;
             note!("step {}/{}  {message}  lr {rate:.2e}", report.step, report.steps);
         }
+    }
+
+    fn on_anomaly(&mut self, anomaly: &Anomaly) {
+        let done = match anomaly.action {
+            Action::Skipped => "batch skipped".to_owned(),
+            Action::Rewound { to } => format!("back to step {to}, around these batches"),
+        };
+        self.line(&format!("step {}  {}; {done}", anomaly.step, anomaly.what));
+    }
+
+    fn on_warning(&mut self, message: &str) {
+        self.line(&format!("warning: {message}"));
     }
 
     fn on_validation(&mut self, step: usize, loss: f32) {

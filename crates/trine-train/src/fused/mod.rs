@@ -76,6 +76,11 @@ impl Extent {
 }
 
 impl Engine {
+    /// Whether the network is one that it computes: not with norms of projections.
+    pub fn fits(model: &Bitnet) -> bool {
+        model.config().projection_norm_eps.is_none()
+    }
+
     /// An engine without buffers yet.
     pub fn new(options: Options) -> Self {
         let products = Products::new(options.precision);

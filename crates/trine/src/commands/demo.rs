@@ -12,7 +12,7 @@ use trine_data::{Dataset, synth};
 use trine_export::{Target, convert};
 use trine_format::ModelFile;
 use trine_runtime::{GeneratorConfig, LoadOptions, Model, Session, cross_entropy};
-use trine_train::{RunConfig, Trainer, checkpoint};
+use trine_train::{RunConfig, Trainer};
 
 use super::data::describe;
 use super::generate::{SamplingArgs, generate};
@@ -106,7 +106,7 @@ fn sums(loaded: &model::Loaded) -> anyhow::Result<synth::Tally> {
 fn trainer(args: &Args) -> anyhow::Result<Trainer> {
     let dir = &args.out;
     let steps: Vec<String> = args.steps.iter().map(|n| format!("train.steps={n}")).collect();
-    if checkpoint::latest(dir).is_some() {
+    if dir.join("config.toml").exists() {
         let config = RunConfig::load(&dir.join("config.toml"), &steps)?;
         if let Some(seed) = args.seed.filter(|&seed| seed != config.seed) {
             bail!(

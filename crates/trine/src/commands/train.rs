@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Run directory; runs/NAME by default
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the latest checkpoint of the run directory
+    /// Go on from the latest whole checkpoint of the run directory
     #[arg(long)]
     resume: bool,
 }
@@ -48,8 +48,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if run_dir.join("config.toml").exists() {
             if checkpoint::latest(&run_dir).is_none() {
                 bail!(
-                    "{} holds a run that ended before its first checkpoint: delete it, or choose \
-                     another directory with --out",
+                    "{} holds a run that ended before its first checkpoint: begin it again with \
+                     `trine train {} --resume`, or choose another directory with --out",
+                    run_dir.display(),
                     run_dir.display()
                 );
             }
@@ -182,7 +183,7 @@ fn load_config(args: &Args) -> anyhow::Result<(RunConfig, PathBuf)> {
         true => run_dir.join("config.toml"),
         false => args.config.clone(),
     };
-    if args.resume && checkpoint::latest(&run_dir).is_none() {
+    if args.resume && !path.exists() && checkpoint::latest(&run_dir).is_none() {
         bail!("{}: no checkpoint to resume from", run_dir.display());
     }
     Ok((named(RunConfig::load(&path, &args.overrides)?), run_dir))

@@ -108,12 +108,18 @@ fn a_run_that_exists_is_not_overwritten() {
     let wider = [&resume[..], &["--set", "model.intermediate_size=64"]].concat();
     place.refused(&wider, &["run: ", "another model.intermediate_size"]);
 
-    // A damaged checkpoint is not resumed from.
+    // A damaged checkpoint is not resumed from: an older one is, and where there is none, nothing.
     let optimizer = "run/checkpoints/step-000020/optimizer.safetensors";
     let whole = place.read(optimizer);
     place.write(optimizer, &whole[..whole.len() / 2]);
-    place.refused(&resume, &["step-000020", "optimizer.safetensors"]);
-    place.write(optimizer, whole);
+    let ran = place.run(&resume);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let warning = ran.stderr.lines().find(|line| line.starts_with("warning: ")).unwrap();
+    for name in ["step-000020", "optimizer.safetensors", "of step 10"] {
+        assert!(warning.contains(name), "{warning}");
+    }
+    assert_eq!(place.read(optimizer), whole);
+    fs::remove_dir_all(place.path("run/checkpoints/step-000010")).unwrap();
     place.write("run/checkpoints/step-000020/trainer_state.json", "{");
     place.refused(&resume, &["step-000020", "trainer_state.json"]);
     fs::remove_dir_all(place.path("run/checkpoints")).unwrap();

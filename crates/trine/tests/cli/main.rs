@@ -9,6 +9,8 @@
 mod bench;
 mod hub;
 mod input;
+#[cfg(unix)]
+mod killed;
 mod life;
 mod models;
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Place, Ran};
 
-const TRAIN: [&str; 10] = [
+pub(super) const TRAIN: [&str; 10] = [
     "train",
     "tiny.toml",
     "--data",
@@ -20,14 +20,14 @@ const TRAIN: [&str; 10] = [
     "run",
 ];
 
-fn signal(child: &Child, name: &str) {
+pub(super) fn signal(child: &Child, name: &str) {
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
     assert!(sent.success());
 }
 
 /// Starts training and waits until it has made a checkpoint.
-fn start(place: &Place) -> Child {
+pub(super) fn start(place: &Place) -> Child {
     let mut command = place.command(&TRAIN);
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
@@ -40,7 +40,7 @@ fn start(place: &Place) -> Child {
 }
 
 /// The steps a run has logged, without their speed, which differs every time.
-fn losses(place: &Place, run: &str) -> Vec<String> {
+pub(super) fn losses(place: &Place, run: &str) -> Vec<String> {
     let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let strip = |line: &str| {
         let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -51,7 +51,7 @@ fn losses(place: &Place, run: &str) -> Vec<String> {
 }
 
 /// Finishes an interrupted run and compares it with one that never stopped.
-fn check_resumed(place: &Place) {
+pub(super) fn check_resumed(place: &Place) {
     place.ok(&["train", "run", "--resume"]);
     let mut whole = TRAIN;
     whole[9] = "whole";

@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub(crate) use trine_train::machine::processor;
+
 /// Memory of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -76,13 +78,6 @@ impl Busy {
         let total = since(self.total, begin.total).filter(|total| *total > 0)?;
         Some(all.saturating_sub(own) as f64 / total as f64)
     }
-}
-
-/// What the processor calls itself.
-pub(crate) fn processor() -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// Counters of the energy that the processor's packages use (RAPL, of Intel and AMD).

@@ -11,6 +11,7 @@ mod machine;
 mod report;
 mod runs;
 mod traffic;
+mod train;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -39,8 +40,14 @@ const FIRST_PROMPT: usize = 128;
 
 /// Options of `trine bench`.
 #[derive(clap::Args)]
-#[command(group = ArgGroup::new("what").args(["model", "shape"]).required(true))]
+#[command(
+    group = ArgGroup::new("what").args(["model", "shape"]).required(true),
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
     model: Option<PathBuf>,
     /// Random weights in the shape of a known model, made in memory, instead of a model
@@ -84,7 +91,19 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What else is measured than a model that runs.
+#[derive(clap::Subcommand)]
+enum Other {
+    /// Measure steps of training: ternary, full precision, and naive ones
+    Train(train::Args),
+}
+
 impl Args {
+    /// Whether steps of training are measured.
+    pub(crate) fn trains(&self) -> bool {
+        self.other.is_some()
+    }
+
     /// What to time, in this order.
     fn tests(&self) -> Vec<Test> {
         let prompts = self.prompt.iter().filter(|n| **n > 0);
@@ -107,6 +126,9 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(Other::Train(args)) = &args.other {
+        return train::run(args);
+    }
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())

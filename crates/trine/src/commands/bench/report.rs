@@ -405,6 +405,7 @@ mod tests {
             pattern: Pattern::Linear,
             int8: rate(1e5 * scale),
             f32: rate(1e5 * scale),
+            bf16: None,
             handover: Some(rate(4e7)),
         };
         let limits = [limits(0.7), limits(1.0)];

@@ -1,0 +1,161 @@
+//! One step: a batch in parts, a judgement, then an update, or what the policy for spikes says.
+
+use std::time::Instant;
+
+use serde_json::json;
+use trine_data::Batch;
+
+use super::{Observer, StepReport, Trainer, fresh, load, tensors};
+use crate::checkpoint::{self, TrainerState};
+use crate::config::SpikePolicy;
+use crate::optimizer::{self, Gradients};
+use crate::stability::{self, Action, Anomaly};
+use crate::{Bitnet, TrainError, schedule};
+
+/// Loss and gradients by Candle's graph, which computes any network.
+fn by_graph(model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients), TrainError> {
+    let (inputs, targets) = tensors(batch)?;
+    let loss = model.loss(&inputs, &targets)?;
+    let gradients = optimizer::collect(model.params(), &mut loss.backward()?)?;
+    Ok((loss.to_scalar()?, gradients))
+}
+
+impl Trainer {
+    /// Makes one step. `false` when the run went back instead.
+    pub(super) fn step(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        let begin = Instant::now();
+        let (step, steps) = (self.state.step, self.config.train.steps);
+        let (loss, gradients) = self.forward_backward(step)?;
+        let grad_norm = optimizer::global_norm(&gradients)?;
+        let train = &self.config.train;
+        if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
+            return self.anomaly(loss, what, &gradients, observer);
+        }
+        let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
+        observer.before_update(step + 1, &self.model, &gradients);
+        self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
+        observer.after_update(step + 1, &self.model);
+
+        let batch_size = self.plan.size(step);
+        let tokens = (batch_size * self.config.data.seq_len) as u64;
+        self.state.step += 1;
+        self.state.updates = self.optimizer.updates();
+        self.state.tokens += tokens;
+        self.state.skips = 0;
+        self.remember(loss);
+        let report = StepReport {
+            step: self.state.step,
+            steps,
+            loss,
+            learning_rate: rates.learning_rate,
+            grad_norm,
+            batch_size,
+            tokens: self.state.tokens,
+            tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
+        };
+        self.metrics.log(&json!({
+            "step": report.step,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "batch_size": report.batch_size,
+            "tokens": report.tokens,
+            "tokens_per_second": report.tokens_per_second.round(),
+        }))?;
+        observer.on_step(&report);
+        Ok(true)
+    }
+
+    /// Mean loss of a step's batch in nats, and the gradients of it.
+    fn forward_backward(&mut self, step: usize) -> Result<(f32, Gradients), TrainError> {
+        let size = self.plan.size(step);
+        let mut first = u128::from(self.plan.before(step) + self.state.skipped_sequences);
+        let (mut total, mut sum) = (0.0, Gradients::new());
+        for part in self.plan.parts(step) {
+            let batch = self.batches.sequences(first, part)?;
+            let (value, gradients) = match &mut self.engine {
+                Some(engine) => engine.gradients(&self.model, &batch)?,
+                None => by_graph(&self.model, &batch)?,
+            };
+            if part == size {
+                return Ok((value, gradients));
+            }
+            // Every part has as many targets a sequence, so its share is that of its sequences.
+            let share = part as f64 / size as f64;
+            total += share * f64::from(value);
+            optimizer::accumulate(&mut sum, gradients, share)?;
+            first += part as u128;
+        }
+        Ok((total as f32, sum))
+    }
+
+    fn remember(&mut self, loss: f32) {
+        let window = self.config.train.spike_window;
+        stability::remember(&mut self.state.recent_losses, loss, window);
+    }
+
+    /// Does with a batch that must not be learned from what `train.on_spike` says.
+    fn anomaly(
+        &mut self,
+        loss: f32,
+        what: String,
+        gradients: &Gradients,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, TrainError> {
+        let (parameter, norm) = stability::culprit(&self.model, gradients)?;
+        let what = format!("{what}; the gradient of {parameter} has a norm of {norm:.3e}");
+        let (step, limit) = (self.state.step + 1, self.config.train.spike_limit);
+        let diverged = |what: String| Err(TrainError::Diverged { step, what });
+        let action = match self.config.train.on_spike {
+            SpikePolicy::Stop => return diverged(what),
+            SpikePolicy::Skip if self.state.skips >= limit => {
+                return diverged(format!("{what}, after {limit} batches skipped in a row"));
+            }
+            SpikePolicy::Rewind if self.state.rewinds >= limit => {
+                return diverged(format!("{what}, after {limit} rewinds to the last checkpoint"));
+            }
+            SpikePolicy::Skip => {
+                self.state.step = step;
+                self.state.skips += 1;
+                self.remember(loss);
+                self.metrics.log(&json!({
+                    "step": step, "event": "skip", "what": what, "parameter": parameter,
+                }))?;
+                Action::Skipped
+            }
+            SpikePolicy::Rewind => {
+                let to = self.rewind()?;
+                self.metrics.log(&json!({
+                    "step": to, "event": "rewind", "from": step, "what": what,
+                    "parameter": parameter,
+                }))?;
+                Action::Rewound { to }
+            }
+        };
+        observer.on_anomaly(&Anomaly { step, loss, what, parameter, action });
+        Ok(action == Action::Skipped)
+    }
+
+    /// Goes back to the last checkpoint and moves the data beyond the batch that is at fault.
+    /// Returns the checkpoint's step.
+    fn rewind(&mut self) -> Result<usize, TrainError> {
+        let model_config = self.model.config().clone();
+        let (model, optimizer, state) = match &self.last_checkpoint {
+            Some(path) => {
+                checkpoint::verify(path)?;
+                load(&self.config, model_config, path)?
+            }
+            None => {
+                let (model, optimizer) = fresh(&self.config, model_config)?;
+                (model, optimizer, TrainerState::default())
+            }
+        };
+        let next = self.plan.before(self.state.step + 1) + self.state.skipped_sequences;
+        let rewinds = self.state.rewinds + 1;
+        (self.model, self.optimizer, self.state) = (model, optimizer, state);
+        self.state.skipped_sequences = next - self.plan.before(self.state.step);
+        self.state.rewinds = rewinds;
+        self.metrics.forget(self.state.step, |_| false)?;
+        Ok(self.state.step)
+    }
+}

@@ -1,0 +1,339 @@
+//! `trine bench train`: what a step of training costs, ternary, in full precision, and as it would be
+//! written naively, in turn, beside what the machine could do at the time.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use serde_json::{Value, json};
+use trine_data::Batch;
+use trine_format::{ModelConfig, Quantization};
+use trine_kernels::limits::{Limits, Rate};
+use trine_train::fused::{Engine, Options, Precision};
+use trine_train::naive::Naive;
+use trine_train::optimizer::{self, Optimizer};
+use trine_train::schedule::Rates;
+use trine_train::{Bitnet, Device, Params, RunConfig};
+
+use super::{machine, measure_limits};
+use crate::output;
+use crate::progress::BenchProgress;
+
+/// Options of `trine bench train`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Parameters of the model without its embedding
+    #[arg(long, value_enum, default_value_t = Size::M10)]
+    size: Size,
+    /// Threads; by default one for each processor
+    #[arg(short, long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// How many steps of each kind are timed
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    repetitions: NonZeroUsize,
+    /// Only the ternary steps
+    #[arg(long)]
+    ternary_only: bool,
+    /// In what gradients are multiplied
+    #[arg(long, value_name = "TYPE", value_parser = precision, default_value = "auto")]
+    precision: Precision,
+    /// Keep only the input of every layer, and run it again in the backward pass
+    #[arg(long)]
+    recompute: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shapes with a vocabulary of 4096 and sequences of 256.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Size {
+    /// 6 layers of 128, 16 sequences
+    #[value(name = "1m")]
+    M1,
+    /// 6 layers of 384, 16 sequences
+    #[value(name = "10m")]
+    M10,
+    /// 11 layers of 640, 8 sequences
+    #[value(name = "50m")]
+    M50,
+    /// 14 layers of 896, 8 sequences
+    #[value(name = "125m")]
+    M125,
+}
+
+const SEQ_LEN: usize = 256;
+const VOCAB: usize = 4096;
+
+/// What a sample of the naive network takes that many steps of; its first is far slower.
+const NAIVE_STEPS: usize = 2;
+
+fn precision(name: &str) -> Result<Precision, String> {
+    match name {
+        "auto" => Ok(Precision::Auto),
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err("expected auto, f32 or bf16".to_owned()),
+    }
+}
+
+impl Size {
+    /// The model, and how many sequences a step takes.
+    fn model(self) -> anyhow::Result<(ModelConfig, usize)> {
+        let (width, layers, heads, kv_heads, inner, batch) = match self {
+            Self::M1 => (128, 6, 4, 2, 352, 16),
+            Self::M10 => (384, 6, 6, 3, 1024, 16),
+            Self::M50 => (640, 11, 10, 5, 1728, 8),
+            Self::M125 => (896, 14, 14, 7, 2432, 8),
+        };
+        let mut config = RunConfig::default();
+        config.model.hidden_size = width;
+        config.model.num_hidden_layers = layers;
+        config.model.num_attention_heads = heads;
+        config.model.num_key_value_heads = kv_heads;
+        config.model.intermediate_size = inner;
+        config.model.max_position_embeddings = SEQ_LEN;
+        Ok((config.model_config(VOCAB, None, None)?, batch))
+    }
+
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+}
+
+/// Random ids.
+fn batch(sequences: usize, turn: u64) -> Batch {
+    let mut state = turn;
+    let mut id = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32 % VOCAB as u32
+    };
+    let ids: Vec<u32> = (0..=sequences * SEQ_LEN).map(|_| id()).collect();
+    let (inputs, targets) = (ids[..ids.len() - 1].to_vec(), ids[1..].to_vec());
+    Batch { inputs, targets, batch: sequences, seq_len: SEQ_LEN }
+}
+
+/// A model with its optimizer, as the trainer steps it.
+struct Run {
+    model: Bitnet,
+    engine: Engine,
+    optimizer: Optimizer,
+}
+
+impl Run {
+    fn new(config: ModelConfig, options: Options) -> anyhow::Result<Self> {
+        let params = Params::init(&config, 0.02, 0, &Device::Cpu)?;
+        let optimizer = Optimizer::new(RunConfig::default().optimizer, 0, &params);
+        Ok(Self { model: Bitnet::new(config, params)?, engine: Engine::new(options), optimizer })
+    }
+
+    fn step(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        let (_, gradients) = self.engine.gradients(&self.model, batch)?;
+        let norm = optimizer::global_norm(&gradients)?;
+        let rates = Rates { learning_rate: 3e-4, weight_decay: 0.1 };
+        Ok(self.optimizer.update(self.model.params(), &gradients, norm, rates)?)
+    }
+}
+
+/// Products of a step, in multiply-adds for each token.
+struct Work {
+    /// Ternary, of the forward pass.
+    forward: f64,
+    /// Of gradients, and of the head three times over.
+    gradients: f64,
+    /// Of attention: scores and weighted sums once forward, five such products backward.
+    attention_forward: f64,
+    attention_backward: f64,
+}
+
+impl Work {
+    fn of(config: &ModelConfig) -> Self {
+        let layers = config.num_hidden_layers as f64;
+        let shapes = trine_format::Projection::ALL.map(|p| config.projection_shape(p));
+        let blocks = layers * shapes.iter().map(|(out, inp)| (out * inp) as f64).sum::<f64>();
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        // A query sees half of the sequence.
+        let product =
+            layers * (config.num_attention_heads * config.head_dim * SEQ_LEN) as f64 / 2.0;
+        Self {
+            forward: blocks,
+            gradients: 2.0 * blocks + 3.0 * head,
+            attention_forward: 2.0 * product,
+            attention_backward: 5.0 * product,
+        }
+    }
+
+    /// The fewest seconds a token can take: int8 forward, bfloat16 backward where the CPU has it,
+    /// attention's forward pass in f32.
+    fn seconds(&self, limits: &Limits) -> f64 {
+        let f32 = limits.f32.median / 2.0;
+        let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
+        self.forward / limits.int8.median
+            + (self.gradients + self.attention_backward) / bf16
+            + self.attention_forward / f32
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .context("cannot start the threads")?;
+    }
+    let threads = trine_kernels::threads();
+    let (config, sequences) = args.size.model()?;
+    let (tokens, repetitions) = ((sequences * SEQ_LEN) as f64, args.repetitions.get());
+    let kinds = if args.ternary_only { 1 } else { 3 };
+    let progress = BenchProgress::new(kinds * (repetitions + 1) + 1);
+    machine::forget_peak();
+    let options = Options { precision: args.precision, recompute: args.recompute };
+    let mut ternary = Run::new(config.clone(), options)?;
+    progress.step("ternary, warm-up");
+    ternary.step(&batch(sequences, 0))?;
+    ternary.step(&batch(sequences, 1))?;
+    let peak = machine::memory().map(|memory| memory.peak);
+    let mut others = None;
+    if !args.ternary_only {
+        let full = ModelConfig { quantization: Quantization::None, ..config.clone() };
+        let options = Options { precision: Precision::F32, ..options };
+        let mut full = Run::new(full, options)?;
+        let mut naive = Naive::new(config.clone(), 3e-4)?;
+        progress.step("f32, warm-up");
+        full.step(&batch(sequences, 0))?;
+        progress.step("naive, warm-up");
+        naive.step(&batch(sequences, 0))?;
+        others = Some((full, naive));
+    }
+    progress.step("limits of the machine");
+    let mut limits = vec![measure_limits(threads)];
+    let (mut speeds, mut shares) = ([const { Vec::new() }; 3], Vec::new());
+    let work = Work::of(&config);
+    for turn in 0..repetitions {
+        let data = batch(sequences, 2 + turn as u64);
+        let time = |step: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<f64> {
+            let begin = Instant::now();
+            step()?;
+            Ok(tokens / begin.elapsed().as_secs_f64())
+        };
+        progress.step("ternary");
+        let speed = time(&mut || ternary.step(&data))?;
+        limits.push(measure_limits(threads));
+        // What disturbs a measurement of a limit makes it smaller: the better of the two counts.
+        let around = &limits[limits.len() - 2..];
+        let least = around.iter().map(|limits| work.seconds(limits)).fold(f64::MAX, f64::min);
+        shares.push(least * speed);
+        speeds[0].push(speed);
+        if let Some((full, naive)) = &mut others {
+            progress.step("f32");
+            speeds[1].push(time(&mut || full.step(&data))?);
+            progress.step("naive");
+            let mut steps =
+                || (0..NAIVE_STEPS).try_for_each(|_| Ok(naive.step(&data).map(|_| ())?));
+            speeds[2].push(NAIVE_STEPS as f64 * time(&mut steps)?);
+        }
+    }
+    drop(progress);
+    let [tok_s, f32_tok_s, naive_tok_s] = speeds.map(Rate::of);
+    let report = Report {
+        size: args.size.name(),
+        parameters: config.parameter_count() - (VOCAB * config.hidden_size) as u64,
+        threads,
+        precision: args.precision.resolved(),
+        recompute: args.recompute,
+        tok_s: tok_s.context("no step was timed")?,
+        f32_tok_s,
+        naive_tok_s,
+        share: Rate::of(shares).context("no step was timed")?,
+        peak,
+        limits,
+    };
+    output::print_line(&if args.json { report.json().to_string() } else { report.table() })
+}
+
+struct Report {
+    size: String,
+    /// Without the embedding.
+    parameters: u64,
+    threads: usize,
+    precision: Precision,
+    recompute: bool,
+    tok_s: Rate,
+    f32_tok_s: Option<Rate>,
+    naive_tok_s: Option<Rate>,
+    /// Of the limit.
+    share: Rate,
+    peak: Option<u64>,
+    limits: Vec<Limits>,
+}
+
+impl Report {
+    fn limit(&self, rate: impl Fn(&Limits) -> Option<Rate>) -> Option<f64> {
+        let medians = self.limits.iter().filter_map(|limits| Some(rate(limits)?.median));
+        Rate::of(medians.collect()).map(|rate| rate.median)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "size": self.size,
+            "parameters": self.parameters,
+            "processor": machine::processor(),
+            "isa": trine_kernels::isa().name(),
+            "threads": self.threads,
+            "precision": self.precision,
+            "recompute": self.recompute,
+            "tok_s": self.tok_s.median,
+            "tok_s_low": self.tok_s.low,
+            "tok_s_high": self.tok_s.high,
+            "f32_tok_s": self.f32_tok_s.map(|rate| rate.median),
+            "naive_tok_s": self.naive_tok_s.map(|rate| rate.median),
+            "fraction_of_limit": self.share.median,
+            "peak_rss_bytes": self.peak,
+            "int8_peak_gmac_s": self.limit(|limits| Some(limits.int8)).map(|rate| rate / 1e9),
+            "bf16_peak_gflop_s": self.limit(|limits| limits.bf16).map(|rate| rate / 1e9),
+            "f32_peak_gflop_s": self.limit(|limits| Some(limits.f32)).map(|rate| rate / 1e9),
+        })
+    }
+
+    fn table(&self) -> String {
+        let rate = |rate: Option<f64>, unit| match rate {
+            Some(rate) => format!("{:.0} {unit}", rate / 1e9),
+            None => "none".to_owned(),
+        };
+        let mut text = format!(
+            "{}: {} parameters without the embedding, {} threads, {}, {}\n\n\
+             | step    |              tok/s | as fast as ternary |\n\
+             | ------- | -----------------: | -----------------: |\n",
+            self.size,
+            output::count(self.parameters),
+            self.threads,
+            trine_kernels::isa(),
+            machine::processor().unwrap_or_else(|| "unknown processor".to_owned()),
+        );
+        let kinds =
+            [("ternary", Some(self.tok_s)), ("f32", self.f32_tok_s), ("naive", self.naive_tok_s)];
+        for (kind, speed) in kinds {
+            if let Some(Rate { median, low, high }) = speed {
+                let range = format!("{median:.0} ({low:.0} to {high:.0})");
+                let ratio = median / self.tok_s.median;
+                text += &format!("| {kind:7} | {range:>18} | {ratio:>18.2} |\n");
+            }
+        }
+        text += &format!(
+            "\nlimit       {:.0} % reached (int8 {}, bf16 {}, f32 {})\n",
+            self.share.median * 100.0,
+            rate(self.limit(|limits| Some(limits.int8)), "GMAC/s"),
+            rate(self.limit(|limits| limits.bf16), "GFLOP/s"),
+            rate(self.limit(|limits| Some(limits.f32)), "GFLOP/s"),
+        );
+        if let Some(peak) = self.peak {
+            text +=
+                &format!("memory      {:.2} MB at most, of the ternary run\n", peak as f64 / 1e6);
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
