@@ -82,6 +82,17 @@ impl ModelFile {
         Ok(Self { path: path.to_owned(), config, tokenizer, storage })
     }
 
+    /// Opens a Hugging Face directory with `config_json` in the place of its `config.json`: of a
+    /// model that is stored like one of those that are known here, by somebody who knows what it is.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(dir: &Path, config_json: &str) -> Result<Self, FormatError> {
+        let (config, tokenizer, files) = read::open_as(dir, config_json)?;
+        let storage = Storage::HuggingFace(files);
+        Ok(Self { path: dir.to_owned(), config, tokenizer, storage })
+    }
+
     /// The file or directory.
     pub fn path(&self) -> &Path {
         &self.path

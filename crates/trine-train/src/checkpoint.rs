@@ -3,6 +3,7 @@
 //! ```text
 //! <run>/checkpoints/step-000500/
 //!   config.json, model.safetensors (f32 masters), tokenizer.json, ...   as transformers has them
+//!   quantizer.safetensors    learned scales, where `[quantizer]` has some
 //!   optimizer.safetensors    `m.<parameter>` and `v.<parameter>`, f32
 //!   trainer_state.json       how far the run has come
 //! ```
@@ -20,6 +21,7 @@ use trine_format::{
 
 use crate::ops::view;
 use crate::optimizer::{AdamW, Moments};
+use crate::quantizers::stored;
 use crate::{Bitnet, Params, TrainError};
 
 /// How far a run has come.
@@ -51,6 +53,7 @@ pub fn save(
     let path = staged.path();
     let source = Masters(model.params());
     trine_format::write_hf_files(path, model.config(), Dtype::F32, &source, Some(tokenizer))?;
+    stored::write(path, model)?;
 
     let moments: Vec<_> = optimizer.moments().collect();
     let tensors = moments.iter().flat_map(|(name, moments)| {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 
 use crate::TrainError;
+use crate::quantizers::QuantizerConfig;
 
 /// One training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// The network.
     pub model: ModelSection,
+    /// How its projections are quantized.
+    pub quantizer: QuantizerConfig,
     /// What it is trained on.
     pub data: DataConfig,
     /// How parameters are updated.
@@ -58,7 +61,7 @@ pub struct ModelSection {
     pub projection_norms: bool,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: bool,
-    /// `ternary`, or `none` for a full-precision baseline.
+    /// `ternary`, as `[quantizer]` says, or `none` for a full-precision baseline.
     pub quantization: Quantizer,
     /// Standard deviation of freshly initialized matrices.
     pub init_std: f32,
@@ -78,7 +81,8 @@ pub enum Activation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quantizer {
-    /// Ternary weights by absmean, int8 activations by absmax.
+    /// As the section `[quantizer]` says: by default ternary weights by absmean, int8 activations
+    /// by absmax.
     Ternary,
     /// f32 weights and activations.
     None,
@@ -346,6 +350,7 @@ impl RunConfig {
             "false, as model.quantization is \"none\" and only ternary projections have norms",
             m.projection_norms,
         )?;
+        self.quantizer.check(m)?;
         let rates = [
             ("model.init_std", f64::from(m.init_std)),
             ("optimizer.learning_rate", self.optimizer.learning_rate),
@@ -422,7 +427,7 @@ fn differing(a: &toml::Table, b: &toml::Table, prefix: &str, keys: &mut Vec<Stri
     }
 }
 
-fn require(
+pub(crate) fn require(
     holds: bool,
     key: &str,
     expected: &str,

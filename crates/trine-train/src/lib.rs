@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`config`] | one TOML file is one run; unknown keys are refused |
 //! | [`ops`] | BitLinear, norms, attention, loss: forward and backward |
+//! | [`quantizers`] | other ways from masters to trits, as a research axis |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`optimizer`], [`schedule`] | AdamW with clipping; learning rate and weight decay over time |
 //! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically |
@@ -27,6 +28,7 @@ pub mod model;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+pub mod quantizers;
 pub mod schedule;
 pub mod trainer;
 

@@ -24,11 +24,12 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
-use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
+use trine_format::{AtomicFile, ModelConfig, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
 use crate::checkpoint::{self, TrainerState};
 use crate::optimizer::{self, AdamW, AdamWConfig};
+use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::{Bitnet, Params, RunConfig, TrainError, schedule};
 
 /// What one update did.
@@ -104,7 +105,10 @@ impl Trainer {
         }
         let model_config = model_config(&config, &data.tokenizer)?;
         let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
-        let model = Bitnet::new(model_config, params)?;
+        let mut model = Bitnet::new(model_config, params)?;
+        if let Some(scheme) = scheme(&config)? {
+            model = model.with_scheme(scheme)?;
+        }
 
         let about = json!({
             "trine_version": env!("CARGO_PKG_VERSION"),
@@ -139,17 +143,26 @@ impl Trainer {
             return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
         };
         check_same_run(&config, &data, run_dir)?;
-        let file = ModelFile::open(&path)?;
+        let file = stored::open_masters(&path)?;
         let expected = model_config(&config, &data.tokenizer)?;
         if *file.config() != expected {
             let message = differences(&expected, file.config());
             return Err(TrainError::Checkpoint { path, message });
         }
-        let model = Bitnet::new(expected, Params::load(&file, &Device::Cpu)?)?;
+        let mut params = Params::load(&file, &Device::Cpu)?;
+        let scheme = scheme(&config)?;
+        if let Some(scheme) = &scheme {
+            stored::load_scales(&path, scheme, &expected, &mut params)?;
+        }
+        let mut model = Bitnet::new(expected, params)?;
+        if let Some(scheme) = scheme {
+            model = model.with_scheme(scheme)?;
+        }
         let parts = Parts::new(&config, data)?;
         let config_toml = config.to_toml();
         let mut trainer = Self::assemble(config, parts, run_dir, model)?;
         trainer.state = checkpoint::restore(&path, &mut trainer.optimizer)?;
+        trainer.model.set_step(trainer.state.step);
         trainer.forget_metrics_after(trainer.state.step)?;
         // A run that was given more steps has them also when it is resumed the next time.
         AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
@@ -252,6 +265,7 @@ impl Trainer {
         let (step, steps) = (self.state.step, self.config.train.steps);
         let (batch, seq_len) = (self.config.train.batch_size, self.config.data.seq_len);
         let (inputs, targets) = tensors(&self.batches.batch(step as u64)?)?;
+        self.model.set_step(step);
         let loss = self.model.loss(&inputs, &targets)?;
         let value = loss.to_scalar::<f32>()?;
         if !value.is_finite() {
@@ -267,6 +281,7 @@ impl Trainer {
         self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
         let tokens = (batch * seq_len) as u64;
         self.state.step += 1;
+        self.model.set_step(self.state.step);
         self.state.tokens += tokens;
         Ok(StepReport {
             step: self.state.step,
@@ -382,6 +397,14 @@ fn differences(expected: &ModelConfig, found: &ModelConfig) -> String {
         format!("`{key}`: expected {}, found {}", show(expected.get(key)), show(found.get(key)))
     });
     format!("not this run's model: {}", differing.collect::<Vec<_>>().join("; "))
+}
+
+/// How the projections of a run are quantized, where it is not the default.
+fn scheme(config: &RunConfig) -> Result<Option<Scheme>, TrainError> {
+    match config.quantizer == QuantizerConfig::default() {
+        true => Ok(None),
+        false => Scheme::new(config.quantizer.clone()).map(Some),
+    }
 }
 
 /// The model of a run: the configured network over the tokenizer's vocabulary.
