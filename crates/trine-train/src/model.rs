@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 use trine_format::{ModelConfig, Projection, Quantization, names};
 
 use crate::ops::RopeTables;
-use crate::quantizers::{Scheme, scales_name};
+use crate::quantizers::Scheme;
 use crate::{Params, TrainError, ops};
 
 /// A model over its parameters.
@@ -181,7 +181,7 @@ impl Pass<'_> {
             (Quantization::None, _) => linear(x, &weight),
             (_, Some(scheme)) if !scheme.is_default(step) => {
                 let scales = match scheme.learns() {
-                    true => Some(self.param(&scales_name(&name))?),
+                    true => Some(self.param(&scheme.scales_name(&name))?),
                     false => None,
                 };
                 scheme.linear(x, &weight, scales.as_ref(), p, &name, step)

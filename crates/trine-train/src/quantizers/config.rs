@@ -18,6 +18,9 @@ pub struct QuantizerConfig {
     pub activations: Activations,
     /// Hadamard transform of the inputs of the output and down projections.
     pub hadamard: bool,
+    /// Learned scales are parameters as their logarithms, which an optimizer's step changes by a
+    /// share and never makes negative; false learns them as they are, as the papers do.
+    pub log_scales: bool,
     /// Strength of the bias that masters in the dead zone make (Tequila); 0 turns it off.
     pub dead_zone_bias: f64,
     /// Steps of the warm-up from full precision; 0 quantizes from the first step on.
@@ -31,6 +34,7 @@ impl Default for QuantizerConfig {
             granularity: Granularity::Tensor,
             activations: Activations::Int8,
             hadamard: false,
+            log_scales: true,
             dead_zone_bias: 0.0,
             lambda_steps: 0,
         }

@@ -15,10 +15,23 @@ use crate::ops::{contiguous, view};
 /// Parts that one thread takes at a time: groups are small.
 const PARTS: usize = 16;
 
+/// A learned scale of its parameter. The exponential has the same bits on every machine, so that
+/// trits have.
+pub(super) fn scale_of(parameter: f32, log: bool) -> f32 {
+    if log { libm::expf(parameter) } else { parameter }
+}
+
+/// The parameter of a scale.
+pub(super) fn parameter_of(scale: f32, log: bool) -> f32 {
+    if log { libm::logf(scale) } else { scale }
+}
+
 /// Fake quantization of a matrix.
 pub(super) struct FakeQuantize {
     pub(super) quantizer: Arc<dyn WeightQuantizer>,
     pub(super) granularity: Granularity,
+    /// Whether learned scales are given as their logarithms.
+    pub(super) log_scales: bool,
     /// Of the weight, for errors.
     pub(super) name: String,
 }
@@ -51,7 +64,8 @@ impl FakeQuantize {
         parts.try_for_each_init(Vec::new, |trits, (i, (part, out))| {
             trits.clear();
             trits.resize(part.len(), 0);
-            let quantized = self.quantizer.quantize(part, scales.map(|scales| scales[i]), trits);
+            let learned = scales.map(|scales| scale_of(scales[i], self.log_scales));
+            let quantized = self.quantizer.quantize(part, learned, trits);
             let scale = quantized.map_err(|e| self.error(i, &e))?;
             out.iter_mut().zip(&*trits).for_each(|(v, trit)| *v = f32::from(*trit) * scale);
             Ok::<(), candle_core::Error>(())
@@ -76,7 +90,10 @@ impl FakeQuantize {
         let out = self.granularity.parts_mut(&mut gradient, cols);
         let parts = parts.into_par_iter().zip(out).enumerate().with_min_len(PARTS);
         let of_scales = parts.map(|(i, (part, gradient))| {
-            self.quantizer.backward(part, scales.map(|scales| scales[i]), gradient)
+            let learned = scales.map(|scales| scale_of(scales[i], self.log_scales));
+            let ds = self.quantizer.backward(part, learned, gradient);
+            // d s / d ln s = s.
+            learned.filter(|_| self.log_scales).map_or(ds, |scale| scale * ds)
         });
         let of_scales = of_scales.collect();
         Ok((Tensor::from_vec(gradient, (rows, cols), masters.device())?, of_scales))
@@ -156,6 +173,7 @@ mod tests {
         FakeQuantize {
             quantizer: find(name).unwrap(),
             granularity: granularity.parse().unwrap(),
+            log_scales: false,
             name: "w".to_owned(),
         }
     }
@@ -213,6 +231,33 @@ mod tests {
                     assert_eq!(dw, upstream, "{what}: straight through");
                 }
             }
+        }
+    }
+
+    /// The same function of another parameter: values are equal, gradients by the chain rule.
+    #[test]
+    fn logarithms_of_scales_are_another_parameter_of_the_same_function() {
+        for name in ["lsq", "seq"] {
+            let w = painted((5, 19), 3);
+            let dy = painted((5, 19), 7);
+            let scales = [0.3f32, 0.5, 0.75, 1.0, 2.0];
+            let run = |log_scales: bool| {
+                let given = scales.map(|s| parameter_of(s, log_scales));
+                let given = Var::new(&given, &Device::Cpu).unwrap();
+                let op = FakeQuantize { log_scales, ..op(name, "row") };
+                let y = op.apply(&w, Some(&given)).unwrap();
+                let loss = (&y * dy.as_tensor()).unwrap().sum_all().unwrap();
+                let gradients = loss.backward().unwrap();
+                let of = |var: &Var| flat(gradients.get(var).unwrap());
+                (flat(&y), of(&w), of(&given))
+            };
+            let (plain, log) = (run(false), run(true));
+            let close = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()))
+            };
+            assert!(close(&log.0, &plain.0) && close(&log.1, &plain.1), "{name}");
+            let expected: Vec<f32> = plain.2.iter().zip(scales).map(|(d, s)| d * s).collect();
+            assert!(close(&log.2, &expected), "{name}: {:?}, not {expected:?}", log.2);
         }
     }
 

@@ -11,8 +11,10 @@
 //! the weights of the default, so that the two differ by what is learned. Rounding is that of
 //! `trine-ternary`; a scale that is learned below 1e-5 counts as 1e-5.
 //!
-//! AdamW moves every variable by about the learning rate, whatever its gradient's scale; that is
-//! much for a scale of 0.02, so learning rates are to be chosen lower than for absmean.
+//! What is learned is the logarithm of `s`, unless `quantizer.log_scales` is false: AdamW moves every
+//! variable by about the learning rate, whatever its gradient's scale, and a few steps of 1e-3 take
+//! a scale of 0.02 through zero, after which nothing passes a gradient. (Trained Quantization
+//! Thresholds, arXiv 1903.08066, learn logarithms for this reason.)
 
 use trine_ternary::{TernaryError, absmean, ternarize};
 

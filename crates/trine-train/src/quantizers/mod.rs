@@ -74,7 +74,6 @@ pub use activations::Activations;
 pub use config::QuantizerConfig;
 pub use granularity::Granularity;
 pub use scheme::Scheme;
-pub(crate) use scheme::scales_name;
 pub use stored::open;
 
 /// A way from weights that share a scale to trits and that scale.

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use trine_format::{ModelConfig, Projection, names};
 use trine_ternary::{TernaryError, TernaryMatrix};
 
-use super::fake::FakeQuantize;
+use super::fake::{FakeQuantize, parameter_of, scale_of};
 use super::hadamard::hadamard;
 use super::{Activations, Granularity, QuantizerConfig, TABLE, WeightQuantizer, lambda, tequila};
 use crate::model::linear;
@@ -22,11 +22,6 @@ pub struct Scheme {
     absmean: bool,
     /// Whether projections have scales that are parameters.
     learns: bool,
-}
-
-/// Name of the learned scales of the weight `name`.
-pub(crate) fn scales_name(name: &str) -> String {
-    format!("{name}_scale")
 }
 
 impl Scheme {
@@ -81,6 +76,12 @@ impl Scheme {
         self.learns
     }
 
+    /// Name of the parameter of the learned scales of the weight `name`.
+    pub fn scales_name(&self, name: &str) -> String {
+        let log = if self.config.log_scales { "log_" } else { "" };
+        format!("{name}_{log}scale")
+    }
+
     /// Whether at `step` this is what the formats and [`crate::ops::bitlinear`] compute.
     pub(crate) fn is_default(&self, step: usize) -> bool {
         self.absmean && self.inexact(step).is_empty()
@@ -116,7 +117,7 @@ impl Scheme {
     }
 
     /// The trits and the scale that a projection is computed with, of masters `(rows, cols)` and
-    /// the learned scale; exact where [`Self::inexact`] finds nothing.
+    /// the parameter of a learned scale; exact where [`Self::inexact`] finds nothing.
     ///
     /// # Errors
     /// Masters that are not finite.
@@ -125,9 +126,10 @@ impl Scheme {
         masters: &[f32],
         rows: usize,
         cols: usize,
-        learned: Option<f32>,
+        parameter: Option<f32>,
     ) -> std::result::Result<TernaryMatrix, TernaryError> {
         let mut trits = vec![0; masters.len()];
+        let learned = parameter.map(|parameter| scale_of(parameter, self.config.log_scales));
         let scale = self.weights.quantize(masters, learned, &mut trits)?;
         TernaryMatrix::from_trits(&trits, rows, cols, scale)
     }
@@ -144,12 +146,12 @@ impl Scheme {
         for layer in 0..model.num_hidden_layers {
             for p in Projection::ALL {
                 let name = names::projection(layer, p);
-                if params.get(&scales_name(&name)).is_ok() {
+                if params.get(&self.scales_name(&name)).is_ok() {
                     continue;
                 }
                 let scales = self.initial_scales(params.get(&name)?)?;
                 let n = scales.len();
-                params.insert(scales_name(&name), Var::from_vec(scales, n, &Device::Cpu)?);
+                params.insert(self.scales_name(&name), Var::from_vec(scales, n, &Device::Cpu)?);
             }
         }
         Ok(())
@@ -160,7 +162,9 @@ impl Scheme {
         let masters = view(masters)?;
         let parts = self.config.granularity.parts(&masters, cols).into_iter();
         let scales = parts.filter_map(|part| self.weights.initial_scale(part).transpose());
-        scales.collect::<std::result::Result<_, _>>().map_err(candle_core::Error::wrap)
+        let parameter = |scale| parameter_of(scale, self.config.log_scales);
+        let parameters: std::result::Result<_, _> = scales.map(|s| s.map(parameter)).collect();
+        parameters.map_err(candle_core::Error::wrap)
     }
 
     /// One projection at step `step`: `x` is `(B, T, in)`, `weight` the masters `(out, in)`,
@@ -188,6 +192,7 @@ impl Scheme {
         let op = FakeQuantize {
             quantizer: self.weights.clone(),
             granularity: config.granularity,
+            log_scales: config.log_scales,
             name: name.to_owned(),
         };
         let quantized = op.apply(weight, scales)?;
@@ -246,6 +251,7 @@ mod tests {
             let op = FakeQuantize {
                 quantizer: super::super::find("absmean").unwrap(),
                 granularity: Granularity::Tensor,
+                log_scales: true,
                 name: String::new(),
             };
             op.apply(w, None).unwrap()

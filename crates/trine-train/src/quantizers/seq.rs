@@ -12,7 +12,8 @@
 //! code that was published with the paper. That code differs in two things that change no direction:
 //! it takes the weights of the whole matrix for `n`, and 1 for `q / a` beyond the range, where the
 //! forward pass has 2/3. A run begins with `a = 1.5 mean abs(w)`, with the weights of the default,
-//! where ParetoQ begins with the largest magnitude, for it fine-tunes.
+//! where ParetoQ begins with the largest magnitude, for it fine-tunes. As in LSQ the logarithm of `a`
+//! is learned, unless `quantizer.log_scales` is false.
 
 use trine_ternary::{TernaryError, absmean, ternarize};
 

@@ -3,7 +3,7 @@
 //! A checkpoint of the default is an ordinary Hugging Face directory. One of another scheme has the
 //! same files, so masters are where they always are, but its `config.json` says
 //! `quantization_config.quant_method: trine`, which every other reader refuses: it would take the
-//! masters for those of absmean. Learned scales lie beside, in `quantizer.safetensors`.
+//! masters for those of absmean. Parameters of learned scales lie beside, in `quantizer.safetensors`.
 //!
 //! [`open`] opens either. Where trits and a scale for each matrix are all of a scheme, the model is
 //! what those say, and can be run and converted like any other; where they are not, it is refused
@@ -23,7 +23,7 @@ use trine_format::{
 };
 use trine_ternary::TernaryMatrix;
 
-use super::{QuantizerConfig, Scheme, scales_name};
+use super::{QuantizerConfig, Scheme};
 use crate::{Bitnet, Params, TrainError};
 
 /// The name of our quantization method.
@@ -60,13 +60,13 @@ pub(crate) fn write(dir: &Path, model: &Bitnet) -> Result<(), TrainError> {
     let lost = scheme.inexact(model.step());
     section["not_exact_as_trits"] = if lost.is_empty() { Value::Null } else { json!(lost) };
     AtomicFile::replace(&dir.join(CONFIG), format!("{config:#}\n").as_bytes())?;
-    if scheme.learns() { write_scales(dir, model) } else { Ok(()) }
+    if scheme.learns() { write_scales(dir, model, scheme) } else { Ok(()) }
 }
 
-fn write_scales(dir: &Path, model: &Bitnet) -> Result<(), TrainError> {
+fn write_scales(dir: &Path, model: &Bitnet, scheme: &Scheme) -> Result<(), TrainError> {
     let mut bytes = BTreeMap::new();
     for name in projections(model.config()) {
-        let name = scales_name(&name);
+        let name = scheme.scales_name(&name);
         let values: Vec<f32> = model.params().get(&name)?.to_vec1()?;
         bytes.insert(name, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
     }
@@ -132,7 +132,7 @@ pub(crate) fn load_scales(
     }
     let mut scales = read_scales(dir)?;
     for (layer, p) in (0..model.num_hidden_layers).flat_map(|l| Projection::ALL.map(|p| (l, p))) {
-        let name = scales_name(&names::projection(layer, p));
+        let name = scheme.scales_name(&names::projection(layer, p));
         let (rows, cols) = model.projection_shape(p);
         let expected = scheme.config().granularity.count(rows, cols);
         let found = scales.remove(&name).unwrap_or_default();
@@ -203,7 +203,7 @@ impl TensorSource for Exact {
         let name = names::projection(layer, p);
         let learned = match self.scheme.learns() {
             false => None,
-            true => match self.scales.get(&scales_name(&name)).map(Vec::as_slice) {
+            true => match self.scales.get(&self.scheme.scales_name(&name)).map(Vec::as_slice) {
                 Some([scale]) => Some(*scale),
                 other => {
                     let found = other.map_or(0, <[f32]>::len);
