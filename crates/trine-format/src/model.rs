@@ -223,12 +223,13 @@ impl ModelFile {
         }
     }
 
-    /// Every tensor as the file holds it, in the file's order; of an imported model nothing.
+    /// Every tensor as the file holds it, in the file's order; of an imported model what its reader
+    /// tells.
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.tensors(),
             Storage::Gguf(file, _) => gguf::model::summaries(file),
-            Storage::Imported(_) => Vec::new(),
+            Storage::Imported(source) => source.tensors(),
         }
     }
 }
@@ -243,6 +244,10 @@ impl TensorSource for ModelFile {
             Weight::Ternary(matrix) => Ok(matrix),
             Weight::Dense(_) => Err("the model is not quantized, so it has no trits".into()),
         }
+    }
+
+    fn tensors(&self) -> Vec<TensorSummary> {
+        self.tensors()
     }
 
     fn release(&self, name: &str) {

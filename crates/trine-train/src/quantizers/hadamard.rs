@@ -71,7 +71,7 @@ mod tests {
     fn matrix(width: usize) -> Tensor {
         let n = block(width);
         let entry = |i: usize, j: usize| match i / n == j / n {
-            true if (i % n & j % n).count_ones() % 2 == 1 => -1.0 / (n as f32).sqrt(),
+            true if ((i % n) & (j % n)).count_ones() % 2 == 1 => -1.0 / (n as f32).sqrt(),
             true => 1.0 / (n as f32).sqrt(),
             false => 0.0,
         };

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use trine_format::{
     AtomicFile, BoxError, DenseTensor, ModelConfig, ModelFile, Projection, Quantization,
-    TensorSource, names,
+    TensorSource, TensorSummary, names,
 };
 use trine_ternary::TernaryMatrix;
 
@@ -214,6 +214,10 @@ impl TensorSource for Exact {
         let masters = self.masters.dense(&name)?.to_f32();
         let (rows, cols) = self.masters.config().projection_shape(p);
         Ok(self.scheme.ternary(&masters, rows, cols, learned)?)
+    }
+
+    fn tensors(&self) -> Vec<TensorSummary> {
+        self.masters.tensors()
     }
 
     fn release(&self, name: &str) {
