@@ -179,13 +179,16 @@ fn scales_are_learned() {
 /// Masters, learned scales, their moments and the warm-up go on where they stopped.
 #[test]
 fn a_resumed_run_makes_the_same_losses() {
-    for variant in [
+    let table = TABLE.iter().map(|entry| format!("weights={}", entry.name));
+    let more = [
         "weights=lsq granularity=row lambda_steps=20",
         "weights=seq dead_zone_bias=1e-3",
         "weights=lsq log_scales=false",
         "granularity=group:7 activations=int4 hadamard=true",
         "lambda_steps=9",
-    ] {
+    ];
+    for variant in table.chain(more.map(str::to_owned)) {
+        let variant = &variant;
         let dir = tempfile::tempdir().unwrap();
         let (_, expected) = trained(variant, &dir.path().join("whole"));
         let parts = dir.path().join("parts");
