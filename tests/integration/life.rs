@@ -1,6 +1,6 @@
 //! One model's whole life: text, tokens, training, checkpoint, packed file, runtime.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use trine_data::{Dataset, synth};
@@ -32,8 +32,14 @@ steps = 40
 batch_size = 8
 ";
 
-/// A model after a short training, and where its checkpoint is.
+/// A model after a short training, and its checkpoint.
 fn trained(dir: &Path, overrides: &[&str]) -> (Trainer, ModelFile) {
+    let (trainer, checkpoint) = trained_in(dir, overrides);
+    (trainer, ModelFile::open(&checkpoint).unwrap())
+}
+
+/// A model after a short training, and where its checkpoint is.
+fn trained_in(dir: &Path, overrides: &[&str]) -> (Trainer, PathBuf) {
     let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
     let config = RunConfig::parse(CONFIG, Path::new("test.toml"), &overrides).unwrap();
     let documents = || synth::documents(1, 40_000);
@@ -44,7 +50,7 @@ fn trained(dir: &Path, overrides: &[&str]) -> (Trainer, ModelFile) {
     let mut trainer = Trainer::create(config, data, dir).unwrap();
     let outcome = trainer.run(&mut ()).unwrap();
     assert!(outcome.finished);
-    (trainer, ModelFile::open(&outcome.checkpoint).unwrap())
+    (trainer, outcome.checkpoint)
 }
 
 /// Logits of the trainer for one sequence.
@@ -103,6 +109,32 @@ fn runtime_logits_match_trainer() {
             convert(&checkpoint, &path, Target::Gguf(options)).unwrap();
             let error = relative_error(&logits(&ModelFile::open(&path).unwrap()), &expected);
             assert!(error < 1e-6, "{overrides:?} from GGUF: {error:.1e}");
+        }
+    }
+}
+
+/// A quantizer that makes trits and a scale of each matrix is exported exactly: the trainer, which
+/// multiplies in f32, and the runtime, which multiplies codes, differ by rounding.
+#[test]
+fn quantizers_that_the_formats_hold_are_exported_exactly() {
+    for entry in trine_train::quantizers::TABLE.iter().filter(|entry| entry.name != "absmean") {
+        let name = entry.name;
+        let temp = tempfile::tempdir().unwrap();
+        let run = temp.path();
+        let (trainer, path) = trained_in(run, &[&format!("quantizer.weights={name}")]);
+        let checkpoint = trine_train::quantizers::open(&path).unwrap();
+        let ids = sample_ids(&trainer);
+        let expected = trainer_logits(&trainer, &ids);
+        let gguf = temp.path().join("model.gguf");
+        let options = WriteOptions { ternary: TernaryType::I2S, embedding: Dtype::F32 };
+        let report = convert(&checkpoint, &gguf, Target::Gguf(options)).unwrap();
+        assert_eq!((report.ternary_tensors, report.largest_scale_change), (14, 0.0), "{name}");
+        for file in [checkpoint, ModelFile::open(&gguf).unwrap()] {
+            let model = Model::load(&file).unwrap();
+            let logits = Session::new(&model).logits_of_all(&ids).unwrap();
+            let error = relative_error(&logits, &expected);
+            // An int8 code that lies within rounding of a tie may flip.
+            assert!(error < 3e-2, "{name}: {error:.1e}");
         }
     }
 }

@@ -82,6 +82,17 @@ impl ModelFile {
         Ok(Self { path: path.to_owned(), config, tokenizer, storage })
     }
 
+    /// Opens a Hugging Face directory with `config_json` in the place of its `config.json`: of a
+    /// model that is stored like one of those that are known here, by somebody who knows what it is.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(dir: &Path, config_json: &str) -> Result<Self, FormatError> {
+        let (config, tokenizer, files) = read::open_as(dir, config_json)?;
+        let storage = Storage::HuggingFace(files);
+        Ok(Self { path: dir.to_owned(), config, tokenizer, storage })
+    }
+
     /// The file or directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -212,12 +223,13 @@ impl ModelFile {
         }
     }
 
-    /// Every tensor as the file holds it, in the file's order; of an imported model nothing.
+    /// Every tensor as the file holds it, in the file's order; of an imported model what its reader
+    /// tells.
     pub fn tensors(&self) -> Vec<TensorSummary> {
         match &self.storage {
             Storage::HuggingFace(dir) => dir.tensors(),
             Storage::Gguf(file, _) => gguf::model::summaries(file),
-            Storage::Imported(_) => Vec::new(),
+            Storage::Imported(source) => source.tensors(),
         }
     }
 }
@@ -232,6 +244,10 @@ impl TensorSource for ModelFile {
             Weight::Ternary(matrix) => Ok(matrix),
             Weight::Dense(_) => Err("the model is not quantized, so it has no trits".into()),
         }
+    }
+
+    fn tensors(&self) -> Vec<TensorSummary> {
+        self.tensors()
     }
 
     fn release(&self, name: &str) {

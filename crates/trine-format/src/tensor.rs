@@ -208,6 +208,11 @@ pub trait TensorSource: Sync {
         Ok(masters.ternarize()?)
     }
 
+    /// Every tensor as it is stored, for display; nothing where that is not known.
+    fn tensors(&self) -> Vec<TensorSummary> {
+        Vec::new()
+    }
+
     /// Told when a tensor, by its canonical name, has been written: its memory may be given back.
     fn release(&self, _name: &str) {}
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 
 use crate::TrainError;
+use crate::quantizers::QuantizerConfig;
 
 /// One training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// The network.
     pub model: ModelSection,
+    /// How its projections are quantized.
+    pub quantizer: QuantizerConfig,
     /// What it is trained on.
     pub data: DataConfig,
     /// How parameters are updated.
@@ -70,7 +73,7 @@ pub struct ModelSection {
     pub projection_norms: bool,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: bool,
-    /// `ternary`, or `none` for a full-precision baseline.
+    /// `ternary`, as `[quantizer]` says, or `none` for a full-precision baseline.
     pub quantization: Quantizer,
     /// Standard deviation of freshly initialized matrices.
     pub init_std: f32,
@@ -90,7 +93,8 @@ pub enum Activation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quantizer {
-    /// Ternary weights by absmean, int8 activations by absmax.
+    /// As the section `[quantizer]` says: by default ternary weights by absmean, int8 activations
+    /// by absmax.
     Ternary,
     /// f32 weights and activations.
     None,
@@ -272,6 +276,7 @@ impl RunConfig {
         self.optimizer.check()?;
         self.schedule.check(&self.optimizer)?;
         self.train.check()?;
+        self.quantizer.check(m)?;
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -322,7 +327,7 @@ fn differing(a: &toml::Table, b: &toml::Table, prefix: &str, keys: &mut Vec<Stri
     }
 }
 
-fn require(
+pub(crate) fn require(
     holds: bool,
     key: &str,
     expected: &str,

@@ -11,6 +11,7 @@
 //! | [`config`] | one TOML file is one run; unknown keys are refused |
 //! | [`ops`] | BitLinear, norms, attention, loss: forward and backward |
 //! | [`fused`] | a whole step over plain buffers: what the trainer runs |
+//! | [`quantizers`] | other ways from masters to trits, as a research axis |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
 //! | [`batching`] | how many sequences each step takes |
@@ -38,6 +39,7 @@ pub mod observer;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+pub mod quantizers;
 mod run_dir;
 pub mod schedule;
 pub mod stability;

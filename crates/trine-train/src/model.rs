@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 use trine_format::{ModelConfig, Projection, Quantization, names};
 
 use crate::ops::RopeTables;
+use crate::quantizers::Scheme;
 use crate::{Params, TrainError, ops};
 
 /// A model over its parameters.
@@ -19,6 +20,10 @@ pub struct Bitnet {
     config: ModelConfig,
     params: Params,
     rope: RopeTables,
+    /// None for the default.
+    scheme: Option<Scheme>,
+    /// Updates made.
+    step: usize,
 }
 
 impl Bitnet {
@@ -29,7 +34,33 @@ impl Bitnet {
     pub fn new(config: ModelConfig, params: Params) -> std::result::Result<Self, TrainError> {
         config.validate()?;
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
-        Ok(Self { config, params, rope })
+        Ok(Self { config, params, rope, scheme: None, step: 0 })
+    }
+
+    /// The same network with projections that are quantized otherwise. Learned scales that the
+    /// parameters do not hold yet begin with what the scheme says.
+    ///
+    /// # Errors
+    /// Masters that are not finite.
+    pub fn with_scheme(mut self, scheme: Scheme) -> std::result::Result<Self, TrainError> {
+        scheme.add_scales(&self.config, &mut self.params)?;
+        self.scheme = Some(scheme);
+        Ok(self)
+    }
+
+    /// How projections are quantized, where it is not the default.
+    pub fn scheme(&self) -> Option<&Scheme> {
+        self.scheme.as_ref()
+    }
+
+    /// Tells how many updates were made: a warm-up from full precision depends on it.
+    pub fn set_step(&mut self, step: usize) {
+        self.step = step;
+    }
+
+    /// How many updates were made, as [`Self::set_step`] was told.
+    pub fn step(&self) -> usize {
+        self.step
     }
 
     /// What the network looks like.
@@ -150,15 +181,23 @@ impl Pass<'_> {
         };
         let x = normed.as_ref().unwrap_or(x);
         let weight = self.param(&name)?;
-        match self.model.config.quantization {
-            Quantization::None => linear(x, &weight),
+        let step = self.model.step;
+        match (self.model.config.quantization, &self.model.scheme) {
+            (Quantization::None, _) => linear(x, &weight),
+            (_, Some(scheme)) if !scheme.is_default(step) => {
+                let scales = match scheme.learns() {
+                    true => Some(self.param(&scheme.scales_name(&name))?),
+                    false => None,
+                };
+                scheme.linear(x, &weight, scales.as_ref(), p, &name, step)
+            }
             _ => ops::bitlinear(x, &weight, &name),
         }
     }
 }
 
 /// `x W^T` in f32: `x` is `(B, T, in)`, `weight` `(out, in)`.
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (b, t, inp) = x.dims3()?;
     x.reshape((b * t, inp))?.matmul(&weight.t()?)?.reshape((b, t, ()))
 }

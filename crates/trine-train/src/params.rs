@@ -84,6 +84,11 @@ impl Params {
         }
     }
 
+    /// Adds a variable that is not a tensor of the model's configuration, such as a learned scale.
+    pub(crate) fn insert(&mut self, name: String, var: Var) {
+        self.vars.insert(name, var);
+    }
+
     /// All variables by name, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.vars.iter().map(|(name, var)| (name.as_str(), var))

@@ -27,13 +27,14 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
-use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
+use trine_format::{AtomicFile, ModelConfig, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
 use crate::fused::{self, Engine};
 use crate::optimizer::Optimizer;
+use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::run_dir::{self, Metrics, write_error};
 use crate::{Bitnet, Params, RunConfig, TrainError};
 
@@ -50,7 +51,8 @@ pub struct Trainer {
     tokenizer: TokenizerFiles,
     model: Bitnet,
     optimizer: Optimizer,
-    /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
+    /// Computes steps where the network is one that it knows; otherwise Candle's graph does. Not there
+    /// while it validates.
     engine: Option<Engine>,
     state: TrainerState,
     metrics: Metrics,
@@ -137,7 +139,7 @@ impl Trainer {
             recompute: config.train.recompute_activations,
         };
         Ok(Self {
-            engine: Engine::fits(&model).then(|| Engine::new(options)),
+            engine: Some(Engine::new(options)),
             batches: Batches::new(train, config.train.batch_size, seq_len, config.seed)?,
             plan: BatchPlan::new(&config.train),
             val,
@@ -290,8 +292,10 @@ impl Trainer {
         for batch in self.validation_batches()? {
             let batch = batch?;
             let loss = match &mut engine {
-                Some(engine) => engine.evaluate(&self.model, &batch)?,
-                None => {
+                Some(engine) if Engine::fits(&self.model) => {
+                    engine.evaluate(&self.model, &batch)?
+                }
+                _ => {
                     let (inputs, targets) = tensors(&batch)?;
                     self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?
                 }
@@ -320,9 +324,13 @@ impl Trainer {
 /// The model and optimizer that a run begins with: a function of its configuration.
 fn fresh(config: &RunConfig, model_config: ModelConfig) -> Result<(Bitnet, Optimizer), TrainError> {
     let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
-    let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, &params);
-    optimizer.prepare(&params)?;
-    Ok((Bitnet::new(model_config, params)?, optimizer))
+    let mut model = Bitnet::new(model_config, params)?;
+    if let Some(scheme) = scheme(config)? {
+        model = model.with_scheme(scheme)?;
+    }
+    let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.params());
+    optimizer.prepare(model.params())?;
+    Ok((model, optimizer))
 }
 
 /// What a checkpoint of the run holds.
@@ -331,15 +339,24 @@ fn load(
     expected: ModelConfig,
     path: &Path,
 ) -> Result<(Bitnet, Optimizer, TrainerState), TrainError> {
-    let file = ModelFile::open(path)?;
+    let file = stored::open_masters(path)?;
     if *file.config() != expected {
         let message = differences(&expected, file.config());
         return Err(TrainError::Checkpoint { path: path.to_owned(), message });
     }
-    let params = Params::load(&file, &Device::Cpu)?;
-    let mut optimizer = Optimizer::new(config.optimizer.clone(), config.seed, &params);
+    let mut params = Params::load(&file, &Device::Cpu)?;
+    let scheme = scheme(config)?;
+    if let Some(scheme) = &scheme {
+        stored::load_scales(path, scheme, &expected, &mut params)?;
+    }
+    let mut model = Bitnet::new(expected, params)?;
+    if let Some(scheme) = scheme {
+        model = model.with_scheme(scheme)?;
+    }
+    let mut optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.params());
     let state = checkpoint::restore(path, &mut optimizer)?;
-    Ok((Bitnet::new(expected, params)?, optimizer, state))
+    model.set_step(state.step);
+    Ok((model, optimizer, state))
 }
 
 /// Checks that data holds at least one window for each purpose, before it is needed.
@@ -361,6 +378,14 @@ fn differences(expected: &ModelConfig, found: &ModelConfig) -> String {
         format!("`{key}`: expected {}, found {}", show(expected.get(key)), show(found.get(key)))
     });
     format!("not this run's model: {}", differing.collect::<Vec<_>>().join("; "))
+}
+
+/// How the projections of a run are quantized, where it is not the default.
+fn scheme(config: &RunConfig) -> Result<Option<Scheme>, TrainError> {
+    match config.quantizer == QuantizerConfig::default() {
+        true => Ok(None),
+        false => Scheme::new(config.quantizer.clone()).map(Some),
+    }
 }
 
 /// The model of a run: the configured network over the tokenizer's vocabulary.

@@ -48,7 +48,7 @@ pub(crate) fn fetch(reference: &Reference) -> anyhow::Result<Fetched> {
 
 /// Opens the model that a path means.
 pub(crate) fn open(path: &Path) -> anyhow::Result<ModelFile> {
-    Ok(ModelFile::open(&resolve(path)?)?)
+    Ok(trine_train::quantizers::open(&resolve(path)?)?)
 }
 
 /// A model with its tokenizer, ready to generate.

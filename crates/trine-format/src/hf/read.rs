@@ -23,6 +23,8 @@ use crate::{
     TokenizerFiles, Weight, map_file,
 };
 
+const CONFIG: &str = "config.json";
+
 /// Longest name of a shard in bytes.
 const MAX_FILE_NAME: usize = 255;
 
@@ -46,9 +48,16 @@ struct Stored {
 pub(crate) fn open(
     dir: &Path,
 ) -> Result<(ModelConfig, Option<TokenizerFiles>, HfDir), FormatError> {
-    let config_path = dir.join("config.json");
+    open_as(dir, &read_text(&dir.join(CONFIG))?)
+}
+
+/// Opens a directory with another text in the place of its `config.json`.
+pub(crate) fn open_as(
+    dir: &Path,
+    config_json: &str,
+) -> Result<(ModelConfig, Option<TokenizerFiles>, HfDir), FormatError> {
     let HfConfig { mut config, scale_divides, first_names } =
-        config::parse(&read_text(&config_path)?, &config_path)?;
+        config::parse(config_json, &dir.join(CONFIG))?;
     // Chat models end a text with the token of config.json and a turn with the one given here.
     let generation_path = dir.join("generation_config.json");
     if let Some(text) = read_optional(&generation_path)? {

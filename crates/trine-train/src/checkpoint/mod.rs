@@ -3,6 +3,7 @@
 //! ```text
 //! <run>/checkpoints/step-000500/
 //!   config.json, model.safetensors (masters, f32 or bf16), tokenizer.json, ...   as transformers has them
+//!   quantizer.safetensors    learned scales, where `[quantizer]` has some
 //!   optimizer.safetensors    moments, as `Optimizer::state` names them
 //!   trainer_state.json       how far the run has come
 //!   checksums.json           BLAKE3 of every other file
@@ -31,6 +32,7 @@ use trine_format::{
 use crate::config::MasterPrecision;
 use crate::ops::view;
 use crate::optimizer::{LoadedValues, Optimizer, StateValues};
+use crate::quantizers::stored;
 use crate::{Bitnet, Params, TrainError};
 
 /// How far a run has come. With the masters and the optimizer's state it decides all that follows.
@@ -98,6 +100,7 @@ fn write(
         MasterPrecision::Bf16 => Dtype::BF16,
     };
     trine_format::write_hf_files(dir, model.config(), dtype, &source, Some(tokenizer))?;
+    stored::write(dir, model)?;
 
     let tensors = optimizer.state().map(|(name, values)| (name, Values::new(values)));
     let path = dir.join(OPTIMIZER);

@@ -76,9 +76,11 @@ impl Extent {
 }
 
 impl Engine {
-    /// Whether the network is one that it computes: not with norms of projections.
+    /// Whether the network is one that it computes: not with norms of projections, and of the
+    /// quantizers only the default.
     pub fn fits(model: &Bitnet) -> bool {
-        model.config().projection_norm_eps.is_none()
+        let is_default = model.scheme().is_none_or(|scheme| scheme.is_default(model.step()));
+        model.config().projection_norm_eps.is_none() && is_default
     }
 
     /// An engine without buffers yet.

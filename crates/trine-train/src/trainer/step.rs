@@ -39,6 +39,7 @@ impl Trainer {
         let batch_size = self.plan.size(step);
         let tokens = (batch_size * self.config.data.seq_len) as u64;
         self.state.step += 1;
+        self.model.set_step(self.state.step);
         self.state.updates = self.optimizer.updates();
         self.state.tokens += tokens;
         self.state.skips = 0;
@@ -74,8 +75,10 @@ impl Trainer {
         for part in self.plan.parts(step) {
             let batch = self.batches.sequences(first, part)?;
             let (value, gradients) = match &mut self.engine {
-                Some(engine) => engine.gradients(&self.model, &batch)?,
-                None => by_graph(&self.model, &batch)?,
+                Some(engine) if Engine::fits(&self.model) => {
+                    engine.gradients(&self.model, &batch)?
+                }
+                _ => by_graph(&self.model, &batch)?,
             };
             if part == size {
                 return Ok((value, gradients));
@@ -116,6 +119,7 @@ impl Trainer {
             }
             SpikePolicy::Skip => {
                 self.state.step = step;
+                self.model.set_step(step);
                 self.state.skips += 1;
                 self.remember(loss);
                 self.metrics.log(&json!({
