@@ -46,8 +46,11 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "the section [model]")]
 pub struct ModelSection {
-    /// Where above 0, the number from which all that is not named follows: layers, width, heads,
-    /// feed-forward width, learning rates and batch size, as the source of `config/depth.rs` says.
+    /// Where above 0, what is not named follows from it when a configuration is read: so many layers,
+    /// a width of 64 for each, heads of 64, half as many key/value heads, a feed-forward layer 2.7
+    /// times as wide, `optimizer.learning_rate` 1.5e-3 √(1536 / width) but at most 3e-3,
+    /// `schedule.second_learning_rate` two thirds of it, and 1024 tokens a layer in
+    /// `train.batch_size`. The source of `config/depth.rs` says where each is from.
     pub depth: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,

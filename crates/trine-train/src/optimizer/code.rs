@@ -10,14 +10,19 @@ use std::sync::LazyLock;
 /// Decades of a code.
 const DECADES: u32 = 7;
 
-/// A code without signs: ascending values from 0 to 1.
+/// Room for the upper bits of all numbers between half of the smallest value and 1.
+const BUCKETS: usize = 1 << 12;
+
+/// A code without signs: ascending values from 0 to 1. Arrays are as long as what their indices can
+/// be, so that looking up needs no checks.
 pub(crate) struct Code {
-    values: Vec<f32>,
-    /// Where the next value becomes the nearer one; infinity after the last.
-    midpoints: Vec<f32>,
+    /// What is beyond the last value is as it.
+    values: [f32; 256],
+    /// Where the next value becomes the nearer one; infinity from the last on.
+    midpoints: [f32; 256],
     /// For the upper sixteen bits of a number, from [`Self::first`] on, the nearest value of the
     /// smallest number with these bits. A midpoint at most lies among those that share them.
-    nearest: Vec<u8>,
+    nearest: [u8; BUCKETS],
     first: u32,
 }
 
@@ -28,28 +33,33 @@ pub(crate) static UNSIGNED: LazyLock<Code> = LazyLock::new(|| Code::new(8));
 
 impl Code {
     fn new(bits: u32) -> Self {
-        let mut values = vec![0.0];
+        let mut exact = vec![0.0];
         for decade in 0..DECADES {
             let scale = 10f64.powi(decade as i32 - DECADES as i32 + 1);
             let fractions = 1u32 << (decade + bits - DECADES);
             let middle = |i: u32| 0.1 + 0.9 * (f64::from(i) + 0.5) / f64::from(fractions);
-            values.extend((0..fractions).map(|i| scale * middle(i)));
+            exact.extend((0..fractions).map(|i| scale * middle(i)));
         }
-        let largest = values[values.len() - 1];
-        let values: Vec<f32> = values.into_iter().map(|v| (v / largest) as f32).collect();
-        let mut midpoints: Vec<f32> = values.windows(2).map(|v| 0.5 * (v[0] + v[1])).collect();
-        midpoints.push(f32::INFINITY);
-        let first = midpoints[0].to_bits() >> 16;
+        let (count, largest) = (exact.len(), exact[exact.len() - 1]);
+        let (mut values, mut midpoints) = ([1.0; 256], [f32::INFINITY; 256]);
+        for (value, exact) in values.iter_mut().zip(&exact) {
+            *value = (exact / largest) as f32;
+        }
+        for i in 0..count - 1 {
+            midpoints[i] = 0.5 * (values[i] + values[i + 1]);
+        }
+        // One bucket earlier, so that what is smaller than all of them can share it.
+        let first = (midpoints[0].to_bits() >> 16) - 1;
         let below = |edge: f32| midpoints.iter().filter(|m| **m <= edge).count() as u8;
-        let edges = first..=1f32.to_bits() >> 16;
-        let nearest = edges.map(|upper| below(f32::from_bits(upper << 16))).collect();
+        let nearest =
+            std::array::from_fn(|i| below(f32::from_bits((first + i as u32) << 16).min(1.0)));
         Self { values, midpoints, nearest, first }
     }
 
     /// The index of the value nearest to `x`, which is in 0..=1.
     fn index(&self, x: f32) -> u8 {
-        let Some(at) = (x.to_bits() >> 16).checked_sub(self.first) else { return 0 };
-        let index = self.nearest[(at as usize).min(self.nearest.len() - 1)];
+        let bucket = (x.to_bits() >> 16).saturating_sub(self.first) as usize;
+        let index = self.nearest[bucket % BUCKETS];
         index + u8::from(x >= self.midpoints[usize::from(index)])
     }
 
@@ -71,7 +81,7 @@ impl Code {
 
     /// What [`Self::encode`] encoded.
     pub(crate) fn decode(&self, code: u8) -> f32 {
-        self.values[usize::from(code).min(self.values.len() - 1)]
+        self.values[usize::from(code)]
     }
 }
 
@@ -82,10 +92,11 @@ mod tests {
     #[test]
     fn codes_have_the_published_shape() {
         for (code, count) in [(&*SIGNED, 128), (&*UNSIGNED, 255)] {
-            assert_eq!(code.values.len(), count);
-            assert!(code.values.windows(2).all(|v| v[0] < v[1]));
+            assert!(code.values[..count].windows(2).all(|v| v[0] < v[1]));
             assert_eq!((code.values[0], code.values[count - 1]), (0.0, 1.0));
             assert!(code.values[1] < 1e-6);
+            assert_eq!(usize::from(code.index(1.0)), count - 1);
+            assert!((1f32.to_bits() >> 16) - code.first < BUCKETS as u32);
         }
         // bitsandbytes' signed map, before our division by its largest value.
         let largest = 0.1 + 0.9 * 63.5 / 64.0;

@@ -18,6 +18,9 @@ pub(crate) const BLOCK: usize = 256;
 /// Parameters with fewer elements keep f32 moments, as in bitsandbytes: there is little to save.
 const SMALLEST: usize = 4096;
 
+/// Blocks of smaller numbers are zeros.
+const SMALLEST_SCALE: f32 = 1e-37;
+
 /// Running means of one parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Moment {
@@ -118,33 +121,45 @@ impl Part<'_> {
 }
 
 fn decode(meaning: Meaning, codes: &[u8], scale: f32, values: &mut [f32]) {
-    let (signed, unsigned): (&Code, &Code) = (&SIGNED, &UNSIGNED);
-    for (value, code) in values.iter_mut().zip(codes) {
-        *value = match meaning {
-            Meaning::Signed => signed.decode_signed(*code) * scale,
-            Meaning::Root => (unsigned.decode(*code) * scale).powi(2),
-        };
+    let pairs = values.iter_mut().zip(codes);
+    match meaning {
+        Meaning::Signed => {
+            let code: &Code = &SIGNED;
+            pairs.for_each(|(value, byte)| *value = code.decode_signed(*byte) * scale);
+        }
+        Meaning::Root => {
+            let code: &Code = &UNSIGNED;
+            pairs.for_each(|(value, byte)| *value = (code.decode(*byte) * scale).powi(2));
+        }
     }
 }
 
 /// Encodes a block and returns its scale.
 fn encode(meaning: Meaning, values: &[f32], codes: &mut [u8]) -> f32 {
-    let (signed, unsigned): (&Code, &Code) = (&SIGNED, &UNSIGNED);
     let largest = values.iter().fold(0f32, |largest, v| largest.max(v.abs()));
     let scale = match meaning {
         Meaning::Signed => largest,
         Meaning::Root => largest.sqrt(),
     };
-    if scale == 0.0 {
+    // What is smaller has no reciprocal; no root of an f32 is.
+    if scale < SMALLEST_SCALE {
         codes.fill(0);
         return 0.0;
     }
-    for (code, value) in codes.iter_mut().zip(values) {
-        // A quotient of two roundings may pass 1 by an ulp.
-        *code = match meaning {
-            Meaning::Signed => signed.encode_signed((value / scale).clamp(-1.0, 1.0)),
-            Meaning::Root => unsigned.encode((value.sqrt() / scale).min(1.0)),
-        };
+    let inverse = 1.0 / scale;
+    let pairs = codes.iter_mut().zip(values);
+    // A product of two roundings may pass 1 by an ulp.
+    match meaning {
+        Meaning::Signed => {
+            let code: &Code = &SIGNED;
+            pairs.for_each(|(byte, value)| {
+                *byte = code.encode_signed((value * inverse).clamp(-1.0, 1.0));
+            });
+        }
+        Meaning::Root => {
+            let code: &Code = &UNSIGNED;
+            pairs.for_each(|(byte, value)| *byte = code.encode((value.sqrt() * inverse).min(1.0)));
+        }
     }
     scale
 }

@@ -7,8 +7,8 @@ use super::signals::{TRAIN, check_resumed, losses, signal, start};
 use super::{Place, Ran};
 
 /// Kills before the run is left in peace, and the time that all of them may take.
-const KILLS: usize = 25;
-const PATIENCE: Duration = Duration::from_secs(20);
+const KILLS: usize = 20;
+const PATIENCE: Duration = Duration::from_secs(12);
 
 #[test]
 fn a_run_killed_at_any_moment_ends_as_if_it_never_had_been() {
