@@ -80,7 +80,7 @@ impl Dataset {
                 let blocks = || blocks(path, tokenizer.cuts_at_lines());
                 from_one(dir, tokenizer, blocks, val_fraction, progress)
             }
-            _ => from_many(dir, tokenizer, corpus.documents(), val_fraction, progress),
+            _ => from_many(dir, tokenizer, corpus.documents(), val_fraction, CHUNK, progress),
         }
     }
 
@@ -109,7 +109,7 @@ impl Dataset {
         documents: impl IntoIterator<Item = Result<String, DataError>>,
         val_fraction: f64,
     ) -> Result<Self, DataError> {
-        from_many(dir, tokenizer, documents, val_fraction, &mut |_| {})
+        from_many(dir, tokenizer, documents, val_fraction, CHUNK, &mut |_| {})
     }
 }
 
@@ -155,30 +155,32 @@ fn from_one<S: AsRef<str>, I: Iterator<Item = Result<S, DataError>>>(
     writers.finish(dir, tokenizer)
 }
 
+/// A dataset of documents, of which about `chunk` bytes are held and encoded together.
 fn from_many(
     dir: &Path,
     tokenizer: &Tokenizer,
     documents: impl IntoIterator<Item = Result<String, DataError>>,
     val_fraction: f64,
+    chunk: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Dataset, DataError> {
     check_fraction(val_fraction)?;
     let mut writers = Writers::create(dir, tokenizer)?;
     let mut validates = evenly(val_fraction);
-    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    let (mut held, mut bytes) = (Vec::new(), 0);
     for document in documents {
         let document = document?;
         if document.is_empty() {
             continue;
         }
         bytes += document.len();
-        chunk.push((document, validates()));
-        if bytes >= CHUNK {
-            writers.push(tokenizer, &std::mem::take(&mut chunk))?;
+        held.push((document, validates()));
+        if bytes >= chunk {
+            writers.push(tokenizer, &std::mem::take(&mut held))?;
             writers.report(std::mem::take(&mut bytes), progress);
         }
     }
-    writers.push(tokenizer, &chunk)?;
+    writers.push(tokenizer, &held)?;
     writers.report(bytes, progress);
     if writers.written.bytes == 0 {
         return Err(DataError::EmptyCorpus { path: dir.to_owned() });
@@ -251,5 +253,75 @@ impl Writers {
         self.val.finish()?;
         AtomicFile::replace(&json, tokenizer.json().as_bytes())?;
         Dataset::open(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use tempfile::TempDir;
+
+    fn bytes_of(dir: &TempDir) -> [Vec<u8>; 2] {
+        ["train.bin", "val.bin"].map(|name| fs::read(dir.path().join(name)).expect("a shard"))
+    }
+
+    #[test]
+    fn a_text_in_blocks_has_the_tokens_of_the_whole() {
+        let text = "One line,\n  and an indented one.\n\nA last lĩne\r\nof four.\n".repeat(9);
+        let bpe = Tokenizer::train_bpe([&text].iter(), 300).expect("a tokenizer");
+        let characters = Tokenizer::characters(&text).expect("a tokenizer");
+        for tokenizer in [bpe, characters, Tokenizer::bytes()] {
+            assert!(tokenizer.cuts_at_lines());
+            for fraction in [0.0, 0.1, 0.5, 0.77] {
+                let [whole, parts] = [(); 2].map(|()| TempDir::new().expect("a directory"));
+                Dataset::from_text(whole.path(), &tokenizer, &text, fraction).expect("a dataset");
+                let blocks = || text.split_inclusive("\n\n").map(Ok);
+                let mut seen = Vec::new();
+                let mut progress = |now| seen.push(now);
+                from_one(parts.path(), &tokenizer, blocks, fraction, &mut progress)
+                    .expect("a dataset");
+                assert_eq!(bytes_of(&whole), bytes_of(&parts), "{fraction}");
+                assert_eq!(seen.len(), blocks().count());
+                assert_eq!(seen.last().map(|p| p.bytes), Some(text.len() as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn documents_are_held_a_chunk_at_a_time() {
+        let documents = || (0..100).map(|i| Ok(format!("document {i}")));
+        let [whole, parts] = [(); 2].map(|()| TempDir::new().expect("a directory"));
+        let tokenizer = Tokenizer::bytes();
+        Dataset::from_documents(whole.path(), &tokenizer, documents(), 0.3).expect("a dataset");
+        // Bytes that were taken and are not reported as written are held.
+        let (taken, written, most) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let counted = documents().inspect(|document| {
+            taken.set(taken.get() + document.as_ref().map_or(0, String::len) as u64);
+            most.set(most.get().max(taken.get() - written.get()));
+        });
+        let mut tokens = 0;
+        let mut progress = |now: Progress| {
+            written.set(now.bytes);
+            tokens = now.tokens;
+        };
+        let made = from_many(parts.path(), &tokenizer, counted, 0.3, 40, &mut progress);
+        let made = made.expect("a dataset");
+        assert_eq!(bytes_of(&whole), bytes_of(&parts));
+        assert_eq!(written.get(), taken.get());
+        assert_eq!(tokens, (made.train.len() + made.val.len()) as u64);
+        assert!(most.get() < 40 + "document 99".len() as u64, "{}", most.get());
+    }
+
+    #[test]
+    fn a_share_is_dealt_out_evenly() {
+        for share in [0.0, 0.1, 0.3, 0.5, 1.0] {
+            let mut deal = evenly(share);
+            let mut count = 0;
+            for n in 1..500 {
+                count += usize::from(deal());
+                assert_eq!(count, (n as f64 * share) as usize);
+            }
+        }
     }
 }

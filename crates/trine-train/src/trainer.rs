@@ -7,7 +7,7 @@
 //!   config.toml       the resolved configuration
 //!   run.json          version of this code, data hash, machine
 //!   data/             tokenizer.json, train.bin, val.bin
-//!   metrics.jsonl     one JSON object a step or validation
+//!   metrics.jsonl     one JSON object a step or validation, with the loss of each source of a mixture
 //!   checkpoints/      step-000500/, ...
 //! ```
 //!
@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
-use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
+use trine_data::{Batch, Batches, Boundaries, DataError, Mixture, Shard, eval_windows};
 use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
@@ -83,7 +83,10 @@ pub struct Trainer {
     config: RunConfig,
     run_dir: PathBuf,
     batches: Batches,
-    val: Shard,
+    /// Held-out text of each source.
+    val: Vec<Shard>,
+    /// What tells documents apart, where the configuration wants it.
+    boundaries: Option<Boundaries>,
     tokenizer: TokenizerFiles,
     model: Bitnet,
     optimizer: AdamW,
@@ -94,11 +97,16 @@ pub struct Trainer {
 impl Trainer {
     /// Starts a run in directory `run_dir`, which must not hold one yet.
     ///
-    /// `data` is where the dataset lies: inside the run directory or elsewhere.
+    /// `data` is one dataset or a mixture of several; where they lie is not looked at.
     ///
     /// # Errors
     /// A run in the way, a configuration that does not fit the data, a disk that refuses.
-    pub fn create(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+    pub fn create(
+        config: RunConfig,
+        data: impl Into<Mixture>,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        let data = data.into();
         if run_dir.join("config.toml").exists() {
             return Err(in_the_way(run_dir));
         }
@@ -108,8 +116,8 @@ impl Trainer {
 
         let about = json!({
             "trine_version": env!("CARGO_PKG_VERSION"),
-            "train_tokens": data.train.len(),
-            "val_tokens": data.val.len(),
+            "train_tokens": data.train_tokens(),
+            "val_tokens": data.val_tokens(),
             "data_hash": data_hash(&data)?,
             "parameters": model.params().count(),
             "isa": trine_kernels::isa().to_string(),
@@ -133,7 +141,12 @@ impl Trainer {
     /// # Errors
     /// No run there, no checkpoint yet, other data than the run began with, or a configuration that
     /// would make it another run: it may be made longer and evaluated otherwise, no more.
-    pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+    pub fn resume(
+        config: RunConfig,
+        data: impl Into<Mixture>,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        let data = data.into();
         let Some(path) = checkpoint::latest(run_dir) else {
             let message = "no checkpoint to resume from".to_owned();
             return Err(TrainError::RunDir { path: run_dir.to_owned(), message });
@@ -180,6 +193,7 @@ impl Trainer {
             config,
             batches: parts.batches,
             val: parts.val,
+            boundaries: parts.boundaries,
             model,
             optimizer,
             metrics,
@@ -227,9 +241,13 @@ impl Trainer {
             let last = report.step == train.steps;
             let stop = !last && observer.should_stop();
             if last || report.step % train.eval_every == 0 && !stop {
-                let loss = self.validate()?;
+                let (loss, sources) = self.validate_sources()?;
                 self.state.validation = Some((report.step, loss));
-                self.log(json!({ "step": report.step, "val_loss": loss }))?;
+                let mut line = json!({ "step": report.step, "val_loss": loss });
+                if sources.len() > 1 {
+                    line["val_losses"] = json!(sources);
+                }
+                self.log(line)?;
                 observer.on_validation(report.step, loss);
             }
             if last || stop || report.step % train.checkpoint_every == 0 {
@@ -279,19 +297,38 @@ impl Trainer {
         })
     }
 
-    /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it.
+    /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it: that of
+    /// one source after the other.
     ///
     /// # Errors
     /// A held-out text that is shorter than one window.
     pub fn validation_batches(
         &self,
     ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + '_, TrainError> {
+        let sources: Result<Vec<_>, _> =
+            self.val.iter().map(|val| self.validation_batches_of(val)).collect();
+        Ok(sources?.into_iter().flatten())
+    }
+
+    fn validation_batches_of<'a>(
+        &'a self,
+        val: &'a Shard,
+    ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + 'a, TrainError> {
         let (seq_len, batch) = (self.config.data.seq_len, self.config.train.batch_size);
         let limit = match self.config.train.eval_tokens {
             0 => usize::MAX,
-            tokens => (tokens / (seq_len * batch)).max(1),
+            // Sources have equal parts of a validation.
+            tokens => (tokens / (seq_len * batch) / self.val.len()).max(1),
         };
-        Ok(eval_windows(&self.val, batch, seq_len)?.take(limit))
+        let windows = eval_windows(val, batch, seq_len)?.take(limit);
+        Ok(windows.map(|batch| {
+            batch.map(|mut batch| {
+                if let Some(boundaries) = self.boundaries {
+                    batch.mark_documents(boundaries);
+                }
+                batch
+            })
+        }))
     }
 
     /// Mean cross entropy in nats over the held-out text.
@@ -299,15 +336,28 @@ impl Trainer {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn validate(&self) -> Result<f32, TrainError> {
-        let (mut total, mut sequences) = (0.0, 0);
-        for batch in self.validation_batches()? {
-            let batch = batch?;
-            let (inputs, targets) = tensors(&batch)?;
-            let loss = self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?;
-            total += f64::from(loss) * batch.batch as f64;
-            sequences += batch.batch;
+        Ok(self.validate_sources()?.0)
+    }
+
+    /// As [`Self::validate`], and the mean of each source, in their order.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn validate_sources(&self) -> Result<(f32, Vec<f32>), TrainError> {
+        let (mut total, mut sequences, mut means) = (0.0, 0, Vec::new());
+        for val in &self.val {
+            let (mut sum, mut count) = (0.0, 0);
+            for batch in self.validation_batches_of(val)? {
+                let batch = batch?;
+                let (inputs, targets) = tensors(&batch)?;
+                let loss = self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?;
+                sum += f64::from(loss) * batch.batch as f64;
+                count += batch.batch;
+            }
+            (total, sequences) = (total + sum, sequences + count);
+            means.push((sum / count as f64) as f32);
         }
-        Ok((total / sequences as f64) as f32)
+        Ok(((total / sequences as f64) as f32, means))
     }
 
     /// Writes a checkpoint of the run as it is now and returns its directory.
@@ -345,21 +395,47 @@ impl Trainer {
     }
 }
 
-/// A dataset, checked to hold at least one window for each purpose.
+/// The data of a run, checked to hold at least one window for each purpose.
 struct Parts {
     batches: Batches,
-    val: Shard,
+    val: Vec<Shard>,
+    boundaries: Option<Boundaries>,
     tokenizer: Tokenizer,
 }
 
 impl Parts {
-    fn new(config: &RunConfig, data: Dataset) -> Result<Self, TrainError> {
-        let Dataset { tokenizer, train, val } = data;
-        let seq_len = config.data.seq_len;
-        let batches = Batches::new(train, config.train.batch_size, seq_len, config.seed)?;
+    fn new(config: &RunConfig, data: Mixture) -> Result<Self, TrainError> {
+        let Mixture { tokenizer, sources } = data;
+        let (seq_len, batch) = (config.data.seq_len, config.train.batch_size);
+        let boundaries = boundaries(config, &tokenizer)?;
+        let (train, val): (Vec<_>, Vec<_>) =
+            sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
+        let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
+        if let Some(boundaries) = boundaries {
+            batches = batches.with_documents(boundaries);
+        }
         // A held-out text that is too short is said now rather than at the first validation.
-        drop(eval_windows(&val, config.train.batch_size, seq_len)?);
-        Ok(Self { batches, val, tokenizer })
+        for val in &val {
+            drop(eval_windows(val, batch, seq_len)?);
+        }
+        Ok(Self { batches, val, boundaries, tokenizer })
+    }
+}
+
+/// What tells documents apart, where the configuration wants it.
+fn boundaries(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Boundaries>, TrainError> {
+    let boundaries = Boundaries::of(tokenizer);
+    match config.data.document_mask {
+        true if boundaries.is_none() => Err(TrainError::ConfigValue {
+            key: "data.document_mask".to_owned(),
+            expected: "false, as the tokenizer has no token that begins or ends a document"
+                .to_owned(),
+            found: "true".to_owned(),
+        }),
+        wanted => Ok(wanted.then_some(boundaries)),
     }
 }
 
@@ -419,7 +495,7 @@ fn write_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
 }
 
 /// Refuses to go on with a run on other data or with settings that change what its steps do.
-fn check_same_run(config: &RunConfig, data: &Dataset, run_dir: &Path) -> Result<(), TrainError> {
+fn check_same_run(config: &RunConfig, data: &Mixture, run_dir: &Path) -> Result<(), TrainError> {
     let refuse = |message| Err(TrainError::RunDir { path: run_dir.to_owned(), message });
     let path = run_dir.join("config.toml");
     let changed = RunConfig::load(&path, &[])?.changed_keys(config);
@@ -440,11 +516,11 @@ fn check_same_run(config: &RunConfig, data: &Dataset, run_dir: &Path) -> Result<
     Ok(())
 }
 
-/// Identifies what a run was trained on: the tokens of both shards and their tokenizer.
-fn data_hash(data: &Dataset) -> Result<String, TrainError> {
+/// Identifies what a run was trained on: the tokens of all shards and their tokenizer.
+fn data_hash(data: &Mixture) -> Result<String, TrainError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&data.tokenizer.hash());
-    for shard in [&data.train, &data.val] {
+    for shard in data.sources.iter().flat_map(|source| [&source.train, &source.val]) {
         let path = shard.path();
         let file = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
         file.map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
