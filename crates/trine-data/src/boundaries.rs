@@ -15,10 +15,7 @@ impl Boundaries {
     /// Those of a tokenizer: its begin token, where it puts one in front of a prompt, and its end
     /// token, if there is one.
     pub fn of(tokenizer: &Tokenizer) -> Self {
-        Self {
-            begin: tokenizer.bos_id().filter(|_| tokenizer.adds_bos()),
-            end: tokenizer.eos_id(),
-        }
+        Self { begin: tokenizer.bos_id().filter(|_| tokenizer.adds_bos()), end: tokenizer.eos_id() }
     }
 
     /// Whether documents cannot be told apart.

@@ -148,10 +148,7 @@ impl Corpus {
 /// [`DataError::EmptyCorpus`], naming the file.
 pub fn read_text(path: &Path) -> Result<String, DataError> {
     let mut text = Vec::new();
-    open(path)?
-        .take(LONGEST as u64 + 1)
-        .read_to_end(&mut text)
-        .map_err(io(path, "read"))?;
+    open(path)?.take(LONGEST as u64 + 1).read_to_end(&mut text).map_err(io(path, "read"))?;
     if text.len() > LONGEST {
         return Err(DataError::TooLong { path: path.to_owned(), most: LONGEST });
     }

@@ -96,8 +96,10 @@ mod with_feature {
                 let missing = levels.iter().position(|level| *level < *present);
                 // What stands before a missing value is given out first.
                 values.truncate(missing.unwrap_or(rows));
-                let mut texts: Vec<_> =
-                    (self.row + 1..).zip(&values).map(|(row, value)| self.text(row, value)).collect();
+                let mut texts: Vec<_> = (self.row + 1..)
+                    .zip(&values)
+                    .map(|(row, value)| self.text(row, value))
+                    .collect();
                 if missing.is_some() {
                     texts.push(Err(self.refuse(self.row + values.len() + 1, "there is no text")));
                 }

@@ -28,12 +28,7 @@ pub(crate) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     /// Parts of at most `longest` bytes between `separator`, which is not empty.
-    pub(crate) fn new(
-        path: &'a Path,
-        reader: Reader,
-        separator: &'a [u8],
-        longest: usize,
-    ) -> Self {
+    pub(crate) fn new(path: &'a Path, reader: Reader, separator: &'a [u8], longest: usize) -> Self {
         Self { path, reader: Some(reader), separator, longest, position: 0 }
     }
 

@@ -159,7 +159,8 @@ fn one_text_is_cut_by_position_and_several_by_document() {
     let files = Files::new();
     let path = files.write("a.txt", "aé\n\nbc\n\nde\n\nfg".as_bytes());
     let tokenizer = Tokenizer::bytes();
-    let (made, progress) = prepare(&files.0.path().join("one"), &Corpus::new([&*path]), &tokenizer);
+    let (made, progress) =
+        prepare(&files.0.path().join("one"), &Corpus::new([path.clone()]), &tokenizer);
     assert_eq!(text(&made, &made.train), "aé\n\nbc\n\nde");
     assert_eq!(text(&made, &made.val), "\n\nfg");
     assert_eq!((progress.bytes, progress.tokens), (15, 15));

@@ -120,7 +120,10 @@ fn batches_of_training_and_validation_carry_starts() {
     let marked = Batches::new(train, 3, 10, 1).unwrap().with_documents(boundaries);
     for step in 0..20 {
         let (plain, marked) = (plain.batch(step).unwrap(), marked.batch(step).unwrap());
-        assert_eq!((&plain.inputs, &plain.targets, plain.starts), (&marked.inputs, &marked.targets, None));
+        assert_eq!(
+            (&plain.inputs, &plain.targets, plain.starts),
+            (&marked.inputs, &marked.targets, None)
+        );
         let starts = marked.starts.unwrap();
         assert_eq!(starts.len(), 30);
         let begins = |(at, id): (usize, &u32)| boundaries.begin == Some(*id) || at % 10 == 0;

@@ -576,8 +576,7 @@ mod tests {
     fn sources_of_a_mixture_are_read_and_checked_by_key() {
         let text = "[[data.sources]]\npath = 'a'\nweight = 3\n[[data.sources]]\npath = 'b'";
         let config = parse(text, &[]).unwrap();
-        let source =
-            |path: &str, weight| SourceConfig { path: path.to_owned(), weight };
+        let source = |path: &str, weight| SourceConfig { path: path.to_owned(), weight };
         assert_eq!(config.data.sources, [source("a", 3.0), source("b", 1.0)]);
         assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
         let inline = parse("", &["data.sources=[{path='a', weight=3.0}, {path='b'}]"]);

@@ -423,10 +423,7 @@ impl Parts {
 }
 
 /// What tells documents apart, where the configuration wants it.
-fn boundaries(
-    config: &RunConfig,
-    tokenizer: &Tokenizer,
-) -> Result<Option<Boundaries>, TrainError> {
+fn boundaries(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Option<Boundaries>, TrainError> {
     let boundaries = Boundaries::of(tokenizer);
     match config.data.document_mask {
         true if boundaries.is_none() => Err(TrainError::ConfigValue {

@@ -254,9 +254,8 @@ fn documents_are_told_apart_where_the_tokenizer_can() {
 
     let documents = || (0..200).map(|i| Ok("word ".repeat(i % 4 + 1)));
     let tokenizer = Tokenizer::bytes();
-    let data = || {
-        Dataset::from_documents(&dir.path().join("d"), &tokenizer, documents(), 0.1).unwrap()
-    };
+    let data =
+        || Dataset::from_documents(&dir.path().join("d"), &tokenizer, documents(), 0.1).unwrap();
     let trainer = Trainer::create(masked, data(), &dir.path().join("b")).unwrap();
     let batch = trainer.batches().batch(0).unwrap();
     let starts = batch.starts.unwrap();

@@ -76,12 +76,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Synth(args) => write_synth(args),
         Command::Prepare(args) => {
-            let data = prepare(
-                &args.corpus.corpus(),
-                &args.tokenizer,
-                &args.out,
-                args.val_fraction,
-            )?;
+            let data =
+                prepare(&args.corpus.corpus(), &args.tokenizer, &args.out, args.val_fraction)?;
             note!(
                 "wrote {}: {} training and {} validation tokens, vocabulary {}",
                 args.out.display(),

@@ -16,8 +16,8 @@ use trine_train::{RunConfig, Trainer, checkpoint};
 
 use super::data::describe;
 use super::generate::{SamplingArgs, generate};
-use crate::{data, model};
 use crate::output::{self, note};
+use crate::{data, model};
 
 /// The run that the demo makes; the same file is configs/train/demo.toml.
 const CONFIG: &str = include_str!("../../../../configs/train/demo.toml");
