@@ -88,9 +88,9 @@ impl Corpus {
     /// The documents. Those of a text file with separators that hold only space are left out.
     ///
     /// # Errors
-    /// An item, after which there are none of that file: as [`read_text`]; [`DataError::Line`] or
-    /// [`DataError::Row`] for a document without a text; [`DataError::Parquet`] for a file that is
-    /// none, and [`DataError::Feature`] where this build reads none.
+    /// An item: as [`read_text`]; [`DataError::Line`] or [`DataError::Row`] for a document without
+    /// a text; [`DataError::Parquet`] for a file that is none, and [`DataError::Feature`] where
+    /// this build reads none.
     pub fn documents(&self) -> impl Iterator<Item = Result<String, DataError>> + Send + '_ {
         self.files.iter().flat_map(|path| {
             self.documents_of(path).unwrap_or_else(|e| Box::new(std::iter::once(Err(e))))
