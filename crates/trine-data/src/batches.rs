@@ -3,10 +3,13 @@
 //! A window is `seq_len` inputs and, one token further, `seq_len` targets. Windows of an epoch lie
 //! side by side, so each token is a target once; they begin at an offset drawn anew for each epoch,
 //! so that windows are cut elsewhere every time. Which window comes when is a keyed permutation
-//! that is computed, not stored. Hence [`Batches::batch`] has no state: a run resumes at a step by
-//! asking for that step, and no checkpoint carries a data loader.
+//! that is computed, not stored. Of a mixture, the source of a sample is computed from the sample's
+//! number, and so is how many samples that source has had; each source has epochs of its own. Hence
+//! [`Batches::batch`] has no state: a run resumes at a step by asking for that step, and no
+//! checkpoint carries a data loader.
 
-use crate::{DataError, Shard};
+use crate::mixture::{Turns, check_sources};
+use crate::{Boundaries, DataError, Shard};
 
 /// Inputs and targets of one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,9 @@ pub struct Batch {
     pub inputs: Vec<u32>,
     /// Ids it is to predict, (batch, seq_len): the inputs one token further.
     pub targets: Vec<u32>,
+    /// For each input, the index in its sequence of the first token of its document, (batch,
+    /// seq_len): position `t` may see `starts[t]..=t`. `None` where documents are not told apart.
+    pub starts: Option<Vec<u32>>,
     /// Number of sequences.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -23,7 +29,13 @@ pub struct Batch {
 
 impl Batch {
     fn new(seq_len: usize) -> Self {
-        Self { inputs: Vec::new(), targets: Vec::new(), batch: 0, seq_len }
+        Self { inputs: Vec::new(), targets: Vec::new(), starts: None, batch: 0, seq_len }
+    }
+
+    /// Tells documents apart: fills [`Batch::starts`] from the inputs.
+    pub fn mark_documents(&mut self, boundaries: Boundaries) {
+        let windows = self.inputs.chunks_exact(self.seq_len.max(1));
+        self.starts = Some(windows.flat_map(|window| boundaries.starts(window)).collect());
     }
 
     fn push(&mut self, shard: &Shard, start: usize) -> Result<(), DataError> {
@@ -37,30 +49,69 @@ impl Batch {
 /// The batches of a training run.
 #[derive(Debug)]
 pub struct Batches {
-    shard: Shard,
+    sources: Vec<Source>,
+    turns: Turns,
     batch: usize,
     seq_len: usize,
+    boundaries: Option<Boundaries>,
+}
+
+/// A shard and the order of its windows.
+#[derive(Debug)]
+struct Source {
+    shard: Shard,
     seed: u64,
     /// Windows of an epoch.
     windows: usize,
 }
 
 impl Batches {
-    /// Batches of `batch` sequences of `seq_len` tokens.
+    /// Batches of `batch` sequences of `seq_len` tokens from one shard.
     ///
     /// # Errors
     /// [`DataError::EmptyBatch`], and [`DataError::TooShort`] for a shard without one window.
     pub fn new(shard: Shard, batch: usize, seq_len: usize, seed: u64) -> Result<Self, DataError> {
-        check_window(&shard, batch, seq_len)?;
-        // Room for every offset, where there is more than one window.
-        let windows = ((shard.len() - seq_len) / seq_len).max(1);
-        Ok(Self { shard, batch, seq_len, seed, windows })
+        Self::mixed([(shard, 1.0)], batch, seq_len, seed)
+    }
+
+    /// Batches from several shards, each with its weight: of any number of samples, each shard has
+    /// its share, but for less than one sample for each of the shards.
+    ///
+    /// # Errors
+    /// As [`Batches::new`]; [`DataError::Weight`] for a weight that is not positive,
+    /// [`DataError::MixedTokenizers`], and [`DataError::NoSource`].
+    pub fn mixed(
+        shards: impl IntoIterator<Item = (Shard, f64)>,
+        batch: usize,
+        seq_len: usize,
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        let (shards, weights): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+        check_sources(shards.iter().zip(weights.iter().copied()))?;
+        let mut sources = Vec::with_capacity(shards.len());
+        for (number, shard) in (0..).zip(shards) {
+            check_window(&shard, batch, seq_len)?;
+            // Room for every offset, where there is more than one window.
+            let windows = ((shard.len() - seq_len) / seq_len).max(1);
+            // Two shards of one length are not visited in step.
+            let seed = if number == 0 { seed } else { mix(seed ^ mix(number)) };
+            sources.push(Source { shard, seed, windows });
+        }
+        let turns = Turns::new(&weights);
+        Ok(Self { sources, turns, batch, seq_len, boundaries: None })
+    }
+
+    /// The same batches with their documents told apart, see [`Batch::starts`].
+    #[must_use]
+    pub fn with_documents(mut self, boundaries: Boundaries) -> Self {
+        self.boundaries = Some(boundaries);
+        self
     }
 
     /// The batch of a step, from 0.
     ///
     /// # Errors
-    /// [`DataError::Token`] when the shard holds an id outside its vocabulary.
+    /// [`DataError::Token`] when a shard holds an id outside its vocabulary.
     pub fn batch(&self, step: u64) -> Result<Batch, DataError> {
         self.sequences(u128::from(step) * self.batch as u128, self.batch)
     }
@@ -72,31 +123,42 @@ impl Batches {
     pub fn sequences(&self, first: u128, count: usize) -> Result<Batch, DataError> {
         let mut batch = Batch::new(self.seq_len);
         for sample in first..first + count as u128 {
-            // An epoch may end within a batch.
-            let epoch = (sample / self.windows as u128) as u64;
-            let index = (sample % self.windows as u128) as u64;
-            batch.push(&self.shard, self.window(epoch, index))?;
+            let (source, index) = self.turns.of(sample);
+            let source = &self.sources[source];
+            batch.push(&source.shard, source.window(index, self.seq_len))?;
+        }
+        if let Some(boundaries) = self.boundaries {
+            batch.mark_documents(boundaries);
         }
         Ok(batch)
     }
 
-    /// Windows of an epoch, the same number in each.
+    /// Windows of an epoch, the same number in each; of all shards together.
     pub fn windows(&self) -> usize {
-        self.windows
+        self.sources.iter().map(|source| source.windows).sum()
     }
 
-    /// The shard the batches are from.
-    pub fn shard(&self) -> &Shard {
-        &self.shard
+    /// Tokens of all shards together.
+    pub fn tokens(&self) -> usize {
+        self.sources.iter().map(|source| source.shard.len()).sum()
     }
 
-    /// First token of the window that an epoch visits as its `index`-th.
-    fn window(&self, epoch: u64, index: u64) -> usize {
+    /// The shards the batches are from.
+    pub fn shards(&self) -> impl ExactSizeIterator<Item = &Shard> {
+        self.sources.iter().map(|source| &source.shard)
+    }
+}
+
+impl Source {
+    /// First token of the window that is the shard's `sample`-th, from 0.
+    fn window(&self, sample: u128, seq_len: usize) -> usize {
+        // An epoch may end within a batch.
+        let epoch = (sample / self.windows as u128) as u64;
+        let index = (sample % self.windows as u128) as u64;
         let key = mix(self.seed ^ mix(epoch));
-        let spare = self.shard.len() - 1 - self.windows * self.seq_len;
-        let offsets = spare.min(self.seq_len - 1) as u64 + 1;
-        (mix(key) % offsets) as usize
-            + permute(index, self.windows as u64, key) as usize * self.seq_len
+        let spare = self.shard.len() - 1 - self.windows * seq_len;
+        let offsets = spare.min(seq_len - 1) as u64 + 1;
+        (mix(key) % offsets) as usize + permute(index, self.windows as u64, key) as usize * seq_len
     }
 }
 

@@ -17,16 +17,22 @@
 //! itself is not replaced, as it may hold other files.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use trine_format::{AtomicFile, flush_name};
 use trine_tokenizer::Tokenizer;
 
-use crate::{DataError, Shard, ShardWriter};
+use crate::corpus::{CHUNK, blocks, io};
+use crate::{Boundaries, Corpus, DataError, Shard, ShardWriter};
 
-/// Bytes of documents that are encoded together, in parallel.
-const CHUNK: usize = 8 << 20;
+/// How far a preparation has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of text that are tokens now.
+    pub bytes: u64,
+    /// Tokens written, those between documents included.
+    pub tokens: u64,
+}
 
 /// A prepared corpus.
 #[derive(Debug)]
@@ -53,6 +59,31 @@ impl Dataset {
         Ok(Self { tokenizer, train, val })
     }
 
+    /// Makes a dataset of files: [`Dataset::from_documents`] of [`Corpus::documents`] or, where it
+    /// [is one text](Corpus::is_one_text), what [`Dataset::from_text`] makes of it. The corpus is
+    /// not held, with one exception: a text is read whole for a tokenizer whose ids depend on what
+    /// stands in the line before, like those of SentencePiece.
+    ///
+    /// `progress` is called after every few megabytes of text.
+    ///
+    /// # Errors
+    /// As [`Dataset::from_text`], and what reading the files finds.
+    pub fn from_corpus(
+        dir: &Path,
+        tokenizer: &Tokenizer,
+        corpus: &Corpus,
+        val_fraction: f64,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DataError> {
+        match &corpus.files[..] {
+            [path] if corpus.is_one_text() => {
+                let blocks = || blocks(path, tokenizer.cuts_at_lines());
+                from_one(dir, tokenizer, blocks, val_fraction, progress)
+            }
+            _ => from_many(dir, tokenizer, corpus.documents(), val_fraction, CHUNK, progress),
+        }
+    }
+
     /// Makes a dataset of one text: the last `val_fraction` of its characters validates.
     ///
     /// # Errors
@@ -64,22 +95,11 @@ impl Dataset {
         text: &str,
         val_fraction: f64,
     ) -> Result<Self, DataError> {
-        check_fraction(val_fraction)?;
-        if text.is_empty() {
-            return Err(DataError::EmptyCorpus { path: dir.to_owned() });
-        }
-        // Counted in characters, as nanoGPT does: the same cut for every tokenizer.
-        let characters = text.chars().count();
-        let train = (characters as f64 * (1.0 - val_fraction)) as usize;
-        let cut = text.char_indices().nth(train).map_or(text.len(), |(at, _)| at);
-        let (train, val) = text.split_at(cut);
-        let mut writers = Writers::create(dir, tokenizer)?;
-        writers.train.push(&tokenizer.encode_plain(train)?)?;
-        writers.val.push(&tokenizer.encode_plain(val)?)?;
-        writers.finish(dir, tokenizer)
+        from_one(dir, tokenizer, || std::iter::once(Ok(text)), val_fraction, &mut |_| {})
     }
 
-    /// Makes a dataset of documents: one in `1 / val_fraction` validates.
+    /// Makes a dataset of documents: one in `1 / val_fraction` validates, [evenly]. They are taken
+    /// one after the other and never held all. To report progress, let the iterator count.
     ///
     /// # Errors
     /// As [`Dataset::from_text`], and the first error of `documents`.
@@ -89,82 +109,83 @@ impl Dataset {
         documents: impl IntoIterator<Item = Result<String, DataError>>,
         val_fraction: f64,
     ) -> Result<Self, DataError> {
-        check_fraction(val_fraction)?;
-        let mut writers = Writers::create(dir, tokenizer)?;
-        let (mut chunk, mut bytes, mut count) = (Vec::new(), 0, 0);
-        for document in documents {
-            let document = document?;
-            if document.is_empty() {
-                continue;
-            }
-            bytes += document.len();
-            // Documents before this one that validate are the whole part of count * fraction.
-            let share = |n: usize| (n as f64 * val_fraction) as usize;
-            let validates = share(count + 1) > share(count);
-            count += 1;
-            chunk.push((document, validates));
-            if bytes >= CHUNK {
-                writers.push(tokenizer, &std::mem::take(&mut chunk))?;
-                bytes = 0;
-            }
-        }
-        writers.push(tokenizer, &chunk)?;
-        if count == 0 {
-            return Err(DataError::EmptyCorpus { path: dir.to_owned() });
-        }
-        writers.finish(dir, tokenizer)
+        from_many(dir, tokenizer, documents, val_fraction, CHUNK, &mut |_| {})
     }
 }
 
-/// Reads a text file.
-///
-/// # Errors
-/// [`DataError::Io`], [`DataError::NotUtf8`] and [`DataError::EmptyCorpus`], naming the file.
-pub fn read_text(path: &Path) -> Result<String, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), action: "read", source };
-    let text = String::from_utf8(fs::read(path).map_err(io)?).map_err(|e| DataError::NotUtf8 {
-        path: path.to_owned(),
-        position: e.utf8_error().valid_up_to(),
-    })?;
-    if text.is_empty() { Err(DataError::EmptyCorpus { path: path.to_owned() }) } else { Ok(text) }
-}
-
-/// The documents of files: each line of a `.jsonl` file has one under "text", any other file is one.
-///
-/// # Errors
-/// An item, as [`read_text`], or [`DataError::Line`] for a line without a text.
-pub fn read_documents(
-    paths: &[PathBuf],
-) -> impl Iterator<Item = Result<String, DataError>> + Send + '_ {
-    type Documents<'a> = Box<dyn Iterator<Item = Result<String, DataError>> + Send + 'a>;
-    paths.iter().flat_map(|path| -> Documents<'_> {
-        if path.extension().is_none_or(|extension| extension != "jsonl") {
-            return Box::new(std::iter::once_with(|| read_text(path)));
-        }
-        let io = |source| DataError::Io { path: path.clone(), action: "read", source };
-        let lines = match fs::File::open(path) {
-            Ok(file) => BufReader::new(file).split(b'\n').enumerate(),
-            Err(e) => return Box::new(std::iter::once(Err(io(e)))),
-        };
-        Box::new(lines.filter_map(move |(i, line)| match line.map_err(io) {
-            Ok(line) if line.trim_ascii().is_empty() => None,
-            line => Some(line.and_then(|line| json_text(path, i + 1, &line))),
-        }))
-    })
-}
-
-fn json_text(path: &Path, line: usize, json: &[u8]) -> Result<String, DataError> {
-    #[derive(serde::Deserialize)]
-    struct Document {
-        text: String,
+/// Deals out a share of what comes: of the first `n` calls, the whole part of `n * share` are true.
+pub fn evenly(share: f64) -> impl FnMut() -> bool + Send {
+    let mut count = 0u64;
+    move || {
+        let before = (count as f64 * share) as u64;
+        count += 1;
+        (count as f64 * share) as u64 > before
     }
-    let refuse = |e: serde_json::Error| DataError::Line {
-        path: path.to_owned(),
-        line,
-        // A document is one line of the file, whose number is told already.
-        cause: e.to_string().replace(" at line 1 column ", ", column "),
-    };
-    serde_json::from_slice(json).map(|document: Document| document.text).map_err(refuse)
+}
+
+/// A dataset of one text, which `blocks` gives twice: to count its characters and to encode it.
+fn from_one<S: AsRef<str>, I: Iterator<Item = Result<S, DataError>>>(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    blocks: impl Fn() -> I,
+    val_fraction: f64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Dataset, DataError> {
+    check_fraction(val_fraction)?;
+    let mut characters = 0;
+    for block in blocks() {
+        characters += block?.as_ref().chars().count();
+    }
+    if characters == 0 {
+        return Err(DataError::EmptyCorpus { path: dir.to_owned() });
+    }
+    // Counted in characters, as nanoGPT does: the same cut for every tokenizer.
+    let mut train = (characters as f64 * (1.0 - val_fraction)) as usize;
+    let mut writers = Writers::create(dir, tokenizer)?;
+    for block in blocks() {
+        let block = block?;
+        let block = block.as_ref();
+        let cut = block.char_indices().nth(train).map_or(block.len(), |(at, _)| at);
+        let (before, after) = block.split_at(cut);
+        train -= train.min(before.chars().count());
+        writers.train.push(&tokenizer.encode_plain(before)?)?;
+        writers.val.push(&tokenizer.encode_plain(after)?)?;
+        writers.report(block.len(), progress);
+    }
+    writers.finish(dir, tokenizer)
+}
+
+/// A dataset of documents, of which about `chunk` bytes are held and encoded together.
+fn from_many(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    documents: impl IntoIterator<Item = Result<String, DataError>>,
+    val_fraction: f64,
+    chunk: usize,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Dataset, DataError> {
+    check_fraction(val_fraction)?;
+    let mut writers = Writers::create(dir, tokenizer)?;
+    let mut validates = evenly(val_fraction);
+    let (mut held, mut bytes) = (Vec::new(), 0);
+    for document in documents {
+        let document = document?;
+        if document.is_empty() {
+            continue;
+        }
+        bytes += document.len();
+        held.push((document, validates()));
+        if bytes >= chunk {
+            writers.push(tokenizer, &std::mem::take(&mut held))?;
+            writers.report(std::mem::take(&mut bytes), progress);
+        }
+    }
+    writers.push(tokenizer, &held)?;
+    writers.report(bytes, progress);
+    if writers.written.bytes == 0 {
+        return Err(DataError::EmptyCorpus { path: dir.to_owned() });
+    }
+    writers.finish(dir, tokenizer)
 }
 
 fn files(dir: &Path) -> [PathBuf; 3] {
@@ -178,17 +199,27 @@ fn check_fraction(found: f64) -> Result<(), DataError> {
 struct Writers {
     train: ShardWriter,
     val: ShardWriter,
+    boundaries: Boundaries,
+    written: Progress,
 }
 
 impl Writers {
     fn create(dir: &Path, tokenizer: &Tokenizer) -> Result<Self, DataError> {
-        let io = |source| DataError::Io { path: dir.to_owned(), action: "create", source };
-        fs::create_dir_all(dir).map_err(io)?;
+        fs::create_dir_all(dir).map_err(io(dir, "create"))?;
         let [_, train, val] = files(dir);
         Ok(Self {
             train: ShardWriter::create(&train, tokenizer)?,
             val: ShardWriter::create(&val, tokenizer)?,
+            boundaries: Boundaries::of(tokenizer),
+            written: Progress::default(),
         })
+    }
+
+    /// Says that `bytes` more of text are written.
+    fn report(&mut self, bytes: usize, progress: &mut dyn FnMut(Progress)) {
+        self.written.bytes += bytes as u64;
+        self.written.tokens = (self.train.count() + self.val.count()) as u64;
+        progress(self.written);
     }
 
     /// Encodes documents and appends each to train or, where its flag says so, to val.
@@ -198,25 +229,23 @@ impl Writers {
         documents: &[(String, bool)],
     ) -> Result<(), DataError> {
         let texts: Vec<&str> = documents.iter().map(|(text, _)| text.as_str()).collect();
-        let bos = tokenizer.bos_id().filter(|_| tokenizer.adds_bos());
         let encoded = tokenizer.encode_plain_batch(&texts)?;
         for (ids, (_, validates)) in encoded.iter().zip(documents) {
             let writer = if *validates { &mut self.val } else { &mut self.train };
-            writer.push(bos.as_slice())?;
+            writer.push(self.boundaries.begin.as_slice())?;
             writer.push(ids)?;
-            writer.push(tokenizer.eos_id().as_slice())?;
+            writer.push(self.boundaries.end.as_slice())?;
         }
         Ok(())
     }
 
     fn finish(self, dir: &Path, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
         let [json, ..] = files(dir);
-        let io = |source| DataError::Io { path: json.clone(), action: "replace", source };
         // An old train.bin beside a new val.bin could agree in everything that `open` compares.
         match fs::remove_file(&json) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             removed => {
-                removed.map_err(io)?;
+                removed.map_err(io(&json, "replace"))?;
                 flush_name(&json)?;
             }
         }
@@ -224,5 +253,75 @@ impl Writers {
         self.val.finish()?;
         AtomicFile::replace(&json, tokenizer.json().as_bytes())?;
         Dataset::open(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use tempfile::TempDir;
+
+    fn bytes_of(dir: &TempDir) -> [Vec<u8>; 2] {
+        ["train.bin", "val.bin"].map(|name| fs::read(dir.path().join(name)).expect("a shard"))
+    }
+
+    #[test]
+    fn a_text_in_blocks_has_the_tokens_of_the_whole() {
+        let text = "One line,\n  and an indented one.\n\nA last lĩne\r\nof four.\n".repeat(9);
+        let bpe = Tokenizer::train_bpe([&text].iter(), 300).expect("a tokenizer");
+        let characters = Tokenizer::characters(&text).expect("a tokenizer");
+        for tokenizer in [bpe, characters, Tokenizer::bytes()] {
+            assert!(tokenizer.cuts_at_lines());
+            for fraction in [0.0, 0.1, 0.5, 0.77] {
+                let [whole, parts] = [(); 2].map(|()| TempDir::new().expect("a directory"));
+                Dataset::from_text(whole.path(), &tokenizer, &text, fraction).expect("a dataset");
+                let blocks = || text.split_inclusive("\n\n").map(Ok);
+                let mut seen = Vec::new();
+                let mut progress = |now| seen.push(now);
+                from_one(parts.path(), &tokenizer, blocks, fraction, &mut progress)
+                    .expect("a dataset");
+                assert_eq!(bytes_of(&whole), bytes_of(&parts), "{fraction}");
+                assert_eq!(seen.len(), blocks().count());
+                assert_eq!(seen.last().map(|p| p.bytes), Some(text.len() as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn documents_are_held_a_chunk_at_a_time() {
+        let documents = || (0..100).map(|i| Ok(format!("document {i}")));
+        let [whole, parts] = [(); 2].map(|()| TempDir::new().expect("a directory"));
+        let tokenizer = Tokenizer::bytes();
+        Dataset::from_documents(whole.path(), &tokenizer, documents(), 0.3).expect("a dataset");
+        // Bytes that were taken and are not reported as written are held.
+        let (taken, written, most) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let counted = documents().inspect(|document| {
+            taken.set(taken.get() + document.as_ref().map_or(0, String::len) as u64);
+            most.set(most.get().max(taken.get() - written.get()));
+        });
+        let mut tokens = 0;
+        let mut progress = |now: Progress| {
+            written.set(now.bytes);
+            tokens = now.tokens;
+        };
+        let made = from_many(parts.path(), &tokenizer, counted, 0.3, 40, &mut progress);
+        let made = made.expect("a dataset");
+        assert_eq!(bytes_of(&whole), bytes_of(&parts));
+        assert_eq!(written.get(), taken.get());
+        assert_eq!(tokens, (made.train.len() + made.val.len()) as u64);
+        assert!(most.get() < 40 + "document 99".len() as u64, "{}", most.get());
+    }
+
+    #[test]
+    fn a_share_is_dealt_out_evenly() {
+        for share in [0.0, 0.1, 0.3, 0.5, 1.0] {
+            let mut deal = evenly(share);
+            let mut count = 0;
+            for n in 1..500 {
+                count += usize::from(deal());
+                assert_eq!(count, (n as f64 * share) as usize);
+            }
+        }
     }
 }

@@ -38,7 +38,7 @@ pub enum DataError {
         position: usize,
     },
 
-    /// A line of a .jsonl file has no document under "text".
+    /// A line of a .jsonl file has no document under its key.
     #[error("{}: line {line}: {cause}", path.display())]
     Line {
         /// The file.
@@ -47,6 +47,46 @@ pub enum DataError {
         line: usize,
         /// What is wrong with it.
         cause: String,
+    },
+
+    /// A row of a parquet file has no document in its column.
+    #[error("{}: row {row}: {cause}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Number of the row, from 1.
+        row: usize,
+        /// What is wrong with it.
+        cause: String,
+    },
+
+    /// A parquet file is damaged, or has no column of that name.
+    #[error("{}: {cause}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the library said, or what columns there are.
+        cause: String,
+    },
+
+    /// A file is of a kind that this build does not read.
+    #[error(
+        "{}: this build reads no such files, build it with `--features {feature}`", path.display()
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// The cargo feature that reads it.
+        feature: &'static str,
+    },
+
+    /// A document, or a line of a text, is too long to be held.
+    #[error("{}: a document or line is longer than {most} bytes", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes it may have.
+        most: usize,
     },
 
     /// There is no text.
@@ -112,6 +152,31 @@ pub enum DataError {
         /// Hash of the tokenizer at hand.
         found: String,
     },
+
+    /// Two sources of a mixture were made with different tokenizers.
+    #[error(
+        "{}: not made with the tokenizer of {}, the sources of a mixture need the same one",
+        path.display(), first.display()
+    )]
+    MixedTokenizers {
+        /// The shard that differs.
+        path: PathBuf,
+        /// The shard of the first source.
+        first: PathBuf,
+    },
+
+    /// The weight of a source is no share.
+    #[error("{}: its weight is {found}, it must be a positive number", path.display())]
+    Weight {
+        /// The shard of the source.
+        path: PathBuf,
+        /// What was asked for.
+        found: f64,
+    },
+
+    /// A mixture has no source.
+    #[error("a mixture needs at least one source, there is none")]
+    NoSource,
 
     /// A shard does not hold one window.
     #[error("{}: {tokens} tokens, too short for one window of {needed}", path.display())]

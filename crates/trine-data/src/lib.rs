@@ -1,15 +1,18 @@
 //! Text to token shards to deterministic batches; the built-in synthetic corpus.
 //!
 //! ```text
-//! text, documents ─► Dataset::from_text, from_documents ─► tokenizer.json, train.bin, val.bin
-//!                                                                       │ Dataset::open
-//!           training ◄── Batches::batch(step) ◄── train ◄───────────────┤
-//!         validation ◄── eval_windows ◄────────── val ◄─────────────────┘
+//!   files ─► Corpus ─► Dataset::from_corpus ─► tokenizer.json, train.bin, val.bin
+//!                                                           │ Dataset::open, Mixture::open
+//!        training ◄── Batches::batch(step) ◄── train ◄──────┤
+//!      validation ◄── eval_windows ◄────────── val ◄────────┘
 //! ```
 //!
+//! - [`Corpus`]: documents of text, JSON lines and parquet, one at a time.
 //! - [`shard`]: ids on disk, memory-mapped, checked as if somebody hostile had written them.
 //! - [`Dataset`]: the directory that training reads; a tokenizer travels with its ids.
-//! - [`Batches`]: a pure function of seed and step, so that resuming needs no state.
+//! - [`Batches`]: a pure function of seed and step, so that resuming needs no state; of one dataset
+//!   or a weighted [`Mixture`] of several.
+//! - [`Boundaries`]: where documents begin, so that attention can stay within them.
 //! - [`synth`]: stories and arithmetic from a seed, and a score of how well a text keeps their
 //!   rules, so that a first training run needs no download and its result no opinion.
 //!
@@ -18,12 +21,20 @@
 #![forbid(unsafe_code)]
 
 mod batches;
+mod boundaries;
+mod corpus;
 mod dataset;
 mod error;
+mod mixture;
+mod parquet;
 pub mod shard;
 pub mod synth;
+mod text;
 
 pub use batches::{Batch, Batches, eval_windows};
-pub use dataset::{Dataset, read_documents, read_text};
+pub use boundaries::Boundaries;
+pub use corpus::{Corpus, read_text};
+pub use dataset::{Dataset, Progress, evenly};
 pub use error::DataError;
+pub use mixture::{Mixture, Source};
 pub use shard::{Shard, ShardWriter};

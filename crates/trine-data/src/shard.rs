@@ -92,6 +92,11 @@ impl ShardWriter {
         self.flush()
     }
 
+    /// Tokens appended so far.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Ends the shard and gives the file its name. Returns the number of tokens.
     ///
     /// # Errors

@@ -145,6 +145,12 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode_plain(text.as_ref())).collect()
     }
 
+    /// Whether a text may be cut before a visible character that begins a line: the ids of the
+    /// parts, by [`Tokenizer::encode_plain`], are those of the whole then.
+    pub fn cuts_at_lines(&self) -> bool {
+        self.cuts_at_lines
+    }
+
     fn ids(
         &self,
         text: &str,

@@ -107,16 +107,36 @@ pub enum Quantizer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "the section [data]")]
 pub struct DataConfig {
-    /// A text file, a directory made by `trine data prepare`, or `synth` for the built-in corpus.
+    /// A file of text, a directory made by `trine data prepare`, or `synth` for the built-in
+    /// corpus. Files are what [`trine_data::Corpus`] reads.
     pub path: String,
     /// `char`, `byte`, `bpe:<vocabulary size>`, or the path of a tokenizer.json.
     pub tokenizer: String,
+    /// Key of the text in a JSON line, column of the text in a parquet file.
+    pub text_key: String,
+    /// What separates the documents of a text file; empty where it is one text.
+    pub split_on: String,
     /// Size of the built-in corpus for `synth`.
     pub synth_bytes: usize,
-    /// Share of a text file's end that is held out for validation.
+    /// Share that is held out for validation: the end of one text, or documents.
     pub val_fraction: f64,
     /// Tokens of a training sequence.
     pub seq_len: usize,
+    /// Attention does not look beyond the document a token is of.
+    pub document_mask: bool,
+    /// Instead of `path`: several directories made by `trine data prepare` with one tokenizer, each
+    /// a table `[[data.sources]]`.
+    pub sources: Vec<SourceConfig>,
+}
+
+/// One of several corpora that are trained on together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table [[data.sources]]")]
+pub struct SourceConfig {
+    /// A directory made by `trine data prepare`.
+    pub path: String,
+    /// Share of the training sequences, relative to the weights of the others.
+    pub weight: f64,
 }
 
 impl Default for ModelSection {
@@ -146,10 +166,20 @@ impl Default for DataConfig {
         Self {
             path: String::new(),
             tokenizer: "bpe:4096".to_owned(),
+            text_key: "text".to_owned(),
+            split_on: String::new(),
             synth_bytes: 8_000_000,
             val_fraction: 0.1,
             seq_len: 256,
+            document_mask: false,
+            sources: Vec::new(),
         }
+    }
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self { path: String::new(), weight: 1.0 }
     }
 }
 
@@ -280,6 +310,7 @@ impl RunConfig {
         self.schedule.check(&self.optimizer)?;
         self.train.check()?;
         self.quantizer.check(m)?;
+        self.check_sources()?;
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -287,6 +318,21 @@ impl RunConfig {
 }
 
 impl RunConfig {
+    /// A mixture has directories and positive weights, and nothing beside it.
+    fn check_sources(&self) -> Result<(), TrainError> {
+        let DataConfig { path, sources, .. } = &self.data;
+        for (i, source) in sources.iter().enumerate() {
+            let key = |name| format!("data.sources[{i}].{name}");
+            let weight = source.weight;
+            let positive = weight > 0.0 && weight.is_finite();
+            require(positive, &key("weight"), "a positive number", weight)?;
+            let directory = "a directory made by `trine data prepare`";
+            require(!source.path.is_empty(), &key("path"), directory, "nothing")?;
+        }
+        let alone = sources.is_empty() || path.is_empty();
+        require(alone, "data.path", "nothing, as data.sources says what is trained on", path)
+    }
+
     /// The dotted keys in which a run may not change when it is resumed, of those that differ.
     ///
     /// A run may be made longer, be watched and saved in another way, and be helped over a spike that
@@ -446,6 +492,31 @@ mod tests {
         assert!(parse("", &[norms]).is_ok());
         let error = parse("", &[norms, "model.quantization=none"]).unwrap_err();
         assert!(error.contains("model.projection_norms"), "{error}");
+    }
+
+    #[test]
+    fn sources_of_a_mixture_are_read_and_checked_by_key() {
+        let text = "[[data.sources]]\npath = 'a'\nweight = 3\n[[data.sources]]\npath = 'b'";
+        let config = parse(text, &[]).unwrap();
+        let source = |path: &str, weight| SourceConfig { path: path.to_owned(), weight };
+        assert_eq!(config.data.sources, [source("a", 3.0), source("b", 1.0)]);
+        assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
+        let inline = parse("", &["data.sources=[{path='a', weight=3.0}, {path='b'}]"]);
+        assert_eq!(inline.unwrap(), config);
+        for (from, to, names) in [
+            ("3", "-3", ["`data.sources[0].weight`", "found -3"]),
+            ("3", "0", ["`data.sources[0].weight`", "a positive number"]),
+            ("3", "nan", ["`data.sources[0].weight`", "found NaN"]),
+            ("'b'", "''", ["`data.sources[1].path`", "trine data prepare"]),
+            ("weight", "wait", ["unknown field `wait`", "line 3"]),
+        ] {
+            let error = parse(&text.replace(from, to), &[]).unwrap_err();
+            assert!(names.iter().all(|name| error.contains(name)), "{error}");
+        }
+        let error = parse(text, &["data.path=synth"]).unwrap_err();
+        assert!(error.contains("`data.path`") && error.contains("data.sources"), "{error}");
+        let other = parse(text, &["data.sources=[{path='a'}]"]).unwrap();
+        assert_eq!(config.changed_keys(&other), ["data.sources"]);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Bitnet {
     }
 
     /// Cosines and sines of the rotary embedding, `(positions, d/2)` each.
-    pub(crate) fn rope(&self) -> &(Vec<f32>, Vec<f32>) {
+    pub(crate) fn rope(&self) -> &RopeTables {
         &self.rope
     }
 
@@ -83,7 +83,7 @@ impl Bitnet {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: true }.logits(ids)
+        Pass::new(self).logits(ids)
     }
 
     /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
@@ -91,16 +91,35 @@ impl Bitnet {
     /// # Errors
     /// As [`Self::forward`].
     pub fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: true }.loss(inputs, targets)
+        self.loss_within(inputs, targets, None)
     }
 
-    /// As [`Self::loss`], without what a backward pass would need: activations are freed as the
+    /// As [`Self::loss`], where no position sees anything before its start; `starts` is `(B, T)`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn loss_within(
+        &self,
+        inputs: &Tensor,
+        targets: &Tensor,
+        starts: Option<&[u32]>,
+    ) -> Result<Tensor> {
+        Pass { starts: shared(starts), ..Pass::new(self) }.loss(inputs, targets)
+    }
+
+    /// As [`Self::loss_within`], without what a backward pass would need: activations are freed as the
     /// pass goes on.
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn evaluate(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: false }.loss(inputs, targets)
+    pub fn evaluate(
+        &self,
+        inputs: &Tensor,
+        targets: &Tensor,
+        starts: Option<&[u32]>,
+    ) -> Result<Tensor> {
+        let pass = Pass { gradients: false, starts: shared(starts), ..Pass::new(self) };
+        pass.loss(inputs, targets)
     }
 }
 
@@ -109,9 +128,18 @@ struct Pass<'a> {
     model: &'a Bitnet,
     /// Whether Candle is to remember the pass.
     gradients: bool,
+    starts: Option<Arc<Vec<u32>>>,
 }
 
-impl Pass<'_> {
+fn shared(starts: Option<&[u32]>) -> Option<Arc<Vec<u32>>> {
+    starts.map(|starts| Arc::new(starts.to_vec()))
+}
+
+impl<'a> Pass<'a> {
+    fn new(model: &'a Bitnet) -> Self {
+        Self { model, gradients: true, starts: None }
+    }
+
     fn param(&self, name: &str) -> Result<Tensor> {
         let tensor = self.model.params.get(name)?;
         Ok(if self.gradients { tensor.clone() } else { tensor.detach() })
@@ -148,7 +176,10 @@ impl Pass<'_> {
         let q = self.projection(layer, Projection::Q, &x)?;
         let k = self.projection(layer, Projection::K, &x)?;
         let v = self.projection(layer, Projection::V, &x)?;
-        let mut y = ops::attention(&q, &k, &v, config.head_dim, &self.model.rope)?;
+        let mut y = {
+            let (d, rope) = (config.head_dim, &self.model.rope);
+            ops::attention(&q, &k, &v, d, rope, self.starts.as_ref())?
+        };
         if config.sub_norms {
             y = self.norm(&names::attn_sub_norm(layer), &y)?;
         }

@@ -135,7 +135,7 @@ mod tests {
         let config = crate::RunConfig::parse(toml, "test".as_ref(), &[]).unwrap();
         let config = config.model_config(40, None, None).unwrap();
         let ids = |from: u32| (from..from + 24).map(|i| i * 7 % 40).collect::<Vec<u32>>();
-        let batch = Batch { inputs: ids(0), targets: ids(1), batch: 2, seq_len: 12 };
+        let batch = Batch { inputs: ids(0), targets: ids(1), starts: None, batch: 2, seq_len: 12 };
         let model =
             Bitnet::new(config.clone(), Params::init(&config, 0.02, 0, &Device::Cpu).unwrap());
         let tensor = |ids: &[u32]| Tensor::from_slice(ids, (2, 12), &Device::Cpu).unwrap();

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use trine_data::Dataset;
+use trine_data::Mixture;
 use trine_format::AtomicFile;
 
 use crate::{RunConfig, TrainError, checkpoint, machine};
@@ -84,12 +84,12 @@ pub(crate) fn lock(run_dir: &Path) -> Result<File, TrainError> {
 /// Writes what a run is made from and with.
 pub(crate) fn write_about(
     run_dir: &Path,
-    data: &Dataset,
+    data: &Mixture,
     parameters: usize,
 ) -> Result<(), TrainError> {
     let mut about = json!({
-        "train_tokens": data.train.len(),
-        "val_tokens": data.val.len(),
+        "train_tokens": data.train_tokens(),
+        "val_tokens": data.val_tokens(),
         "data_hash": data_hash(data)?,
         "parameters": parameters,
     });
@@ -163,7 +163,7 @@ pub(crate) fn check_never_saved(config: &RunConfig, run_dir: &Path) -> Result<()
 /// Refuses to go on with a run on other data or with settings that change what its steps do.
 pub(crate) fn check_same_run(
     config: &RunConfig,
-    data: &Dataset,
+    data: &Mixture,
     run_dir: &Path,
 ) -> Result<(), TrainError> {
     let refuse = |message| Err(TrainError::RunDir { path: run_dir.to_owned(), message });
@@ -181,11 +181,11 @@ pub(crate) fn check_same_run(
     Ok(())
 }
 
-/// Identifies what a run was trained on: the tokens of both shards and their tokenizer.
-fn data_hash(data: &Dataset) -> Result<String, TrainError> {
+/// Identifies what a run was trained on: the tokens of all shards and their tokenizer.
+fn data_hash(data: &Mixture) -> Result<String, TrainError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&data.tokenizer.hash());
-    for shard in [&data.train, &data.val] {
+    for shard in data.sources.iter().flat_map(|source| [&source.train, &source.val]) {
         let path = shard.path();
         let file = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
         file.map_err(|source| TrainError::Read { path: path.to_owned(), source })?;

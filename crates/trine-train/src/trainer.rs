@@ -7,7 +7,7 @@
 //!   config.toml       the resolved configuration
 //!   run.json          version of this code, data hash, machine, command line; each resumption
 //!   data/             tokenizer.json, train.bin, val.bin
-//!   metrics.jsonl     one JSON object a step, validation or event
+//!   metrics.jsonl     one JSON object a step, validation (with the loss of each source) or event
 //!   checkpoints/      step-000500/, ...
 //! ```
 //!
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
-use trine_data::{Batch, Batches, DataError, Dataset, Shard, eval_windows};
+use trine_data::{Batch, Batches, Boundaries, DataError, Mixture, Shard, eval_windows};
 use trine_format::{AtomicFile, ModelConfig, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
@@ -47,13 +47,15 @@ pub struct Trainer {
     run_dir: PathBuf,
     batches: Batches,
     plan: BatchPlan,
-    val: Shard,
+    /// Held-out text of each source.
+    val: Vec<Shard>,
+    /// What tells documents apart, where the configuration wants it.
+    boundaries: Option<Boundaries>,
     tokenizer: TokenizerFiles,
     model: Bitnet,
     optimizer: Optimizer,
-    /// Computes steps where the network is one that it knows; otherwise Candle's graph does. Not there
-    /// while it validates.
-    engine: Option<Engine>,
+    /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
+    engine: Engine,
     state: TrainerState,
     metrics: Metrics,
     /// What a rewind goes back to; without one it begins anew.
@@ -67,15 +69,16 @@ pub struct Trainer {
 impl Trainer {
     /// Starts a run in directory `run_dir`, which must not hold one yet.
     ///
-    /// `data` is where the dataset lies: inside the run directory or elsewhere.
+    /// `data` is one dataset or a mixture of several; where they lie is not looked at.
     ///
     /// # Errors
     /// A run in the way, a configuration that does not fit the data, a disk that refuses.
     pub fn create(
         mut config: RunConfig,
-        data: Dataset,
+        data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
+        let data = data.into();
         // What this machine chooses, another one that takes up the run does too.
         config.train.precision = config.train.precision.resolved();
         if run_dir.join("config.toml").exists() {
@@ -101,7 +104,12 @@ impl Trainer {
     /// No run there, only damaged checkpoints, other data than the run began with, or a
     /// configuration that would make it another run: it may be made longer, be evaluated and saved
     /// otherwise, and have another policy for spikes, no more.
-    pub fn resume(config: RunConfig, data: Dataset, run_dir: &Path) -> Result<Self, TrainError> {
+    pub fn resume(
+        config: RunConfig,
+        data: impl Into<Mixture>,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        let data = data.into();
         let found = checkpoint::latest_whole(run_dir)?;
         if found.is_none() {
             run_dir::check_never_saved(&config, run_dir)?;
@@ -127,22 +135,30 @@ impl Trainer {
 
     fn assemble(
         config: RunConfig,
-        data: Dataset,
+        data: Mixture,
         run_dir: &Path,
         (model, optimizer): (Bitnet, Optimizer),
         last_checkpoint: Option<PathBuf>,
     ) -> Result<Self, TrainError> {
-        let Dataset { tokenizer, train, val } = data;
-        let seq_len = config.data.seq_len;
+        let Mixture { tokenizer, sources } = data;
+        let (seq_len, batch) = (config.data.seq_len, config.train.batch_size);
+        let boundaries = boundaries(&config, &tokenizer)?;
+        let (train, val) =
+            sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
+        let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
+        if let Some(boundaries) = boundaries {
+            batches = batches.with_documents(boundaries);
+        }
         let options = fused::Options {
             precision: config.train.precision,
             recompute: config.train.recompute_activations,
         };
         Ok(Self {
-            engine: Some(Engine::new(options)),
-            batches: Batches::new(train, config.train.batch_size, seq_len, config.seed)?,
+            engine: Engine::new(options),
+            batches,
             plan: BatchPlan::new(&config.train),
             val,
+            boundaries,
             tokenizer: tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             metrics: Metrics::open(run_dir)?,
             run_dir: run_dir.to_owned(),
@@ -247,9 +263,14 @@ impl Trainer {
 
     /// Validates, and says whether the result is worth a checkpoint.
     fn validated(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let (step, loss) = (self.state.step, self.validate()?);
+        let step = self.state.step;
+        let (loss, sources) = self.validate_sources()?;
         self.state.validation = Some((step, loss));
-        self.metrics.log(&json!({ "step": step, "val_loss": loss }))?;
+        let mut line = json!({ "step": step, "val_loss": loss });
+        if sources.len() > 1 {
+            line["val_losses"] = json!(sources);
+        }
+        self.metrics.log(&line)?;
         observer.on_validation(step, loss);
         let better = self.state.best.is_none_or(|(_, best)| loss < best);
         if better {
@@ -267,19 +288,38 @@ impl Trainer {
         Ok(())
     }
 
-    /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it.
+    /// The held-out text in windows that do not overlap, as [`Self::validate`] reads it: that of
+    /// one source after the other.
     ///
     /// # Errors
     /// A held-out text that is shorter than one window.
     pub fn validation_batches(
         &self,
     ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + '_, TrainError> {
+        let sources: Result<Vec<_>, _> =
+            self.val.iter().map(|val| self.validation_batches_of(val)).collect();
+        Ok(sources?.into_iter().flatten())
+    }
+
+    fn validation_batches_of<'a>(
+        &'a self,
+        val: &'a Shard,
+    ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + 'a, TrainError> {
         let (seq_len, batch) = (self.config.data.seq_len, self.config.train.batch_size);
         let limit = match self.config.train.eval_tokens {
             0 => usize::MAX,
-            tokens => (tokens / (seq_len * batch)).max(1),
+            // Sources have equal parts of a validation.
+            tokens => (tokens / (seq_len * batch) / self.val.len()).max(1),
         };
-        Ok(eval_windows(&self.val, batch, seq_len)?.take(limit))
+        let windows = eval_windows(val, batch, seq_len)?.take(limit);
+        Ok(windows.map(|batch| {
+            batch.map(|mut batch| {
+                if let Some(boundaries) = self.boundaries {
+                    batch.mark_documents(boundaries);
+                }
+                batch
+            })
+        }))
     }
 
     /// Mean cross entropy in nats over the held-out text.
@@ -287,24 +327,40 @@ impl Trainer {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn validate(&mut self) -> Result<f32, TrainError> {
-        let (mut total, mut sequences) = (0.0, 0);
-        let mut engine = self.engine.take();
-        for batch in self.validation_batches()? {
-            let batch = batch?;
-            let loss = match &mut engine {
-                Some(engine) if Engine::fits(&self.model) => {
-                    engine.evaluate(&self.model, &batch)?
-                }
-                _ => {
-                    let (inputs, targets) = tensors(&batch)?;
-                    self.model.evaluate(&inputs, &targets)?.to_scalar::<f32>()?
-                }
-            };
-            total += f64::from(loss) * batch.batch as f64;
-            sequences += batch.batch;
-        }
+        Ok(self.validate_sources()?.0)
+    }
+
+    /// As [`Self::validate`], and the mean of each source, in their order.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn validate_sources(&mut self) -> Result<(f32, Vec<f32>), TrainError> {
+        let mut engine = std::mem::replace(&mut self.engine, Engine::new(self.engine.options()));
+        let losses = self.losses(&mut engine);
         self.engine = engine;
-        Ok((total / sequences as f64) as f32)
+        losses
+    }
+
+    fn losses(&self, engine: &mut Engine) -> Result<(f32, Vec<f32>), TrainError> {
+        let (mut total, mut sequences, mut means) = (0.0, 0, Vec::new());
+        for val in &self.val {
+            let (mut sum, mut count) = (0.0, 0);
+            for batch in self.validation_batches_of(val)? {
+                let batch = batch?;
+                let loss = if Engine::fits(&self.model) {
+                    engine.evaluate(&self.model, &batch)?
+                } else {
+                    let (inputs, targets) = tensors(&batch)?;
+                    let starts = batch.starts.as_deref();
+                    self.model.evaluate(&inputs, &targets, starts)?.to_scalar::<f32>()?
+                };
+                sum += f64::from(loss) * batch.batch as f64;
+                count += batch.batch;
+            }
+            (total, sequences) = (total + sum, sequences + count);
+            means.push((sum / count as f64) as f32);
+        }
+        Ok(((total / sequences as f64) as f32, means))
     }
 
     /// Writes a checkpoint of the run as it is now and returns its directory.
@@ -360,12 +416,26 @@ fn load(
 }
 
 /// Checks that data holds at least one window for each purpose, before it is needed.
-fn check_windows(config: &RunConfig, data: &Dataset) -> Result<(), TrainError> {
+fn check_windows(config: &RunConfig, data: &Mixture) -> Result<(), TrainError> {
     let (batch, seq_len) = (config.train.batch_size, config.data.seq_len);
-    for shard in [&data.train, &data.val] {
+    for shard in data.sources.iter().flat_map(|source| [&source.train, &source.val]) {
         drop(eval_windows(shard, batch, seq_len)?);
     }
-    Ok(())
+    boundaries(config, &data.tokenizer).map(|_| ())
+}
+
+/// What tells documents apart, where the configuration wants it.
+fn boundaries(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Option<Boundaries>, TrainError> {
+    let boundaries = Boundaries::of(tokenizer);
+    match config.data.document_mask {
+        true if boundaries.is_none() => Err(TrainError::ConfigValue {
+            key: "data.document_mask".to_owned(),
+            expected: "false, as the tokenizer has no token that begins or ends a document"
+                .to_owned(),
+            found: "true".to_owned(),
+        }),
+        wanted => Ok(boundaries.filter(|_| wanted)),
+    }
 }
 
 /// Where the model of a checkpoint differs from the run's, as keys of `config.json`.

@@ -138,7 +138,7 @@ fn every_variable_gets_a_gradient_whatever_the_quantizer() {
                 assert!(values.iter().any(|g| *g != 0.0), "{name} with {variant}");
             }
             // Without gradients the pass computes the same.
-            let evaluated = model.evaluate(&inputs, &targets).unwrap();
+            let evaluated = model.evaluate(&inputs, &targets, None).unwrap();
             assert_eq!(flat(&evaluated), flat(&loss), "{variant}");
         }
     }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use trine_data::Dataset;
+use trine_data::{Dataset, Mixture};
 use trine_format::ModelFile;
 use trine_tokenizer::Tokenizer;
 use trine_train::trainer::{Observer, StepReport};
@@ -174,6 +174,96 @@ fn an_exploding_run_stops_and_keeps_a_checkpoint_to_go_on_from() {
             assert!(values.iter().all(|v| v.is_finite()), "{name}");
         }
     }
+}
+
+/// Two corpora of one tokenizer that differ in length, with weights.
+fn mixture(dir: &Path, weights: [f64; 2]) -> Mixture {
+    let texts = [
+        "the cat sat on the mat and the dog ate the hat. ".repeat(20),
+        "a hat, a mat, a cat: the dog sat on them. ".repeat(35),
+    ];
+    let tokenizer = Tokenizer::characters(&texts.concat()).unwrap();
+    let sources = [0, 1].map(|i| {
+        let path = dir.join(format!("data{i}"));
+        Dataset::from_text(&path, &tokenizer, &texts[i], 0.1).unwrap();
+        (path, weights[i])
+    });
+    Mixture::open(&sources).unwrap()
+}
+
+#[test]
+fn a_mixture_resumes_in_the_middle_of_an_epoch_with_the_same_losses() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = |weights| mixture(dir.path(), weights);
+    let weights = [3.0, 2.0];
+    let mut whole = Watch::default();
+    let run = dir.path().join("whole");
+    Trainer::create(config(), data(weights), &run).unwrap().run(&mut whole).unwrap();
+
+    let run = dir.path().join("parts");
+    let (mut losses, mut validations) = (Vec::new(), Vec::new());
+    for stop_after in [Some(7), Some(10), Some(24), None] {
+        let mut trainer = match losses.is_empty() {
+            true => Trainer::create(config(), data(weights), &run).unwrap(),
+            false => Trainer::resume(config(), data(weights), &run).unwrap(),
+        };
+        // Neither source has an epoch of so many samples.
+        assert!(trainer.batches().windows() > 7 * 4);
+        let mut watch = Watch { stop_after, ..Watch::default() };
+        trainer.run(&mut watch).unwrap();
+        losses.extend(watch.losses);
+        validations.extend(watch.validations);
+    }
+    assert_eq!(losses, whole.losses);
+    assert_eq!(validations, whole.validations);
+    // Other weights are other batches.
+    let run = dir.path().join("other");
+    let mut other = Watch::default();
+    Trainer::create(config(), data([1.0, 9.0]), &run).unwrap().run(&mut other).unwrap();
+    assert_ne!(other.losses, whole.losses);
+}
+
+#[test]
+fn validation_reports_each_source_and_their_mean() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut trainer = Trainer::create(config(), mixture(dir.path(), [1.0, 1.0]), &run).unwrap();
+    let (mean, sources) = trainer.validate_sources().unwrap();
+    assert_eq!(trainer.validate().unwrap(), mean);
+    let rows = [0, 1].map(|i| {
+        let val = Dataset::open(&dir.path().join(format!("data{i}"))).unwrap().val;
+        ((val.len() - 1) / 16) as f32
+    });
+    let expected = (sources[0] * rows[0] + sources[1] * rows[1]) / (rows[0] + rows[1]);
+    assert!((mean - expected).abs() < 1e-5 && sources[0] != sources[1], "{mean} {sources:?}");
+    trainer.run(&mut ()).unwrap();
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let losses = metrics.lines().filter(|line| line.contains("val_losses")).count();
+    assert_eq!(losses, 3, "{metrics}");
+}
+
+#[test]
+fn documents_are_told_apart_where_the_tokenizer_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let masked = ["data.document_mask=true".to_owned()];
+    let masked = RunConfig::parse(CONFIG, Path::new("test.toml"), &masked).unwrap();
+    let data = dataset(&dir.path().join("text"));
+    let error = Trainer::create(masked.clone(), data, &dir.path().join("a")).err().unwrap();
+    let error = error.to_string();
+    assert!(error.contains("`data.document_mask`") && error.contains("tokenizer"), "{error}");
+
+    let documents = || (0..200).map(|i| Ok("word ".repeat(i % 4 + 1)));
+    let tokenizer = Tokenizer::bytes();
+    let data =
+        || Dataset::from_documents(&dir.path().join("d"), &tokenizer, documents(), 0.1).unwrap();
+    let trainer = Trainer::create(masked, data(), &dir.path().join("b")).unwrap();
+    let batch = trainer.batches().batch(0).unwrap();
+    let starts = batch.starts.unwrap();
+    assert!(starts.iter().any(|start| *start > 0) && starts.len() == batch.inputs.len());
+    let mut held_out = trainer.validation_batches().unwrap();
+    assert!(held_out.all(|batch| batch.unwrap().starts.is_some()));
+    let trainer = Trainer::create(config(), data(), &dir.path().join("c")).unwrap();
+    assert!(trainer.batches().batch(0).unwrap().starts.is_none());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod commands;
+mod data;
 mod memory;
 mod model;
 mod output;
@@ -34,7 +35,7 @@ struct Cli {
 enum Command {
     /// Train a tiny model on the built-in corpus, export it and let it write: minutes, no network
     Demo(commands::demo::Args),
-    /// Make or prepare training data
+    /// Make, prepare and list training data
     #[command(subcommand)]
     Data(commands::data::Command),
     /// Train and use tokenizers

@@ -1,4 +1,4 @@
-//! Watching long work, training, downloads and conversions: bars where a person looks, plain lines where not.
+//! Watching long work, tokenizing, training, downloads and conversions: bars where a person looks, plain lines where not.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -218,6 +218,58 @@ impl ConversionProgress {
 }
 
 impl Drop for ConversionProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows the tokenizing of a corpus on stderr.
+pub(crate) struct TokenizingProgress {
+    bar: ProgressBar,
+    /// Whether a person watches; else lines are printed.
+    watched: bool,
+    last_line: Instant,
+    /// What the bar counts now.
+    work: &'static str,
+}
+
+impl TokenizingProgress {
+    /// A display that shows nothing until there is something to count.
+    pub(crate) fn new() -> Self {
+        let watched = std::io::stderr().is_terminal();
+        Self { bar: ProgressBar::hidden(), watched, last_line: Instant::now(), work: "" }
+    }
+
+    /// So many bytes of text were read to make a tokenizer; how many there are is not known yet.
+    pub(crate) fn on_reading(&mut self, bytes: u64) {
+        self.show("reading", "{msg}  {bytes}  {bytes_per_sec}", bytes, None);
+    }
+
+    /// So many bytes of text of all are tokens.
+    pub(crate) fn on_text(&mut self, bytes: u64, total: u64) {
+        let style = "{msg}  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        self.show("tokenizing", style, bytes, Some(total));
+    }
+
+    fn show(&mut self, work: &'static str, style: &str, bytes: u64, total: Option<u64>) {
+        if self.watched {
+            if self.work != work {
+                self.work = work;
+                self.bar.finish_and_clear();
+                self.bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
+                self.bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+                self.bar.set_message(work);
+            }
+            self.bar.set_position(bytes);
+        } else if self.last_line.elapsed() >= LOG_EVERY {
+            self.last_line = Instant::now();
+            let of = total.map_or(String::new(), |total| format!(" of {}", output::bytes(total)));
+            note!("{work}: {}{of}", output::bytes(bytes));
+        }
+    }
+}
+
+impl Drop for TokenizingProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

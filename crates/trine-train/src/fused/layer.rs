@@ -10,9 +10,9 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
-use super::{Extent, Found, attention, is_ternary};
+use super::{Extent, Found, is_ternary};
 use crate::Bitnet;
-use crate::ops::view;
+use crate::ops::{Attention, view};
 
 /// Rows of which a thread makes the gradients of a gate at a time.
 const GATE_ROWS: usize = 16;
@@ -45,7 +45,7 @@ pub(super) struct LayerState {
 pub(super) struct Layer<'a> {
     model: &'a Bitnet,
     index: usize,
-    extent: Extent,
+    extent: Extent<'a>,
     products: &'a mut Products,
     act: Gate,
 }
@@ -54,7 +54,7 @@ impl<'a> Layer<'a> {
     pub(super) fn new(
         model: &'a Bitnet,
         index: usize,
-        extent: Extent,
+        extent: Extent<'a>,
         products: &'a mut Products,
     ) -> Result<Self> {
         let act = match model.config().hidden_act {
@@ -89,14 +89,7 @@ impl<'a> Layer<'a> {
         let work = [(Projection::Q, &mut q[..]), (Projection::K, k), (Projection::V, v)];
         self.project(weights, qkv_input, work)?;
         state.y.resize(rows * heads_width, 0.0);
-        attention::forward(
-            self.model,
-            self.extent,
-            &mut state.q,
-            &mut state.k,
-            &state.v,
-            &mut state.y,
-        );
+        self.attention().forward(&mut state.q, &mut state.k, &state.v, &mut state.y);
 
         let sub_norm = config.sub_norms.then(|| names::attn_sub_norm(self.index));
         state.o_input = self.normed(&state.y, heads_width, sub_norm.as_deref())?;
@@ -173,7 +166,7 @@ impl<'a> Layer<'a> {
             dy.copy_from_slice(&state.y);
         }
         let LayerState { q, k, v, .. } = state;
-        attention::backward(self.model, self.extent, self.products.is_bf16(), [q, k, v], &dy);
+        self.attention().backward(self.products.is_bf16(), [q, k, v], &dy);
         let dys =
             [(Projection::Q, &state.q[..]), (Projection::K, &state.k), (Projection::V, &state.v)];
         self.gradients(&state.weights, &state.qkv_input, &dys, &mut dn, found)?;
@@ -183,6 +176,13 @@ impl<'a> Layer<'a> {
         found.insert(name, dw);
         *dx = x;
         Ok(())
+    }
+
+    fn attention(&self) -> Attention<'a> {
+        let (config, Extent { batch, tokens, starts }) = (self.model.config(), self.extent);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (d, rope) = (config.head_dim, self.model.rope());
+        Attention { batch, tokens, heads, kv_heads, d, rope, starts }
     }
 
     fn param(&self, name: &str) -> Result<impl std::ops::Deref<Target = [f32]> + use<'a>> {

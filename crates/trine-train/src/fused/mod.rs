@@ -18,7 +18,6 @@
 //!
 //! Shapes: B batch, T tokens, M = B T rows, D hidden, F feed-forward, V vocabulary.
 
-mod attention;
 mod head;
 mod layer;
 mod products;
@@ -64,12 +63,14 @@ type Found = BTreeMap<String, Vec<f32>>;
 
 /// Rows and sequences of a batch.
 #[derive(Clone, Copy)]
-struct Extent {
+struct Extent<'a> {
     batch: usize,
     tokens: usize,
+    /// The first position that each one sees, `(B, T)`.
+    starts: Option<&'a [u32]>,
 }
 
-impl Extent {
+impl Extent<'_> {
     fn rows(self) -> usize {
         self.batch * self.tokens
     }
@@ -87,6 +88,11 @@ impl Engine {
     pub fn new(options: Options) -> Self {
         let products = Products::new(options.precision);
         Self { options, products, inputs: Vec::new(), states: Vec::new() }
+    }
+
+    /// How it computes.
+    pub fn options(&self) -> Options {
+        self.options
     }
 
     /// Mean cross entropy of a batch in nats, and the gradients of all parameters.
@@ -127,9 +133,15 @@ impl Engine {
     }
 
     /// Runs all layers; the last of `inputs` is then the output, the others are kept for a backward pass.
-    fn forward(&mut self, model: &Bitnet, batch: &Batch, backward: bool) -> Result<Extent> {
+    fn forward<'a>(
+        &mut self,
+        model: &Bitnet,
+        batch: &'a Batch,
+        backward: bool,
+    ) -> Result<Extent<'a>> {
         let config = model.config();
-        let extent = Extent { batch: batch.batch, tokens: batch.seq_len };
+        let starts = batch.starts.as_deref();
+        let extent = Extent { batch: batch.batch, tokens: batch.seq_len, starts };
         if extent.tokens > config.max_position_embeddings {
             let positions = config.max_position_embeddings;
             candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
@@ -237,7 +249,7 @@ mod tests {
         let id = |i: usize| (i * i * 31 % 101 % vocab) as u32;
         let n = batch * seq_len;
         let (inputs, targets) = ((0..n).map(id).collect(), (1..=n).map(id).collect());
-        Batch { inputs, targets, batch, seq_len }
+        Batch { inputs, targets, starts: None, batch, seq_len }
     }
 
     /// Loss and gradients by Candle's graph.
@@ -245,7 +257,8 @@ mod tests {
         let tensor = |ids: &[u32]| {
             Tensor::from_slice(ids, (batch.batch, batch.seq_len), &Device::Cpu).unwrap()
         };
-        let loss = model.loss(&tensor(&batch.inputs), &tensor(&batch.targets)).unwrap();
+        let (inputs, targets) = (tensor(&batch.inputs), tensor(&batch.targets));
+        let loss = model.loss_within(&inputs, &targets, batch.starts.as_deref()).unwrap();
         let gradients = collect(model.params(), &mut loss.backward().unwrap()).unwrap();
         (loss.to_scalar().unwrap(), gradients)
     }
@@ -290,6 +303,9 @@ mod tests {
         for (b, t) in shapes {
             check(&model(config()), &batch(b, t, 37), &format!("{b} x {t}"));
         }
+        let mut documents = batch(2, 40, 37);
+        documents.starts = Some((0..80).map(|i| (i % 40 - i % 40 % 13) as u32).collect());
+        check(&model(config()), &documents, "documents");
         let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
         check(&model(silu), &batch(3, 17, 37), "SiLU without sub-norms");
         let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };

@@ -1,23 +1,30 @@
 //! Causal self-attention with rotary positions and grouped queries, in one operation.
 //!
 //! Query head `h` reads key/value head `h / (H / K)` (arXiv 2305.13245); positions enter by the
-//! rotary embedding of queries and keys (arXiv 2104.09864). The softmax weights of a query are
-//! computed again in the backward pass, not kept: memory is linear in T. The gradients of the
-//! rotated queries and keys are rotated back.
+//! rotary embedding of queries and keys (arXiv 2104.09864). A task is one head of one sequence, of which
+//! rows are gathered first. The backward pass computes the softmax weights again, for some queries at a
+//! time, so memory is linear in T; its products are those of f32 or of bfloat16.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
-use trine_kernels::nn::{self, Blocks, Rows};
+use trine_kernels::bf16::{Left, Right, multiply};
+use trine_kernels::gemm::{Matrix, Store, matmul};
+use trine_kernels::nn::{self, Blocks, Causal};
+use trine_kernels::parallel;
 
 use super::{contiguous, view};
 
 /// Cosines and sines of the rotary embedding, `(positions, d/2)` each.
 pub type RopeTables = Arc<(Vec<f32>, Vec<f32>)>;
 
+/// Queries of which the backward pass makes scores at a time.
+const QUERIES: usize = 96;
+
 /// Causal attention from projected queries `(B, T, H * d)`, keys and values `(B, T, K * d)`, as the
-/// projections give them; the result is `(B, T, H * d)`.
+/// projections give them; the result is `(B, T, H * d)`. With `starts` `(B, T)`, a query sees nothing
+/// before its start.
 ///
 /// # Errors
 /// Shapes that do not fit, or more tokens than the tables have positions.
@@ -27,28 +34,21 @@ pub fn attention(
     v: &Tensor,
     head_dim: usize,
     rope: &RopeTables,
+    starts: Option<&Arc<Vec<u32>>>,
 ) -> Result<Tensor> {
-    let op = Attention { head_dim, rope: rope.clone() };
+    let op = Op { head_dim, rope: rope.clone(), starts: starts.cloned() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
-struct Attention {
+/// Attention as an operation of Candle's graph.
+struct Op {
     head_dim: usize,
     rope: RopeTables,
+    starts: Option<Arc<Vec<u32>>>,
 }
 
-/// Sizes of one call.
-#[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    kv_heads: usize,
-    d: usize,
-}
-
-impl Attention {
-    fn sizes(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Sizes> {
+impl Op {
+    fn attention(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Attention<'_>> {
         let d = self.head_dim;
         let ((batch, tokens, width), kv) = (q.dims3()?, k.dims3()?);
         let (heads, kv_heads) = (width / d, kv.2 / d);
@@ -63,30 +63,15 @@ impl Attention {
         if tokens * d / 2 > self.rope.0.len() {
             candle_core::bail!("attention: {tokens} tokens, but fewer positions");
         }
-        Ok(Sizes { batch, tokens, heads, kv_heads, d })
-    }
-
-    /// Rotates all heads of `x` `(B, T, n * d)`; backwards when `inverse`.
-    fn rotate(&self, x: &mut [f32], tokens: usize, width: usize, inverse: bool) {
-        let half = self.head_dim / 2;
-        let (cos, sin) = &*self.rope;
-        let negated: Vec<f32>;
-        let sin = if inverse {
-            negated = sin[..tokens * half].iter().map(|s| -s).collect();
-            &negated
-        } else {
-            sin
-        };
-        x.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| {
-            let at = i % tokens * half;
-            for head in row.chunks_exact_mut(self.head_dim) {
-                nn::rope(head, &cos[at..at + half], &sin[at..at + half]);
-            }
-        });
+        let starts = self.starts.as_deref().map(|starts| &starts[..]);
+        if starts.is_some_and(|starts| starts.len() != batch * tokens) {
+            candle_core::bail!("attention: starts are not ({batch}, {tokens})");
+        }
+        Ok(Attention { batch, tokens, heads, kv_heads, d, rope: &self.rope, starts })
     }
 }
 
-impl CustomOp3 for Attention {
+impl CustomOp3 for Op {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -100,28 +85,11 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = self.sizes(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
+        let attention = self.attention(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
         let mut q = contiguous(q, q_layout)?.to_vec();
         let mut k = contiguous(k, k_layout)?.to_vec();
-        let v = contiguous(v, v_layout)?;
-        let (width, kv_width) = (s.heads * s.d, s.kv_heads * s.d);
-        self.rotate(&mut q, s.tokens, width, false);
-        self.rotate(&mut k, s.tokens, kv_width, false);
-        let keys: Vec<Blocks> =
-            (0..s.batch * s.kv_heads).into_par_iter().map(|i| blocks(s, i, &k)).collect();
         let mut y = vec![0.0; q.len()];
-        y.par_chunks_exact_mut(width).enumerate().for_each(|(i, y)| {
-            let (b, t) = (i / s.tokens, i % s.tokens);
-            let mut weights = vec![0.0; t + 1];
-            for (h, out) in y.chunks_exact_mut(s.d).enumerate() {
-                let kv_head = h / (s.heads / s.kv_heads);
-                let query = &q[i * width + h * s.d..][..s.d];
-                let values = &v[b * s.tokens * kv_width + kv_head * s.d..];
-                let values = Rows { data: values, stride: kv_width };
-                let keys = &keys[b * s.kv_heads + kv_head];
-                nn::attention(query, keys, values, &mut weights, out);
-            }
-        });
+        attention.forward(&mut q, &mut k, contiguous(v, v_layout)?, &mut y);
         Ok((CpuStorage::F32(y), q_layout.shape().clone()))
     }
 
@@ -133,94 +101,249 @@ impl CustomOp3 for Attention {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let s = self.sizes(q.shape(), k.shape(), v.shape())?;
-        let (width, kv_width) = (s.heads * s.d, s.kv_heads * s.d);
-        let mut qs = view(q)?.to_vec();
-        let mut ks = view(k)?.to_vec();
-        self.rotate(&mut qs, s.tokens, width, false);
-        self.rotate(&mut ks, s.tokens, kv_width, false);
+        let attention = self.attention(q.shape(), k.shape(), v.shape())?;
+        let [mut dq, mut dk, mut dv] = [view(q)?.to_vec(), view(k)?.to_vec(), view(v)?.to_vec()];
+        attention.rotate(&mut dq, attention.heads, false);
+        attention.rotate(&mut dk, attention.kv_heads, false);
         let dy = dy.contiguous()?;
-        let (values, dys) = (view(v)?, view(&dy)?);
-        let (values, dys): (&[f32], &[f32]) = (&values, &dys);
-
-        // One task is one key/value head of one sequence with all its query heads: tasks share no
-        // output.
-        let groups: Vec<Group> = (0..s.batch * s.kv_heads)
-            .into_par_iter()
-            .map(|task| backward_of_group(s, task, &qs, &ks, values, dys))
-            .collect();
-
-        let (mut dq, mut dk, mut dv) =
-            (vec![0.0; qs.len()], vec![0.0; ks.len()], vec![0.0; ks.len()]);
-        let group_width = width / s.kv_heads;
-        for (task, group) in groups.iter().enumerate() {
-            let (b, kv_head) = (task / s.kv_heads, task % s.kv_heads);
-            for t in 0..s.tokens {
-                let row = b * s.tokens + t;
-                let copy = |to: &mut [f32], from: &[f32], row_width: usize, n: usize| {
-                    to[row * row_width + kv_head * n..][..n].copy_from_slice(&from[t * n..][..n]);
-                };
-                copy(&mut dq, &group.dq, width, group_width);
-                copy(&mut dk, &group.dk, kv_width, s.d);
-                copy(&mut dv, &group.dv, kv_width, s.d);
-            }
-        }
-        self.rotate(&mut dq, s.tokens, width, true);
-        self.rotate(&mut dk, s.tokens, kv_width, true);
+        attention.backward(false, [&mut dq, &mut dk, &mut dv], &view(&dy)?);
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
         Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
     }
 }
 
-/// The vectors of one key/value head of one sequence, in the kernels' layout: `task` counts heads
-/// over all sequences, `x` is `(B, T, K * d)`.
-fn blocks(s: Sizes, task: usize, x: &[f32]) -> Blocks {
-    let (b, kv_head) = (task / s.kv_heads, task % s.kv_heads);
-    let width = s.kv_heads * s.d;
-    let mut blocks = Blocks::new(s.d);
-    for t in 0..s.tokens {
-        blocks.push(&x[(b * s.tokens + t) * width + kv_head * s.d..][..s.d]);
-    }
-    blocks
+/// One call: sizes, positions, and what queries see.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub(crate) batch: usize,
+    pub(crate) tokens: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) d: usize,
+    pub(crate) rope: &'a RopeTables,
+    /// The first position that a query sees, `(B, T)`.
+    pub(crate) starts: Option<&'a [u32]>,
 }
 
-/// Gradients of one key/value head and the query heads that read it.
+impl Attention<'_> {
+    /// The starts of sequence `b`, `(T,)`.
+    fn starts(&self, b: usize) -> Option<&[u32]> {
+        self.starts.map(|starts| &starts[b * self.tokens..][..self.tokens])
+    }
+
+    /// The rows of head `head` of sequence `b`, `(T, d)`; `x` is `(M, heads d)`.
+    fn gather(&self, x: &[f32], heads: usize, b: usize, head: usize) -> Vec<f32> {
+        let (width, d, tokens) = (heads * self.d, self.d, self.tokens);
+        let mut rows = Vec::with_capacity(tokens * d);
+        for t in 0..tokens {
+            rows.extend_from_slice(&x[(b * tokens + t) * width + head * d..][..d]);
+        }
+        rows
+    }
+
+    /// The reverse of [`Self::gather`], for all heads of all sequences in order.
+    fn scatter(&self, parts: &[Vec<f32>], heads: usize, x: &mut [f32]) {
+        let (width, d, tokens) = (heads * self.d, self.d, self.tokens);
+        parallel::for_each_chunk(x, width, |row, x| {
+            let (b, t) = (row / tokens, row % tokens);
+            for (head, x) in x.chunks_exact_mut(d).enumerate() {
+                x.copy_from_slice(&parts[b * heads + head][t * d..][..d]);
+            }
+        });
+    }
+
+    /// Rotates `q` `(M, H d)` and `k` `(M, K d)`, and computes `y` `(M, H d)`.
+    pub(crate) fn forward(self, q: &mut [f32], k: &mut [f32], v: &[f32], y: &mut [f32]) {
+        let s = self;
+        s.rotate(q, s.heads, false);
+        s.rotate(k, s.kv_heads, false);
+        let (q, k) = (&*q, &*k);
+        let mut parts = vec![Vec::new(); s.batch * s.heads];
+        parallel::for_each(&mut parts, |i, part| {
+            let (b, head) = (i / s.heads, i % s.heads);
+            let kv_head = head / (s.heads / s.kv_heads);
+            let mut keys = Blocks::new(s.d);
+            s.gather(k, s.kv_heads, b, kv_head).chunks_exact(s.d).for_each(|key| keys.push(key));
+            let (queries, values) =
+                (s.gather(q, s.heads, b, head), s.gather(v, s.kv_heads, b, kv_head));
+            let head =
+                Causal { queries: &queries, keys: &keys, values: &values, starts: s.starts(b) };
+            *part = vec![0.0; queries.len()];
+            nn::attention_causal(head, 0, part, &mut Vec::new());
+        });
+        s.scatter(&parts, s.heads, y);
+    }
+
+    /// Rotates all heads of `x` `(M, heads d)`; backwards when `inverse`.
+    pub(crate) fn rotate(self, x: &mut [f32], heads: usize, inverse: bool) {
+        let half = self.d / 2;
+        let (cos, sin) = &**self.rope;
+        let negated: Vec<f32>;
+        let sin = if inverse {
+            negated = sin[..self.tokens * half].iter().map(|s| -s).collect();
+            &negated
+        } else {
+            sin
+        };
+        parallel::for_each_chunk(x, heads * self.d, |row, x| {
+            let at = row % self.tokens * half;
+            nn::rope(x, &cos[at..][..half], &sin[at..][..half]);
+        });
+    }
+
+    /// From `dy`, the gradient of [`forward`]'s output, to those of the unrotated queries, keys and values,
+    /// in the places of the rotated ones.
+    pub(crate) fn backward(self, bf16: bool, [q, k, v]: [&mut [f32]; 3], dy: &[f32]) {
+        let s = self;
+        let group = s.heads / s.kv_heads;
+        let mut parts: Vec<Group> = Vec::new();
+        parts.resize_with(s.batch * s.kv_heads, Group::default);
+        let (from_q, from_k, from_v) = (&*q, &*k, &*v);
+        parallel::for_each(&mut parts, |i, part| {
+            let (b, kv_head) = (i / s.kv_heads, i % s.kv_heads);
+            let keys = s.gather(from_k, s.kv_heads, b, kv_head);
+            let values = s.gather(from_v, s.kv_heads, b, kv_head);
+            part.dk = vec![0.0; keys.len()];
+            part.dv = vec![0.0; keys.len()];
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.take_keys(bf16, &keys, &values, s.d);
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let queries = s.gather(from_q, s.heads, b, head);
+                    let dy = s.gather(dy, s.heads, b, head);
+                    let mut dq = vec![0.0; queries.len()];
+                    let starts = s.starts(b);
+                    let side = Side { bf16, d: s.d, keys: &keys, values: &values, starts };
+                    for (block, dq) in dq.chunks_mut(QUERIES * s.d).enumerate() {
+                        let at = block * QUERIES * s.d;
+                        let (queries, dy) = (&queries[at..][..dq.len()], &dy[at..][..dq.len()]);
+                        scratch.block(side, block * QUERIES, queries, dy, dq, part);
+                    }
+                    part.dq.push(dq);
+                }
+            });
+        });
+        let mut dq = Vec::with_capacity(s.batch * s.heads);
+        let (mut dk, mut dv) = (Vec::new(), Vec::new());
+        for part in parts {
+            dq.extend(part.dq);
+            dk.push(part.dk);
+            dv.push(part.dv);
+        }
+        s.scatter(&dq, s.heads, q);
+        s.scatter(&dk, s.kv_heads, k);
+        s.scatter(&dv, s.kv_heads, v);
+        s.rotate(q, s.heads, true);
+        s.rotate(k, s.kv_heads, true);
+    }
+}
+
+/// Gradients of one key/value head and the query heads that read it, `(T, d)` each.
+#[derive(Default)]
 struct Group {
-    /// `(T, H / K * d)`
-    dq: Vec<f32>,
-    /// `(T, d)`
+    dq: Vec<Vec<f32>>,
     dk: Vec<f32>,
-    /// `(T, d)`
     dv: Vec<f32>,
 }
 
-/// `q` and `k` are rotated already; so are the returned `dq` and `dk`.
-fn backward_of_group(s: Sizes, task: usize, q: &[f32], k: &[f32], v: &[f32], dy: &[f32]) -> Group {
-    let (b, kv_head) = (task / s.kv_heads, task % s.kv_heads);
-    let (width, stride, d) = (s.heads * s.d, s.kv_heads * s.d, s.d);
-    let group_heads = s.heads / s.kv_heads;
-    let start = b * s.tokens * stride + kv_head * d;
-    let (keys, key_blocks) = (Rows { data: &k[start..], stride }, blocks(s, task, k));
-    let value_blocks = blocks(s, task, v);
-    let mut group = Group {
-        dq: vec![0.0; s.tokens * group_heads * d],
-        dk: vec![0.0; s.tokens * d],
-        dv: vec![0.0; s.tokens * d],
-    };
-    let (mut weights, mut slopes) = (vec![0.0; s.tokens], vec![0.0; s.tokens]);
-    for t in 0..s.tokens {
-        for h in 0..group_heads {
-            let at = (b * s.tokens + t) * width + (kv_head * group_heads + h) * d;
-            let (query, g) = (&q[at..][..d], &dy[at..][..d]);
-            let (weights, slopes) = (&mut weights[..t + 1], &mut slopes[..t + 1]);
-            nn::attention_weights(query, &key_blocks, weights);
-            let dq = &mut group.dq[(t * group_heads + h) * d..][..d];
-            let (dk, dv) = (&mut group.dk, &mut group.dv);
-            let values = &value_blocks;
-            nn::attention_backward(query, keys, values, weights, g, slopes, dq, dk, dv);
+/// What a head's queries meet.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    bf16: bool,
+    d: usize,
+    /// `(T, d)`
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// `(T,)`
+    starts: Option<&'a [u32]>,
+}
+
+/// Memory of a thread, for the scores of some queries and the sides of products.
+#[derive(Default)]
+struct Scratch {
+    left: Left,
+    rows: Right,
+    /// Keys and values as columns, and keys as lines.
+    key_columns: Right,
+    value_columns: Right,
+    key_lines: Right,
+    scores: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    fn take_keys(&mut self, bf16: bool, keys: &[f32], values: &[f32], d: usize) {
+        if bf16 {
+            let tokens = keys.len() / d;
+            self.key_columns.fill_columns(keys, tokens, d);
+            self.value_columns.fill_columns(values, tokens, d);
+            self.key_lines.fill_rows(keys, tokens, d);
         }
     }
-    group
+
+    /// Queries `first..`, `(n, d)`, of which `dy` is the gradient of the outputs.
+    fn block(
+        &mut self,
+        side: Side<'_>,
+        first: usize,
+        queries: &[f32],
+        dy: &[f32],
+        dq: &mut [f32],
+        part: &mut Group,
+    ) {
+        let Side { bf16, d, keys, values, starts } = side;
+        let n = queries.len() / d;
+        let seen = first + n;
+        let (mut scores, mut slopes) =
+            (std::mem::take(&mut self.scores), std::mem::take(&mut self.slopes));
+        scores.resize(n * seen, 0.0);
+        slopes.resize(n * seen, 0.0);
+        let (keys, values) = (&keys[..seen * d], &values[..seen * d]);
+        if bf16 {
+            self.left.fill_rows(queries, n, d);
+            multiply(&self.left, self.key_columns.part(d, seen), 1.0, Store::Set, &mut scores);
+            self.left.fill_rows(dy, n, d);
+            multiply(&self.left, self.value_columns.part(d, seen), 1.0, Store::Set, &mut slopes);
+        } else {
+            matmul([n, d, seen], plain(queries), turned(keys), Store::Set, &mut scores);
+            matmul([n, d, seen], plain(dy), turned(values), Store::Set, &mut slopes);
+        }
+        let scale = 1.0 / (d as f32).sqrt();
+        let rows = scores.chunks_exact_mut(seen).zip(slopes.chunks_exact_mut(seen));
+        for (t, (scores, slopes)) in rows.enumerate() {
+            let from = starts.map_or(0, |starts| starts[first + t] as usize);
+            nn::attention_slopes(scores, slopes, from..first + t + 1, scale);
+        }
+        // dK = dS^T Q, dV = P^T dY, dQ = dS K.
+        let (dk, dv) = (&mut part.dk[..seen * d], &mut part.dv[..seen * d]);
+        for (from, with, to) in [(&slopes, queries, dk), (&scores, dy, dv)] {
+            if bf16 {
+                self.left.fill_columns(from, n, seen, &[1.0; QUERIES][..n]);
+                self.rows.fill_rows(with, n, d);
+                multiply(&self.left, self.rows.all(), 1.0, Store::Add, to);
+            } else {
+                matmul([seen, n, d], turned(from), plain(with), Store::Add, to);
+            }
+        }
+        if bf16 {
+            self.left.fill_rows(&slopes, n, seen);
+            multiply(&self.left, self.key_lines.part(seen, d), 1.0, Store::Set, dq);
+        } else {
+            matmul([n, seen, d], plain(&slopes), plain(keys), Store::Set, dq);
+        }
+        (self.scores, self.slopes) = (scores, slopes);
+    }
+}
+
+fn plain(data: &[f32]) -> Matrix<'_> {
+    Matrix { data, transposed: false }
+}
+
+fn turned(data: &[f32]) -> Matrix<'_> {
+    Matrix { data, transposed: true }
 }
 
 #[cfg(test)]
@@ -249,6 +372,7 @@ mod tests {
         v: &Tensor,
         d: usize,
         tables: &RopeTables,
+        starts: Option<&[u32]>,
     ) -> Result<Tensor> {
         let (b, t, width) = q.dims3()?;
         let table = |x: &[f32]| Tensor::from_slice(&x[..t * d / 2], (t, d / 2), &Device::Cpu);
@@ -258,8 +382,13 @@ mod tests {
         let groups = q.dim(1)? / k.dim(1)?;
         let (k, v) = (repeat_heads(&k, groups)?, repeat_heads(&v, groups)?);
         let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
-        let mask = |i: usize| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 };
-        let mask = Tensor::from_vec((0..t * t).map(mask).collect(), (t, t), &Device::Cpu)?;
+        let start = |row: usize| starts.map_or(0, |starts| starts[row] as usize);
+        let mask = |i: usize| {
+            let (row, key) = (i / t, i % t);
+            if key > row % t || key < start(row) { f32::NEG_INFINITY } else { 0.0 }
+        };
+        let shape = (b, 1, t, t);
+        let mask = Tensor::from_vec((0..b * t * t).map(mask).collect(), shape, &Device::Cpu)?;
         let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
         weights.matmul(&v)?.transpose(1, 2)?.reshape((b, t, width))
     }
@@ -273,11 +402,18 @@ mod tests {
             let table = |f: fn(f32) -> f32| (0..20 * d / 2).map(|i| f(angle(i))).collect();
             let tables = Arc::new((table(f32::cos), table(f32::sin)));
             let input = |n, phase| painted((b, t, n * d), phase);
-            check(
-                &[input(heads, 1), input(kv_heads, 2), input(kv_heads, 3)],
-                |x| attention(&x[0], &x[1], &x[2], d, &tables).unwrap(),
-                |x| composition(&x[0], &x[1], &x[2], d, &tables).unwrap(),
-            );
+            let documents = (0..b * t).map(|i| (i % t - i % t % (3 + i / t)) as u32);
+            let documents = Arc::new(documents.collect::<Vec<_>>());
+            for starts in [None, Some(&documents)] {
+                check(
+                    &[input(heads, 1), input(kv_heads, 2), input(kv_heads, 3)],
+                    |x| attention(&x[0], &x[1], &x[2], d, &tables, starts).unwrap(),
+                    |x| {
+                        let starts = starts.map(|starts| &starts[..]);
+                        composition(&x[0], &x[1], &x[2], d, &tables, starts).unwrap()
+                    },
+                );
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ mod gate;
 mod loss;
 mod norm;
 
+pub(crate) use attention::Attention;
 pub use attention::{RopeTables, attention};
 pub use bitlinear::bitlinear;
 pub use gate::gate;

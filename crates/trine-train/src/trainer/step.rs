@@ -15,7 +15,7 @@ use crate::{Bitnet, TrainError, schedule};
 /// Loss and gradients by Candle's graph, which computes any network.
 fn by_graph(model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients), TrainError> {
     let (inputs, targets) = tensors(batch)?;
-    let loss = model.loss(&inputs, &targets)?;
+    let loss = model.loss_within(&inputs, &targets, batch.starts.as_deref())?;
     let gradients = optimizer::collect(model.params(), &mut loss.backward()?)?;
     Ok((loss.to_scalar()?, gradients))
 }
@@ -74,11 +74,9 @@ impl Trainer {
         let (mut total, mut sum) = (0.0, Gradients::new());
         for part in self.plan.parts(step) {
             let batch = self.batches.sequences(first, part)?;
-            let (value, gradients) = match &mut self.engine {
-                Some(engine) if Engine::fits(&self.model) => {
-                    engine.gradients(&self.model, &batch)?
-                }
-                _ => by_graph(&self.model, &batch)?,
+            let (value, gradients) = match Engine::fits(&self.model) {
+                true => self.engine.gradients(&self.model, &batch)?,
+                false => by_graph(&self.model, &batch)?,
             };
             if part == size {
                 return Ok((value, gradients));

@@ -1,12 +1,12 @@
-//! `trine data`: make and prepare training data.
+//! `trine data`: make, prepare and list training data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
-use trine_data::synth;
+use serde_json::{Value, json};
+use trine_data::{Boundaries, Dataset, synth};
 use trine_format::AtomicFile;
 
-use super::train::prepare;
+use crate::data::{CorpusArgs, prepare};
 use crate::output::{self, note};
 
 /// Subcommands of `trine data`.
@@ -16,6 +16,8 @@ pub(crate) enum Command {
     Synth(SynthArgs),
     /// Tokenize texts into a directory that `trine train --data` reads
     Prepare(PrepareArgs),
+    /// Show what prepared directories hold
+    List(ListArgs),
     /// Score a text against the grammar of the synthetic corpus
     Score(ScoreArgs),
 }
@@ -36,9 +38,8 @@ pub(crate) struct SynthArgs {
 /// Options of `trine data prepare`.
 #[derive(clap::Args)]
 pub(crate) struct PrepareArgs {
-    /// Text files, or .jsonl files with a "text" in every line
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    corpus: CorpusArgs,
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
@@ -48,6 +49,17 @@ pub(crate) struct PrepareArgs {
     /// Share that is held out for validation
     #[arg(long, default_value_t = 0.1, value_name = "F")]
     val_fraction: f64,
+}
+
+/// Options of `trine data list`.
+#[derive(clap::Args)]
+pub(crate) struct ListArgs {
+    /// Directories of `trine data prepare`
+    #[arg(required = true)]
+    directories: Vec<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Options of `trine data score`.
@@ -64,7 +76,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Synth(args) => write_synth(args),
         Command::Prepare(args) => {
-            let data = prepare(&args.files, &args.tokenizer, &args.out, args.val_fraction)?;
+            let data =
+                prepare(&args.corpus.corpus(), &args.tokenizer, &args.out, args.val_fraction)?;
             note!(
                 "wrote {}: {} training and {} validation tokens, vocabulary {}",
                 args.out.display(),
@@ -77,6 +90,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::List(args) => list(args),
         Command::Score(args) => {
             let score = synth::score(&trine_data::read_text(&args.file)?);
             if args.json {
@@ -92,6 +106,54 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
             output::print_line(&describe(&score))
         }
     }
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let datasets: Result<Vec<Value>, _> =
+        args.directories.iter().map(|dir| Ok(about(dir, &Dataset::open(dir)?))).collect();
+    // Opened before anything is printed: a mistake among several is an error and no list.
+    let datasets = datasets.map_err(|e: trine_data::DataError| e)?;
+    if args.json {
+        return output::print_line(&json!({ "datasets": datasets }).to_string());
+    }
+    let lines: Vec<String> = datasets.iter().map(in_words).collect();
+    output::print_line(&lines.join("\n"))
+}
+
+/// What a dataset holds.
+fn about(dir: &Path, data: &Dataset) -> Value {
+    let (train, val) = (data.train.len(), data.val.len());
+    let hash: String = data.tokenizer.hash().iter().map(|byte| format!("{byte:02x}")).collect();
+    let boundaries = Boundaries::of(&data.tokenizer);
+    let token = |id: Option<u32>| id.and_then(|id| data.tokenizer.token(id));
+    json!({
+        "path": dir.display().to_string(),
+        "tokens": train + val,
+        "train_tokens": train,
+        "val_tokens": val,
+        "vocab_size": data.tokenizer.vocab_size(),
+        "tokenizer_hash": hash,
+        "begin_token": token(boundaries.begin),
+        "end_token": token(boundaries.end),
+    })
+}
+
+/// A dataset in a line.
+fn in_words(about: &Value) -> String {
+    let number = |key: &str| output::count(about[key].as_u64().unwrap_or_default());
+    let text = |key: &str| about[key].as_str().unwrap_or("none").to_owned();
+    format!(
+        "{}: {} tokens, {} for training and {} for validation, vocabulary {}, tokenizer {:.16}, \
+         documents begin with {} and end with {}",
+        text("path"),
+        number("tokens"),
+        number("train_tokens"),
+        number("val_tokens"),
+        number("vocab_size"),
+        text("tokenizer_hash"),
+        text("begin_token"),
+        text("end_token")
+    )
 }
 
 /// A score in words.

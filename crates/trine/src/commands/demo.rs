@@ -16,8 +16,8 @@ use trine_train::{RunConfig, Trainer};
 
 use super::data::describe;
 use super::generate::{SamplingArgs, generate};
-use crate::model;
 use crate::output::{self, note};
+use crate::{data, model};
 
 /// The run that the demo makes; the same file is configs/train/demo.toml.
 const CONFIG: &str = include_str!("../../../../configs/train/demo.toml");
@@ -122,10 +122,10 @@ fn trainer(args: &Args) -> anyhow::Result<Trainer> {
     }
     let mut config = RunConfig::parse(CONFIG, Path::new("demo.toml"), &steps)?;
     config.seed = args.seed.unwrap_or(config.seed);
-    let data = super::train::dataset(&config, dir)?;
+    let data = data::of_new_run(&config, dir)?;
     note!(
         "training a ternary model on {} tokens of made-up stories; it takes some two minutes",
-        output::count(data.train.len() as u64)
+        output::count(data.train_tokens() as u64)
     );
     Ok(Trainer::create(config, data, dir)?)
 }

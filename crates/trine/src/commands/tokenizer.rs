@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use trine_format::AtomicFile;
 use trine_tokenizer::Tokenizer;
 
+use crate::data::{self, CorpusArgs};
 use crate::model;
 use crate::output::{self, note};
+use crate::progress::TokenizingProgress;
 
 /// Subcommands of `trine tokenizer`.
 #[derive(clap::Subcommand)]
@@ -24,9 +26,8 @@ pub(crate) enum Command {
 /// Options of `trine tokenizer train`.
 #[derive(clap::Args)]
 pub(crate) struct TrainArgs {
-    /// Text files, or .jsonl files with a "text" in every line
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    corpus: CorpusArgs,
     /// Where to write the tokenizer.json
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
@@ -84,12 +85,9 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 fn train(args: &TrainArgs) -> anyhow::Result<()> {
-    // An error in a file is found before anything is made of the others.
-    let texts = trine_data::read_documents(&args.files).collect::<Result<Vec<_>, _>>()?;
-    if texts.iter().all(|text| text.trim().is_empty()) {
-        bail!("no text to train on in {}", args.files[0].display());
-    }
-    let tokenizer = Tokenizer::train_bpe(texts.iter(), args.vocab_size)?;
+    let spec = format!("bpe:{}", args.vocab_size);
+    let mut progress = TokenizingProgress::new();
+    let (tokenizer, _) = data::tokenizer_for(&args.corpus.corpus(), &spec, &mut progress)?;
     AtomicFile::replace(&args.out, tokenizer.json().as_bytes())?;
     note!("wrote {} with {} tokens", args.out.display(), tokenizer.vocab_size());
     Ok(())

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod data;
 mod hub;
 mod input;
 #[cfg(unix)]

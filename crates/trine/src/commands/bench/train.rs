@@ -113,7 +113,7 @@ fn batch(sequences: usize, turn: u64) -> Batch {
     };
     let ids: Vec<u32> = (0..=sequences * SEQ_LEN).map(|_| id()).collect();
     let (inputs, targets) = (ids[..ids.len() - 1].to_vec(), ids[1..].to_vec());
-    Batch { inputs, targets, batch: sequences, seq_len: SEQ_LEN }
+    Batch { inputs, targets, starts: None, batch: sequences, seq_len: SEQ_LEN }
 }
 
 /// A model with its optimizer, as the trainer steps it.
