@@ -143,7 +143,7 @@ impl Trainer {
         let Mixture { tokenizer, sources } = data;
         let (seq_len, batch) = (config.data.seq_len, config.train.batch_size);
         let boundaries = boundaries(&config, &tokenizer)?;
-        let (train, val) =
+        let (train, val): (Vec<_>, Vec<_>) =
             sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
         let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
         if let Some(boundaries) = boundaries {
@@ -335,7 +335,8 @@ impl Trainer {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn validate_sources(&mut self) -> Result<(f32, Vec<f32>), TrainError> {
-        let mut engine = std::mem::replace(&mut self.engine, Engine::new(self.engine.options()));
+        let unused = Engine::new(self.engine.options());
+        let mut engine = std::mem::replace(&mut self.engine, unused);
         let losses = self.losses(&mut engine);
         self.engine = engine;
         losses
@@ -434,7 +435,7 @@ fn boundaries(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Option<Bounda
                 .to_owned(),
             found: "true".to_owned(),
         }),
-        wanted => Ok(boundaries.filter(|_| wanted)),
+        wanted => Ok(wanted.then_some(boundaries)),
     }
 }
 

@@ -270,7 +270,7 @@ mod tests {
         let pairs = found.iter().zip(expected.iter());
         let error: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
         let size: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-        (error / size).sqrt()
+        (error / size.max(1e-12)).sqrt()
     }
 
     fn check(model: &Bitnet, batch: &Batch, what: &str) {
@@ -281,8 +281,12 @@ mod tests {
                 // A larger batch before leaves no trace.
                 engine.gradients(model, &self::batch(4, 130, model.config().vocab_size)).unwrap();
                 let (loss, gradients) = engine.gradients(model, batch).unwrap();
-                let (in_loss, in_gradients) =
-                    if precision == Precision::F32 { (1e-6, 2e-5) } else { (3e-3, 2e-2) };
+                // In full precision the forward pass is rounded as well.
+                let (in_loss, in_gradients) = match (precision, is_ternary(model)) {
+                    (Precision::F32, _) => (1e-6, 2e-5),
+                    (_, true) => (3e-3, 2e-2),
+                    (_, false) => (3e-3, 5e-2),
+                };
                 let what = format!("{what}, {precision:?}, recompute {recompute}");
                 assert!(((loss - expected_loss) / expected_loss).abs() < in_loss, "{what}: {loss}");
                 assert_eq!(gradients.len(), expected.len());
@@ -312,7 +316,8 @@ mod tests {
         check(&model(untied), &batch(3, 17, 33), "untied");
         let full = ModelConfig { quantization: Quantization::None, ..config() };
         check(&model(full), &batch(3, 17, 37), "full precision");
-        let one_head = ModelConfig { num_key_value_heads: 1, head_dim: 34, ..config() };
+        let one_head =
+            ModelConfig { num_key_value_heads: 1, hidden_size: 136, head_dim: 34, ..config() };
         check(&model(one_head), &batch(2, 99, 37), "one key head");
     }
 

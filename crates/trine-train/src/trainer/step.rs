@@ -8,6 +8,7 @@ use trine_data::Batch;
 use super::{Observer, StepReport, Trainer, fresh, load, tensors};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::SpikePolicy;
+use crate::fused::Engine;
 use crate::optimizer::{self, Gradients};
 use crate::stability::{self, Action, Anomaly};
 use crate::{Bitnet, TrainError, schedule};
