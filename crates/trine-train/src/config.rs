@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 
 use crate::TrainError;
+use crate::diagnostics::DiagnosticsConfig;
+use crate::samples::SamplesConfig;
 
 /// One training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,10 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// Length of the run, evaluation, checkpoints.
     pub train: TrainConfig,
+    /// What is watched beside the loss.
+    pub diagnostics: DiagnosticsConfig,
+    /// Texts written during training.
+    pub samples: SamplesConfig,
 }
 
 /// The network; names are those of Hugging Face's `config.json`.
@@ -367,6 +373,7 @@ impl RunConfig {
             require((0.0..1.0).contains(&beta), "optimizer.betas", "numbers in [0, 1)", beta)?;
         }
         self.check_schedule()?;
+        self.samples.check()?;
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -393,12 +400,18 @@ impl RunConfig {
     /// A run may be made longer and watched in another way; everything else decides what its steps
     /// do, and a change would make it a different run.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
-        const MAY_CHANGE: [&str; 5] = [
+        const MAY_CHANGE: [&str; 11] = [
             "name",
             "train.steps",
             "train.eval_every",
             "train.eval_tokens",
             "train.checkpoint_every",
+            "diagnostics.every",
+            "diagnostics.tensorboard",
+            "samples.every",
+            "samples.prompts",
+            "samples.max_tokens",
+            "samples.temperature",
         ];
         let mut keys = Vec::new();
         let table = |config: &Self| toml::Table::try_from(config).expect("plain data serializes");
@@ -422,7 +435,7 @@ fn differing(a: &toml::Table, b: &toml::Table, prefix: &str, keys: &mut Vec<Stri
     }
 }
 
-fn require(
+pub(crate) fn require(
     holds: bool,
     key: &str,
     expected: &str,
@@ -514,6 +527,7 @@ mod tests {
             ("optimizer.learning_rate=-1.0", "optimizer.learning_rate"),
             ("optimizer.betas=[0.9, 1.5]", "optimizer.betas"),
             ("data.val_fraction=1.5", "data.val_fraction"),
+            ("samples.temperature=-0.5", "samples.temperature"),
             ("schedule.second_learning_rate=2e-3", "schedule.second_learning_rate"),
             ("steps", "key=value"),
         ] {
@@ -529,7 +543,12 @@ mod tests {
     #[test]
     fn a_resumed_run_may_only_be_made_longer() {
         let config = |overrides: &[&str]| parse("", overrides).unwrap();
-        let longer = config(&["train.steps=2000", "train.eval_every=5", "name=other"]);
+        let longer = config(&[
+            "train.steps=2000",
+            "train.eval_every=5",
+            "name=other",
+            "diagnostics.every=9",
+        ]);
         assert!(config(&[]).changed_keys(&longer).is_empty());
         let other = config(&["seed=9", "train.batch_size=3", "schedule.kind=cosine"]);
         assert_eq!(config(&[]).changed_keys(&other), ["schedule.kind", "seed", "train.batch_size"]);

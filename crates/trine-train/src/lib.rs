@@ -14,6 +14,8 @@
 //! | [`optimizer`], [`schedule`] | AdamW with clipping; learning rate and weight decay over time |
 //! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically |
 //! | [`trainer`] | the loop, its events, resume |
+//! | [`diagnostics`], [`samples`] | shares and flips of trits, scales, activations; texts on the way |
+//! | [`tensorboard`] | the metrics as event files |
 //!
 //! This crate knows nothing of GGUF, of HTTP, or of the terminal: progress goes to an
 //! [`trainer::Observer`].
@@ -22,13 +24,17 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod diagnostics;
 mod error;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+pub mod samples;
 pub mod schedule;
+pub mod tensorboard;
 pub mod trainer;
+mod watch;
 
 pub use config::RunConfig;
 pub use error::TrainError;

@@ -47,7 +47,7 @@ impl Bitnet {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: true }.logits(ids)
+        Pass { gradients: true, ..Pass::over(self) }.logits(ids)
     }
 
     /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
@@ -55,7 +55,7 @@ impl Bitnet {
     /// # Errors
     /// As [`Self::forward`].
     pub fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: true }.loss(inputs, targets)
+        Pass { gradients: true, ..Pass::over(self) }.loss(inputs, targets)
     }
 
     /// As [`Self::loss`], without what a backward pass would need: activations are freed as the
@@ -64,24 +64,61 @@ impl Bitnet {
     /// # Errors
     /// As [`Self::forward`].
     pub fn evaluate(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        Pass { model: self, gradients: false }.loss(inputs, targets)
+        Pass::over(self).loss(inputs, targets)
+    }
+
+    /// Logits `(B, V)` after position `positions[b]` of every row of `ids` `(B, T)`, without what a
+    /// backward pass would need.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or a position that there is not.
+    pub fn logits_at(&self, ids: &Tensor, positions: &[usize]) -> Result<Tensor> {
+        let pass = Pass::over(self);
+        let x = pass.hidden(ids)?;
+        let row = |(b, &t): (usize, &usize)| x.get(b)?.narrow(0, t, 1);
+        let rows = positions.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        pass.head(&Tensor::stack(&rows, 0)?)?.squeeze(1)
+    }
+
+    /// Shows `visit` what every projection multiplies when the network reads `ids` `(B, T)`: the
+    /// name of its weight and its input `(B, T, in)`, before it is rounded.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or what `visit` returns.
+    pub fn projection_inputs(&self, ids: &Tensor, visit: Visit<'_>) -> Result<()> {
+        Pass { visit: Some(visit), ..Pass::over(self) }.hidden(ids).map(|_| ())
     }
 }
+
+/// What [`Bitnet::projection_inputs`] shows inputs to: the name of a weight, and its input.
+pub type Visit<'a> = &'a dyn Fn(&str, &Tensor) -> Result<()>;
 
 /// One forward pass.
 struct Pass<'a> {
     model: &'a Bitnet,
     /// Whether Candle is to remember the pass.
     gradients: bool,
+    /// Shown the input of every projection.
+    visit: Option<Visit<'a>>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// A pass that is forgotten.
+    fn over(model: &'a Bitnet) -> Self {
+        Self { model, gradients: false, visit: None }
+    }
+
     fn param(&self, name: &str) -> Result<Tensor> {
         let tensor = self.model.params.get(name)?;
         Ok(if self.gradients { tensor.clone() } else { tensor.detach() })
     }
 
     fn logits(&self, ids: &Tensor) -> Result<Tensor> {
+        self.head(&self.hidden(ids)?)
+    }
+
+    /// What the head multiplies, `(B, T, D)`.
+    fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let config = &self.model.config;
         let (b, t) = ids.dims2()?;
         if t > config.max_position_embeddings {
@@ -96,9 +133,12 @@ impl Pass<'_> {
             x = (&x + self.attention(layer, &x)?)?;
             x = (&x + self.feed_forward(layer, &x)?)?;
         }
-        let x = self.norm(names::FINAL_NORM, &x)?;
-        let head = if config.tie_word_embeddings { names::EMBED } else { names::HEAD };
-        linear(&x, &self.param(head)?)
+        self.norm(names::FINAL_NORM, &x)
+    }
+
+    fn head(&self, x: &Tensor) -> Result<Tensor> {
+        let head = if self.model.config.tie_word_embeddings { names::EMBED } else { names::HEAD };
+        linear(x, &self.param(head)?)
     }
 
     fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
@@ -144,6 +184,9 @@ impl Pass<'_> {
             None => None,
         };
         let x = normed.as_ref().unwrap_or(x);
+        if let Some(visit) = self.visit {
+            visit(&name, x)?;
+        }
         let weight = self.param(&name)?;
         match self.model.config.quantization {
             Quantization::None => linear(x, &weight),

@@ -7,7 +7,8 @@
 //!   config.toml       the resolved configuration
 //!   run.json          version of this code, data hash, machine
 //!   data/             tokenizer.json, train.bin, val.bin
-//!   metrics.jsonl     one JSON object a step or validation
+//!   metrics.jsonl     one JSON object a step, validation, collection of diagnostics or samples
+//!   tensorboard/      the same as event files, if configured
 //!   checkpoints/      step-000500/, ...
 //! ```
 //!
@@ -28,7 +29,10 @@ use trine_format::{AtomicFile, ModelConfig, ModelFile, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
 use crate::checkpoint::{self, TrainerState};
+use crate::diagnostics::Diagnostics;
 use crate::optimizer::{self, AdamW, AdamWConfig};
+use crate::samples::Sample;
+use crate::watch::Watch;
 use crate::{Bitnet, Params, RunConfig, TrainError, schedule};
 
 /// What one update did.
@@ -56,6 +60,10 @@ pub trait Observer {
     fn on_step(&mut self, _report: &StepReport) {}
     /// A validation ended: mean cross entropy in nats over the held-out text.
     fn on_validation(&mut self, _step: usize, _loss: f32) {}
+    /// Diagnostics were collected after an update.
+    fn on_diagnostics(&mut self, _step: usize, _found: &Diagnostics) {}
+    /// Texts were written from the prompts of the configuration.
+    fn on_samples(&mut self, _step: usize, _samples: &[Sample]) {}
     /// A checkpoint was written.
     fn on_checkpoint(&mut self, _path: &Path) {}
     /// Asked after every update; `true` ends the run with a checkpoint.
@@ -89,6 +97,7 @@ pub struct Trainer {
     optimizer: AdamW,
     state: TrainerState,
     metrics: File,
+    watch: Watch,
 }
 
 impl Trainer {
@@ -175,6 +184,7 @@ impl Trainer {
             OpenOptions::new().create(true).append(true).open(&path).map_err(write_error(&path))?;
         Ok(Self {
             tokenizer: tokenizer_files(&parts.tokenizer, model.config().max_position_embeddings),
+            watch: Watch::new(&config, &model, parts.tokenizer, &parts.val)?,
             run_dir: run_dir.to_owned(),
             state: TrainerState::default(),
             config,
@@ -212,6 +222,7 @@ impl Trainer {
     /// A loss that is not finite, data with ids outside the vocabulary, a disk that refuses.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         let train = self.config.train.clone();
+        self.watch.begin(&self.config, &self.run_dir, self.state.step + 1)?;
         while self.state.step < train.steps {
             let report = self.step()?;
             self.log(json!({
@@ -223,6 +234,16 @@ impl Trainer {
                 "tokens_per_second": report.tokens_per_second.round(),
             }))?;
             observer.on_step(&report);
+            let found = self.watch.after_update(report.step, train.steps, &self.model)?;
+            for line in found.lines(report.step) {
+                self.log(line)?;
+            }
+            if let Some(diagnostics) = &found.diagnostics {
+                observer.on_diagnostics(report.step, diagnostics);
+            }
+            if let Some(samples) = &found.samples {
+                observer.on_samples(report.step, samples);
+            }
 
             let last = report.step == train.steps;
             let stop = !last && observer.should_stop();
@@ -263,6 +284,7 @@ impl Trainer {
             let what = format!("the gradient norm became {grad_norm} at a loss of {value}");
             return Err(TrainError::Diverged { step, what });
         }
+        self.watch.before_update(step + 1, self.model.params(), &gradients)?;
         let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
         self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
         let tokens = (batch * seq_len) as u64;
@@ -321,6 +343,7 @@ impl Trainer {
     }
 
     fn log(&mut self, line: serde_json::Value) -> Result<(), TrainError> {
+        self.watch.log(&line)?;
         writeln!(self.metrics, "{line}").map_err(write_error(&self.run_dir.join("metrics.jsonl")))
     }
 
