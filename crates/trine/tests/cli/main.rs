@@ -11,6 +11,7 @@ mod hub;
 mod input;
 mod life;
 mod models;
+mod report;
 #[cfg(unix)]
 mod signals;
 mod streams;
