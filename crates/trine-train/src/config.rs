@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 
 use crate::TrainError;
+use crate::diagnostics::DiagnosticsConfig;
 use crate::quantizers::QuantizerConfig;
+use crate::samples::SamplesConfig;
 
 /// One training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,10 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// Length of the run, batches, evaluation, checkpoints, what to do about spikes.
     pub train: TrainConfig,
+    /// What is watched beside the loss.
+    pub diagnostics: DiagnosticsConfig,
+    /// Texts written during training.
+    pub samples: SamplesConfig,
 }
 
 /// The network; names are those of Hugging Face's `config.json`.
@@ -311,6 +317,7 @@ impl RunConfig {
         self.train.check()?;
         self.quantizer.check(m)?;
         self.check_sources()?;
+        self.samples.check()?;
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -339,7 +346,7 @@ impl RunConfig {
     /// stopped it; everything else decides what its steps do, and a change would make it a different
     /// run.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
-        const MAY_CHANGE: [&str; 13] = [
+        const MAY_CHANGE: [&str; 19] = [
             "name",
             "train.steps",
             "train.recompute_activations",
@@ -353,6 +360,12 @@ impl RunConfig {
             "train.spike_window",
             "train.spike_sigmas",
             "train.spike_limit",
+            "diagnostics.every",
+            "diagnostics.tensorboard",
+            "samples.every",
+            "samples.prompts",
+            "samples.max_tokens",
+            "samples.temperature",
         ];
         let mut keys = Vec::new();
         let table = |config: &Self| toml::Table::try_from(config).expect("plain data serializes");
@@ -482,6 +495,7 @@ mod tests {
             ("schedule.decay_fraction=2.0", "schedule.decay_fraction"),
             ("model.depth=2000", "model.depth"),
             ("data.val_fraction=1.5", "data.val_fraction"),
+            ("samples.temperature=-0.5", "samples.temperature"),
             ("schedule.second_learning_rate=2e-3", "schedule.second_learning_rate"),
             ("steps", "key=value"),
         ] {
@@ -522,7 +536,12 @@ mod tests {
     #[test]
     fn a_resumed_run_may_only_be_made_longer() {
         let config = |overrides: &[&str]| parse("", overrides).unwrap();
-        let longer = config(&["train.steps=2000", "train.on_spike=rewind", "name=other"]);
+        let longer = config(&[
+            "train.steps=2000",
+            "train.on_spike=rewind",
+            "name=other",
+            "diagnostics.every=9",
+        ]);
         assert!(config(&[]).changed_keys(&longer).is_empty());
         let other = config(&["seed=9", "train.batch_size=3", "schedule.kind=cosine"]);
         assert_eq!(config(&[]).changed_keys(&other), ["schedule.kind", "seed", "train.batch_size"]);

@@ -18,6 +18,8 @@
 //! | [`stability`] | numbers that are not finite, losses that leap |
 //! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically, with checksums |
 //! | [`trainer`], [`observer`] | the loop, resume; its events |
+//! | [`diagnostics`], [`samples`] | shares and flips of trits, scales, activations; texts on the way |
+//! | [`tensorboard`] | the metrics as event files |
 //! | [`machine`] | what a run was made with |
 //!
 //! `examples/train.rs` trains with it as a library.
@@ -30,6 +32,7 @@
 pub mod batching;
 pub mod checkpoint;
 pub mod config;
+pub mod diagnostics;
 mod error;
 pub mod fused;
 pub mod machine;
@@ -41,9 +44,12 @@ pub mod optimizer;
 pub mod params;
 pub mod quantizers;
 mod run_dir;
+pub mod samples;
 pub mod schedule;
 pub mod stability;
+pub mod tensorboard;
 pub mod trainer;
+mod watch;
 
 pub use candle_core::Device;
 pub use config::RunConfig;

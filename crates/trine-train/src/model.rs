@@ -83,7 +83,7 @@ impl Bitnet {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Pass::new(self).logits(ids)
+        Pass { gradients: true, ..Pass::over(self) }.logits(ids)
     }
 
     /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
@@ -104,7 +104,7 @@ impl Bitnet {
         targets: &Tensor,
         starts: Option<&[u32]>,
     ) -> Result<Tensor> {
-        Pass { starts: shared(starts), ..Pass::new(self) }.loss(inputs, targets)
+        Pass { gradients: true, starts: shared(starts), ..Pass::over(self) }.loss(inputs, targets)
     }
 
     /// As [`Self::loss_within`], without what a backward pass would need: activations are freed as the
@@ -118,17 +118,44 @@ impl Bitnet {
         targets: &Tensor,
         starts: Option<&[u32]>,
     ) -> Result<Tensor> {
-        let pass = Pass { gradients: false, starts: shared(starts), ..Pass::new(self) };
-        pass.loss(inputs, targets)
+        Pass { starts: shared(starts), ..Pass::over(self) }.loss(inputs, targets)
+    }
+
+    /// Logits `(B, V)` after position `positions[b]` of every row of `ids` `(B, T)`, without what a
+    /// backward pass would need.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or a position that there is not.
+    pub fn logits_at(&self, ids: &Tensor, positions: &[usize]) -> Result<Tensor> {
+        let pass = Pass::over(self);
+        let x = pass.hidden(ids)?;
+        let row = |(b, &t): (usize, &usize)| x.get(b)?.narrow(0, t, 1);
+        let rows = positions.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        pass.head(&Tensor::stack(&rows, 0)?)?.squeeze(1)
+    }
+
+    /// Shows `visit` what every projection multiplies when the network reads `ids` `(B, T)`: the
+    /// name of its weight and its input `(B, T, in)`, before it is rounded.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or what `visit` returns.
+    pub fn projection_inputs(&self, ids: &Tensor, visit: Visit<'_>) -> Result<()> {
+        Pass { visit: Some(visit), ..Pass::over(self) }.hidden(ids).map(|_| ())
     }
 }
+
+/// What [`Bitnet::projection_inputs`] shows inputs to: the name of a weight, and its input.
+pub type Visit<'a> = &'a dyn Fn(&str, &Tensor) -> Result<()>;
 
 /// One forward pass.
 struct Pass<'a> {
     model: &'a Bitnet,
     /// Whether Candle is to remember the pass.
     gradients: bool,
+    /// The first position that each one sees, `(B, T)`.
     starts: Option<Arc<Vec<u32>>>,
+    /// Shown the input of every projection.
+    visit: Option<Visit<'a>>,
 }
 
 fn shared(starts: Option<&[u32]>) -> Option<Arc<Vec<u32>>> {
@@ -136,8 +163,9 @@ fn shared(starts: Option<&[u32]>) -> Option<Arc<Vec<u32>>> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(model: &'a Bitnet) -> Self {
-        Self { model, gradients: true, starts: None }
+    /// A pass that is forgotten.
+    fn over(model: &'a Bitnet) -> Self {
+        Self { model, gradients: false, starts: None, visit: None }
     }
 
     fn param(&self, name: &str) -> Result<Tensor> {
@@ -146,6 +174,11 @@ impl<'a> Pass<'a> {
     }
 
     fn logits(&self, ids: &Tensor) -> Result<Tensor> {
+        self.head(&self.hidden(ids)?)
+    }
+
+    /// What the head multiplies, `(B, T, D)`.
+    fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let config = &self.model.config;
         let (b, t) = ids.dims2()?;
         if t > config.max_position_embeddings {
@@ -160,9 +193,12 @@ impl<'a> Pass<'a> {
             x = (&x + self.attention(layer, &x)?)?;
             x = (&x + self.feed_forward(layer, &x)?)?;
         }
-        let x = self.norm(names::FINAL_NORM, &x)?;
-        let head = if config.tie_word_embeddings { names::EMBED } else { names::HEAD };
-        linear(&x, &self.param(head)?)
+        self.norm(names::FINAL_NORM, &x)
+    }
+
+    fn head(&self, x: &Tensor) -> Result<Tensor> {
+        let head = if self.model.config.tie_word_embeddings { names::EMBED } else { names::HEAD };
+        linear(x, &self.param(head)?)
     }
 
     fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
@@ -211,6 +247,9 @@ impl<'a> Pass<'a> {
             None => None,
         };
         let x = normed.as_ref().unwrap_or(x);
+        if let Some(visit) = self.visit {
+            visit(&name, x)?;
+        }
         let weight = self.param(&name)?;
         let step = self.model.step;
         match (self.model.config.quantization, &self.model.scheme) {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::Bitnet;
 use crate::checkpoint::TrainerState;
+use crate::diagnostics::Diagnostics;
 use crate::optimizer::Gradients;
+use crate::samples::Sample;
 use crate::stability::Anomaly;
 
 /// What one update did.
@@ -40,6 +42,10 @@ pub trait Observer {
     fn on_anomaly(&mut self, _anomaly: &Anomaly) {}
     /// A validation ended: mean cross entropy in nats over the held-out text.
     fn on_validation(&mut self, _step: usize, _loss: f32) {}
+    /// Diagnostics were collected after an update.
+    fn on_diagnostics(&mut self, _step: usize, _found: &Diagnostics) {}
+    /// Texts were written from the prompts of the configuration.
+    fn on_samples(&mut self, _step: usize, _samples: &[Sample]) {}
     /// A checkpoint was written.
     fn on_checkpoint(&mut self, _path: &Path) {}
     /// Something is wrong that does not stop the run.

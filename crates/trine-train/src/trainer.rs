@@ -7,7 +7,9 @@
 //!   config.toml       the resolved configuration
 //!   run.json          version of this code, data hash, machine, command line; each resumption
 //!   data/             tokenizer.json, train.bin, val.bin
-//!   metrics.jsonl     one JSON object a step, validation (with the loss of each source) or event
+//!   metrics.jsonl     one JSON object a step, validation (with the loss of each source), event,
+//!                     collection of diagnostics or samples
+//!   tensorboard/      the same as event files, if configured
 //!   checkpoints/      step-000500/, ...
 //! ```
 //!
@@ -32,10 +34,11 @@ use trine_tokenizer::Tokenizer;
 
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
-use crate::fused::{self, Engine};
+use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
 use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::run_dir::{self, Metrics, write_error};
+use crate::watch::Watch;
 use crate::{Bitnet, Params, RunConfig, TrainError};
 
 pub use crate::observer::{Observer, Outcome, StepReport};
@@ -58,6 +61,7 @@ pub struct Trainer {
     engine: Engine,
     state: TrainerState,
     metrics: Metrics,
+    watch: Watch,
     /// What a rewind goes back to; without one it begins anew.
     last_checkpoint: Option<PathBuf>,
     /// What was noticed before there was an observer.
@@ -105,7 +109,7 @@ impl Trainer {
     /// configuration that would make it another run: it may be made longer, be evaluated and saved
     /// otherwise, and have another policy for spikes, no more.
     pub fn resume(
-        config: RunConfig,
+        mut config: RunConfig,
         data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
@@ -113,6 +117,11 @@ impl Trainer {
         let found = checkpoint::latest_whole(run_dir)?;
         if found.is_none() {
             run_dir::check_never_saved(&config, run_dir)?;
+        }
+        if config.train.precision == Precision::Auto {
+            // Chosen when the run began.
+            let begun = RunConfig::load(&run_dir.join("config.toml"), &[])?;
+            config.train.precision = begun.train.precision;
         }
         run_dir::check_same_run(&config, &data, run_dir)?;
         let expected = model_config(&config, &data.tokenizer)?;
@@ -145,6 +154,7 @@ impl Trainer {
         let boundaries = boundaries(&config, &tokenizer)?;
         let (train, val): (Vec<_>, Vec<_>) =
             sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
+        let watch = Watch::new(&config, &model, tokenizer.clone(), &val[0])?;
         let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
         if let Some(boundaries) = boundaries {
             batches = batches.with_documents(boundaries);
@@ -161,6 +171,7 @@ impl Trainer {
             boundaries,
             tokenizer: tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             metrics: Metrics::open(run_dir)?,
+            watch,
             run_dir: run_dir.to_owned(),
             state: TrainerState::default(),
             config,
@@ -211,6 +222,7 @@ impl Trainer {
         for warning in std::mem::take(&mut self.warnings) {
             observer.on_warning(&warning);
         }
+        self.watch.begin(&self.config, &self.run_dir, self.state.step + 1)?;
         let train = self.config.train.clone();
         if self.validation_is_missing() && self.validated(observer)? {
             self.checkpoint(observer)?;
@@ -239,6 +251,11 @@ impl Trainer {
             checkpoint: checkpoint::path_of_step(&self.run_dir, self.state.step),
             state: self.state.clone(),
         })
+    }
+
+    fn log(&mut self, line: &serde_json::Value) -> Result<(), TrainError> {
+        self.watch.log(line)?;
+        self.metrics.log(line)
     }
 
     /// Brings the directory to where a resumed run begins; only now, since it may have been in use.
@@ -270,7 +287,7 @@ impl Trainer {
         if sources.len() > 1 {
             line["val_losses"] = json!(sources);
         }
-        self.metrics.log(&line)?;
+        self.log(&line)?;
         observer.on_validation(step, loss);
         let better = self.state.best.is_none_or(|(_, best)| loss < best);
         if better {

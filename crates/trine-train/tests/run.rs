@@ -7,6 +7,8 @@ use std::path::Path;
 use trine_data::{Dataset, Mixture};
 use trine_format::ModelFile;
 use trine_tokenizer::Tokenizer;
+use trine_train::diagnostics::Diagnostics;
+use trine_train::samples::Sample;
 use trine_train::trainer::{Observer, StepReport};
 use trine_train::{RunConfig, TrainError, Trainer, checkpoint};
 
@@ -50,6 +52,8 @@ struct Watch {
     stop_after: Option<usize>,
     losses: Vec<f32>,
     validations: Vec<f32>,
+    collected: Vec<(usize, Diagnostics)>,
+    samples: Vec<(usize, Vec<Sample>)>,
 }
 
 impl Observer for Watch {
@@ -58,6 +62,12 @@ impl Observer for Watch {
     }
     fn on_validation(&mut self, _step: usize, loss: f32) {
         self.validations.push(loss);
+    }
+    fn on_diagnostics(&mut self, step: usize, found: &Diagnostics) {
+        self.collected.push((step, found.clone()));
+    }
+    fn on_samples(&mut self, step: usize, samples: &[Sample]) {
+        self.samples.push((step, samples.to_vec()));
     }
     fn should_stop(&mut self) -> bool {
         self.stop_after.is_some_and(|step| self.losses.len() >= step)
@@ -77,7 +87,8 @@ fn a_run_learns_and_leaves_everything_behind() {
     assert!(watch.losses[59] < 0.5 * watch.losses[0], "{:?}", watch.losses);
     assert_eq!(RunConfig::load(&run.join("config.toml"), &[]).unwrap(), config());
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().count(), 63);
+    // 60 steps, 3 validations, diagnostics at step 50.
+    assert_eq!(metrics.lines().count(), 64);
     for line in metrics.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
@@ -126,6 +137,45 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
         text.lines().map(line).collect()
     };
     assert_eq!(losses(&parts), losses(&whole));
+}
+
+#[test]
+fn what_is_watched_changes_nothing_and_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, config: RunConfig| {
+        let (run, mut watch) = (dir.path().join(name), Watch::default());
+        let data = dataset(&run.join("data"));
+        Trainer::create(config, data, &run).unwrap().run(&mut watch).unwrap();
+        watch
+    };
+    let mut quiet = config();
+    quiet.diagnostics.every = 0;
+    let mut watched = config();
+    watched.diagnostics.every = 20;
+    watched.diagnostics.tensorboard = true;
+    watched.samples.every = 25;
+    watched.samples.prompts = vec!["the cat".to_owned(), "a".to_owned()];
+    watched.samples.temperature = 0.0;
+    let (quiet, watched) = (run("quiet", quiet), run("watched", watched));
+    assert_eq!(quiet.losses, watched.losses);
+    assert!(quiet.collected.is_empty() && quiet.samples.is_empty());
+
+    let steps: Vec<_> =
+        watched.collected.iter().map(|(step, found)| (*step, found.since)).collect();
+    assert_eq!(steps, [(20, Some(0)), (40, Some(20)), (60, Some(40))]);
+    for (_, found) in &watched.collected {
+        assert_eq!(found.layers.len(), 14);
+        let all = &found.all;
+        let shares = [all.negative, all.zero, all.positive].map(Option::unwrap);
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{shares:?}");
+        assert!(all.flips.unwrap() > 0.0, "training flips trits");
+    }
+    // Taken at the last step too, and by then the text has been learned.
+    let steps: Vec<_> = watched.samples.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [25, 50, 60]);
+    let last = &watched.samples[2].1;
+    assert_eq!((last.len(), last[0].prompt.as_str()), (2, "the cat"));
+    assert_eq!(last[0].text.chars().count(), 16 - 7, "up to the positions: {last:?}");
 }
 
 #[test]

@@ -43,6 +43,8 @@ enum Command {
     Tokenizer(commands::tokenizer::Command),
     /// Train a model from a configuration file
     Train(commands::train::Args),
+    /// Write a page with the curves, trits and samples of training runs
+    Report(commands::report::Args),
     /// Convert a model to another format and prove that its trits survived
     Convert(commands::convert::Args),
     /// Compare two models: same trits, same scales, same logits?
@@ -120,6 +122,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Data(command) => commands::data::run(&command)?,
         Command::Tokenizer(command) => commands::tokenizer::run(&command)?,
         Command::Train(args) => return commands::train::run(&args),
+        Command::Report(args) => commands::report::run(&args)?,
         Command::Convert(args) => commands::convert::run(&args)?,
         Command::Verify(args) => return commands::verify::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args)?,

@@ -77,6 +77,11 @@ pub(crate) fn count(n: u64) -> String {
     out
 }
 
+/// A text that cannot steer a terminal: control characters are left out.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +92,11 @@ mod tests {
         assert_eq!(count(123), "123");
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(417_352), "417.35 kB");
+    }
+
+    #[test]
+    fn texts_of_a_model_cannot_steer_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}"), "a[2Jb");
     }
 
     #[test]

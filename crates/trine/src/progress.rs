@@ -6,15 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 use trine_export::{Progress, Stage};
 use trine_hub::Observer as DownloadObserver;
+use trine_train::samples::Sample;
 use trine_train::trainer::{Action, Anomaly, Observer, StepReport};
 
 use crate::output::{self, note};
 
 /// Time between two log lines where nobody watches.
 const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Longest time between two log lines of a training run.
+const LOG_EVERY_AT_MOST: Duration = Duration::from_secs(300);
+
+/// Characters of a sample that are shown.
+const SAMPLE_CHARS: usize = 100;
 
 /// A download of fewer bytes is over before a line about it is read.
 const WORTH_A_LINE: u64 = 1 << 20;
@@ -39,8 +46,10 @@ pub(crate) struct TrainingProgress {
     watched: bool,
     interrupted: Arc<AtomicBool>,
     /// Smoothed loss and speed, so that the display does not flicker.
-    loss: f32,
+    loss: f64,
     speed: f64,
+    /// When the display began, and after which step.
+    begin: (Instant, usize),
     last_line: Option<Instant>,
 }
 
@@ -49,12 +58,26 @@ impl TrainingProgress {
     pub(crate) fn new(done: usize, steps: usize, interrupted: Arc<AtomicBool>) -> Self {
         let watched = std::io::stderr().is_terminal();
         let bar = if watched { ProgressBar::new(steps as u64) } else { ProgressBar::hidden() };
-        let style = "{bar:30} {pos}/{len}  {msg}  {eta} left";
+        let style = "{bar:24} {pos}/{len}  {msg}  {eta} left";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.set_position(done as u64);
         bar.reset_eta();
-        let (loss, speed) = (f32::NAN, f64::NAN);
-        Self { bar, watched, interrupted, loss, speed, last_line: None }
+        let (loss, speed, begin) = (f64::NAN, f64::NAN, (Instant::now(), done));
+        Self { bar, watched, interrupted, loss, speed, begin, last_line: None }
+    }
+
+    /// Whether a log line is due: often in the beginning, when most is wrong, seldom in long runs.
+    fn line_is_due(&self) -> bool {
+        let every = (self.begin.0.elapsed() / 20).clamp(LOG_EVERY, LOG_EVERY_AT_MOST);
+        self.last_line.is_none_or(|at| at.elapsed() >= every)
+    }
+
+    /// The time that the rest of the run takes if it goes on as it went.
+    fn left(&self, report: &StepReport) -> FormattedDuration {
+        let (begin, done) = self.begin;
+        let made = report.step.saturating_sub(done).max(1) as f64;
+        let rest = report.steps.saturating_sub(report.step) as f64;
+        FormattedDuration(Duration::from_secs_f64(begin.elapsed().as_secs_f64() * rest / made))
     }
 
     fn line(&self, text: &str) {
@@ -65,18 +88,25 @@ impl TrainingProgress {
 impl Observer for TrainingProgress {
     fn on_step(&mut self, report: &StepReport) {
         let smooth = |old: f64, new: f64| if old.is_nan() { new } else { 0.95 * old + 0.05 * new };
-        self.loss = smooth(f64::from(self.loss), f64::from(report.loss)) as f32;
+        self.loss = smooth(self.loss, f64::from(report.loss));
         self.speed = smooth(self.speed, report.tokens_per_second);
-        let message = format!("loss {:.4}  {:.0} tok/s", self.loss, self.speed);
+        let rate = report.learning_rate;
+        let message = format!("loss {:.4}  lr {rate:.2e}  {:.0} tok/s", self.loss, self.speed);
         if self.watched {
             self.bar.set_position(report.step as u64);
             self.bar.set_message(message);
-        } else if self.last_line.is_none_or(|at| at.elapsed() >= LOG_EVERY)
-            || report.step == report.steps
-        {
+        } else if self.line_is_due() || report.step == report.steps {
             self.last_line = Some(Instant::now());
-            let rate = report.learning_rate;
-            note!("step {}/{}  {message}  lr {rate:.2e}", report.step, report.steps);
+            let left = self.left(report);
+            note!("step {}/{}  {message}  {left} left", report.step, report.steps);
+        }
+    }
+
+    fn on_samples(&mut self, step: usize, samples: &[Sample]) {
+        for sample in samples {
+            let shown = format!("{}|{}", sample.prompt, sample.text).replace('\n', " ");
+            let shown: String = shown.chars().take(SAMPLE_CHARS).collect();
+            self.line(&format!("step {step}  {}", output::printable(&shown)));
         }
     }
 

@@ -34,6 +34,7 @@ impl Trainer {
         }
         let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
         observer.before_update(step + 1, &self.model, &gradients);
+        self.watch.before_update(step + 1, self.model.params(), &gradients)?;
         self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
         observer.after_update(step + 1, &self.model);
 
@@ -55,7 +56,7 @@ impl Trainer {
             tokens: self.state.tokens,
             tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
         };
-        self.metrics.log(&json!({
+        self.log(&json!({
             "step": report.step,
             "loss": report.loss,
             "learning_rate": report.learning_rate,
@@ -65,7 +66,24 @@ impl Trainer {
             "tokens_per_second": report.tokens_per_second.round(),
         }))?;
         observer.on_step(&report);
+        self.look(observer)?;
         Ok(true)
+    }
+
+    /// Diagnostics and samples, where it is time for them.
+    fn look(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let (step, steps) = (self.state.step, self.config.train.steps);
+        let found = self.watch.after_update(step, steps, &self.model)?;
+        for line in found.lines(step) {
+            self.log(&line)?;
+        }
+        if let Some(diagnostics) = &found.diagnostics {
+            observer.on_diagnostics(step, diagnostics);
+        }
+        if let Some(samples) = &found.samples {
+            observer.on_samples(step, samples);
+        }
+        Ok(())
     }
 
     /// Mean loss of a step's batch in nats, and the gradients of it.
@@ -121,14 +139,14 @@ impl Trainer {
                 self.model.set_step(step);
                 self.state.skips += 1;
                 self.remember(loss);
-                self.metrics.log(&json!({
+                self.log(&json!({
                     "step": step, "event": "skip", "what": what, "parameter": parameter,
                 }))?;
                 Action::Skipped
             }
             SpikePolicy::Rewind => {
                 let to = self.rewind()?;
-                self.metrics.log(&json!({
+                self.log(&json!({
                     "step": to, "event": "rewind", "from": step, "what": what,
                     "parameter": parameter,
                 }))?;

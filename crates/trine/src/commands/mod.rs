@@ -9,6 +9,7 @@ pub(crate) mod download;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod synth_model;
 pub(crate) mod tokenizer;

@@ -26,7 +26,9 @@ fn help_and_version_are_results() {
     let place = Place::new();
     assert!(place.ok(&["--version"]).starts_with("trine "));
     let help = place.ok(&["--help"]);
-    for command in ["demo", "data", "tokenizer", "train", "convert", "inspect", "run", "chat"] {
+    for command in
+        ["demo", "data", "tokenizer", "train", "report", "convert", "inspect", "run", "chat"]
+    {
         assert!(help.contains(&format!("\n  {command} ")), "{help}");
         assert!(place.ok(&[command, "--help"]).contains("Usage: trine"));
     }

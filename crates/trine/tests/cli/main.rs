@@ -14,6 +14,7 @@ mod input;
 mod killed;
 mod life;
 mod models;
+mod report;
 #[cfg(unix)]
 mod signals;
 mod streams;

@@ -39,15 +39,24 @@ pub(super) fn start(place: &Place) -> Child {
     child
 }
 
-/// The steps a run has logged, without their speed, which differs every time.
+/// The steps a run has logged, without their speed, which differs every time, and without how many
+/// trits flipped since the last diagnostics or, in a run that was taken up, since then.
 pub(super) fn losses(place: &Place, run: &str) -> Vec<String> {
     let text = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
     let strip = |line: &str| {
         let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line.as_object_mut().unwrap().remove("tokens_per_second");
+        without(&mut line, &["tokens_per_second", "since", "flips"]);
         line.to_string()
     };
     text.lines().map(strip).collect()
+}
+
+/// Removes keys wherever they are.
+fn without(value: &mut serde_json::Value, keys: &[&str]) {
+    if let Some(map) = value.as_object_mut() {
+        map.retain(|key, _| !keys.contains(&key.as_str()));
+        map.values_mut().for_each(|value| without(value, keys));
+    }
 }
 
 /// Finishes an interrupted run and compares it with one that never stopped.
