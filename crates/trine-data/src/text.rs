@@ -98,10 +98,12 @@ impl Blocks {
             let read = reader.by_ref().take(room as u64).read_to_end(&mut block);
             let read = read.map_err(io(&self.path, "read"))?;
             let end = read < room;
-            if !end && self.size <= self.longest {
-                if let Some(cut) = last_cut(&block) {
-                    self.rest = block.split_off(cut);
-                }
+            // One of more than `longest` bytes is asked for where the text must not be cut.
+            if !end
+                && self.size <= self.longest
+                && let Some(cut) = last_cut(&block)
+            {
+                self.rest = block.split_off(cut);
             }
             if end || !self.rest.is_empty() {
                 break;
