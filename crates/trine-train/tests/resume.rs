@@ -175,7 +175,8 @@ fn parts_of_a_batch_make_the_update_of_the_whole_batch() {
         let dir = tempfile::tempdir().unwrap();
         let mut watch = Watch::default();
         // In full precision: a trit that flips over float noise would be a step of its own.
-        let settings = [settings, &["model.quantization=none", "train.steps=5"]].concat();
+        let exact = ["model.quantization=none", "train.precision=f32", "train.steps=5"];
+        let settings = [settings, &exact].concat();
         create(&config(&settings), dir.path()).run(&mut watch).unwrap();
         watch.losses
     };
