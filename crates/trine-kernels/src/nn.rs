@@ -24,7 +24,7 @@ pub(crate) mod exp;
 mod gradients;
 pub(crate) mod kv;
 
-pub use attention::{Blocks, Rows, attention, attention_backward, attention_weights};
+pub use attention::{Blocks, Rows, attention};
 pub use causal::{Causal, attention_causal};
 pub use exp::{exp, exp_sum, largest, softmax_gradient};
 pub use gradients::{attention_slopes, gate_backward, rms_norm_backward};

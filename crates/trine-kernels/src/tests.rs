@@ -367,7 +367,6 @@ stamp!(
     gates_match_scalar,
     softmax_passes_match_scalar,
     attention_matches_scalar,
-    attention_backward_matches_scalar,
     kv_attention_matches_scalar,
     kv_attention_is_the_same_in_any_company,
     kv_attention_keeps_poison_to_its_own,

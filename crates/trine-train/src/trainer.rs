@@ -29,11 +29,12 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use trine_data::{Batch, Batches, Boundaries, DataError, Mixture, Shard, eval_windows};
-use trine_format::{AtomicFile, ModelConfig, TokenizerFiles};
+use trine_format::{AtomicFile, ModelConfig, Quantization, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
+use crate::config::Quantizer;
 use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
 use crate::quantizers::{QuantizerConfig, Scheme, stored};
@@ -84,7 +85,8 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let data = data.into();
         // What this machine chooses, another one that takes up the run does too.
-        config.train.precision = config.train.precision.resolved();
+        let ternary = config.model.quantization != Quantizer::None;
+        config.train.precision = config.train.precision.resolved(ternary);
         if run_dir.join("config.toml").exists() {
             return Err(run_dir::in_the_way(run_dir));
         }
@@ -164,7 +166,7 @@ impl Trainer {
             recompute: config.train.recompute_activations,
         };
         Ok(Self {
-            engine: Engine::new(options),
+            engine: Engine::new(options, model.config().quantization != Quantization::None),
             batches,
             plan: BatchPlan::new(&config.train),
             val,
@@ -352,7 +354,8 @@ impl Trainer {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn validate_sources(&mut self) -> Result<(f32, Vec<f32>), TrainError> {
-        let unused = Engine::new(self.engine.options());
+        // Options are resolved already.
+        let unused = Engine::new(self.engine.options(), true);
         let mut engine = std::mem::replace(&mut self.engine, unused);
         let losses = self.losses(&mut engine);
         self.engine = engine;

@@ -1,11 +1,11 @@
-//! Attention of one query head over positions, forward and backward.
+//! Attention of one query head over positions.
 //!
 //! Scores are sums over the features of a head, of which there are few, for many positions; so
 //! sixteen positions are computed together, one in each lane, and keys lie transposed in [`Blocks`]
 //! of sixteen. No sum then runs across lanes.
 
 use super::exp::{exp, largest};
-use super::{Isa, Kernel, LANES, Simd, add_scaled, dispatch, dots, isa, sum_lanes};
+use super::{Isa, Kernel, LANES, Simd, add_scaled, dispatch, isa, sum_lanes};
 
 /// Blocks of positions whose scores are computed together: enough sums in flight to hide the
 /// latency of an addition.
@@ -75,21 +75,6 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
-/// The softmax weights of one query head over the positions `0..weights.len()`.
-///
-/// `q` is `(d,)`: `weights[j] = softmax over j of (q . key_j / sqrt(d))`.
-///
-/// # Panics
-/// When there are fewer keys than weights, or the heads differ in length.
-pub fn attention_weights(q: &[f32], keys: &Blocks, weights: &mut [f32]) {
-    attention_weights_on(isa(), q, keys, weights);
-}
-
-pub(crate) fn attention_weights_on(isa: Isa, q: &[f32], keys: &Blocks, weights: &mut [f32]) {
-    check(q, keys, weights);
-    dispatch(isa, Attention { q, keys, values: None, weights, out: &mut [] });
-}
-
 /// Attention of one query head over the positions `0..weights.len()`.
 ///
 /// `q` and `out` are `(d,)`; `out = sum over j of weights[j] * value_j`. `weights` is scratch whose
@@ -111,7 +96,7 @@ pub(crate) fn attention_on(
 ) {
     check(q, keys, weights);
     assert_eq!(q.len(), out.len(), "query and output differ in length");
-    dispatch(isa, Attention { q, keys, values: Some(values), weights, out });
+    dispatch(isa, Attention { q, keys, values, weights, out });
 }
 
 fn check(q: &[f32], keys: &Blocks, weights: &[f32]) {
@@ -122,8 +107,7 @@ fn check(q: &[f32], keys: &Blocks, weights: &[f32]) {
 struct Attention<'a> {
     q: &'a [f32],
     keys: &'a Blocks,
-    /// `None` when only the weights are asked for.
-    values: Option<Rows<'a>>,
+    values: Rows<'a>,
     weights: &'a mut [f32],
     out: &'a mut [f32],
 }
@@ -138,9 +122,7 @@ impl Kernel for Attention<'_> {
         let scale = 1.0 / (q.len() as f32).sqrt();
         weights.iter_mut().for_each(|score| *score *= scale);
         softmax(weights);
-        if let Some(values) = values {
-            weighted_sum(simd, weights, values, out);
-        }
+        weighted_sum(simd, weights, values, out);
     }
 }
 
@@ -241,79 +223,6 @@ fn columns<S: Simd, const N: usize>(
         }
     }
     sums.map(|lanes| simd.to_array(lanes))
-}
-
-/// The gradients of [`attention`] for one query: `dq` is replaced, `dk` and `dv` are added to.
-///
-/// `weights` are those that [`attention_weights`] gives and `g` `(d,)` is the gradient of `out`.
-/// `dq` is `(d,)`; `dk` and `dv` are `(positions, d)`. `slopes` is scratch of the length of
-/// `weights`. With scale `c = 1 / sqrt(d)`:
-///
-/// ```text
-/// dv_j += w_j g      dw_j = g . v_j      ds_j = w_j (dw_j - sum_i w_i dw_i)
-/// dq    = sum over j of c ds_j k_j      dk_j += c ds_j q
-/// ```
-///
-/// # Panics
-/// When the lengths do not fit together.
-pub fn attention_backward(
-    q: &[f32],
-    keys: Rows<'_>,
-    values: &Blocks,
-    weights: &[f32],
-    g: &[f32],
-    slopes: &mut [f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-) {
-    let backward = AttentionBackward { q, keys, values, weights, g, slopes, dq, dk, dv };
-    attention_backward_on(isa(), backward);
-}
-
-pub(crate) fn attention_backward_on(isa: Isa, backward: AttentionBackward<'_>) {
-    let AttentionBackward { q, values, weights, g, slopes, dq, dk, dv, .. } = &backward;
-    check(g, values, weights);
-    assert_eq!(weights.len(), slopes.len(), "weights and slopes differ in length");
-    assert_eq!((q.len(), dq.len()), (g.len(), g.len()), "query and gradients differ in length");
-    assert_eq!(dk.len(), dv.len(), "gradients of keys and values differ in length");
-    assert!(dk.len() >= weights.len() * q.len(), "more weights than gradients of keys");
-    dispatch(isa, backward);
-}
-
-/// The arguments of [`attention_backward`].
-pub(crate) struct AttentionBackward<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) keys: Rows<'a>,
-    pub(crate) values: &'a Blocks,
-    pub(crate) weights: &'a [f32],
-    pub(crate) g: &'a [f32],
-    pub(crate) slopes: &'a mut [f32],
-    pub(crate) dq: &'a mut [f32],
-    pub(crate) dk: &'a mut [f32],
-    pub(crate) dv: &'a mut [f32],
-}
-
-impl Kernel for AttentionBackward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { q, keys, values, weights, g, slopes, dq, dk, dv } = self;
-        let d = q.len();
-        products(simd, g, values, slopes);
-        let mean = dots(simd, [weights], [&*slopes])[0][0];
-        let scale = 1.0 / (d as f32).sqrt();
-        for (slope, w) in slopes.iter_mut().zip(weights) {
-            *slope = w * (*slope - mean) * scale;
-        }
-        weighted_sum(simd, slopes, keys, dq);
-        let rows = dk.chunks_exact_mut(d).zip(dv.chunks_exact_mut(d));
-        for ((dk, dv), (weight, slope)) in rows.zip(weights.iter().zip(slopes.iter())) {
-            add_scaled(*weight, g, dv);
-            add_scaled(*slope, q, dk);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! The float parts of a layer against plain loops in the documented order: bit for bit.
 
 use super::{COLS, assert_same_bits, floats, scalar_dot};
-use crate::nn::attention::{
-    AttentionBackward, attention_backward_on, attention_on, attention_weights_on,
-};
+use crate::nn::attention::attention_on;
 use crate::nn::exp::{exp_sum_on, softmax_gradient_on};
 use crate::nn::{Blocks, Gate, Rows, exp, gate_on, rms_norm_on};
 use crate::{Activations, Isa};
@@ -144,52 +142,10 @@ pub(super) fn attention_matches_scalar(isa: Isa) {
         let (keys, values) = rows.split_at(d * positions);
         let expected = scalar_weights(q, &keys[..seen * d]);
         let key_blocks = blocks(keys, d);
-        let mut found = vec![9.0; seen];
-        attention_weights_on(isa, q, &key_blocks, &mut found);
+        let (mut found, mut out) = (vec![9.0; seen], vec![9.0; d]);
+        let rows = Rows { data: values, stride: d };
+        attention_on(isa, q, &key_blocks, rows, &mut found, &mut out);
         assert_same_bits(&found, &expected);
-        let expected = scalar_weighted_sum(&expected, values, d);
-        let mut out = vec![9.0; d];
-        let values = Rows { data: values, stride: d };
-        attention_on(isa, q, &key_blocks, values, &mut found, &mut out);
-        assert_same_bits(&out, &expected);
-    }
-}
-
-pub(super) fn attention_backward_matches_scalar(isa: Isa) {
-    for (d, positions, seen) in HEADS {
-        let rows = scores(2 * d * positions + 2 * d);
-        let ((q, g), rows) = (rows[..2 * d].split_at(d), &rows[2 * d..]);
-        let (keys, values) = rows.split_at(d * positions);
-        let weights = scalar_weights(q, &keys[..seen * d]);
-
-        let before = scores(2 * d * positions);
-        let mut expected = (before.clone(), before.clone());
-        let mut slopes = scalar_products(g, &values[..seen * d]);
-        let mean = scalar_dot(&weights, &slopes);
-        let scale = 1.0 / (d as f32).sqrt();
-        for (slope, w) in slopes.iter_mut().zip(&weights) {
-            *slope = w * (*slope - mean) * scale;
-        }
-        for j in 0..seen {
-            add_scaled(slopes[j], q, &mut expected.0[j * d..][..d]);
-            add_scaled(weights[j], g, &mut expected.1[j * d..][..d]);
-        }
-
-        let (mut dq, mut dk, mut dv) = (vec![9.0; d], before.clone(), before);
-        let backward = AttentionBackward {
-            q,
-            keys: Rows { data: keys, stride: d },
-            values: &blocks(values, d),
-            weights: &weights,
-            g,
-            slopes: &mut vec![9.0; seen],
-            dq: &mut dq,
-            dk: &mut dk,
-            dv: &mut dv,
-        };
-        attention_backward_on(isa, backward);
-        assert_same_bits(&dq, &scalar_weighted_sum(&slopes, keys, d));
-        assert_same_bits(&dk, &expected.0);
-        assert_same_bits(&dv, &expected.1);
+        assert_same_bits(&out, &scalar_weighted_sum(&expected, values, d));
     }
 }

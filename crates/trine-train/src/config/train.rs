@@ -17,8 +17,9 @@ pub struct TrainConfig {
     /// Parts in which an update's sequences go through the model one after the other. More parts
     /// need less memory; the update is the same but for the order of float sums.
     pub accumulate: usize,
-    /// In what gradients are multiplied: `f32`, `bf16`, or `auto` for bf16 where the CPU has
-    /// instructions for it. The forward pass of a ternary model is exact in any case.
+    /// In what gradients are multiplied: `f32`, `bf16`, or `auto` for bf16 where the model is ternary
+    /// and the CPU has instructions for it. The forward pass of a ternary model is exact in any case,
+    /// but for its head in training.
     pub precision: Precision,
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:
     /// less memory, the same bits, a sixth more time.

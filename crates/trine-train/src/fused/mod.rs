@@ -84,8 +84,9 @@ impl Engine {
         model.config().projection_norm_eps.is_none() && is_default
     }
 
-    /// An engine without buffers yet.
-    pub fn new(options: Options) -> Self {
+    /// An engine without buffers yet, for ternary models or for those in full precision.
+    pub fn new(options: Options, ternary: bool) -> Self {
+        let options = Options { precision: options.precision.resolved(ternary), ..options };
         let products = Products::new(options.precision);
         Self { options, products, inputs: Vec::new(), states: Vec::new() }
     }
@@ -277,7 +278,7 @@ mod tests {
         let (expected_loss, expected) = by_graph(model, batch);
         for precision in [Precision::F32, Precision::Bf16] {
             for recompute in [false, true] {
-                let mut engine = Engine::new(Options { precision, recompute });
+                let mut engine = Engine::new(Options { precision, recompute }, is_ternary(model));
                 // A larger batch before leaves no trace.
                 engine.gradients(model, &self::batch(4, 130, model.config().vocab_size)).unwrap();
                 let (loss, gradients) = engine.gradients(model, batch).unwrap();
@@ -324,7 +325,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let model = model(config());
-        let mut engine = Engine::new(Options { precision: Precision::Auto, recompute: false });
+        let mut engine =
+            Engine::new(Options { precision: Precision::Auto, recompute: false }, true);
         let error = |batch: &Batch, engine: &mut Engine| {
             engine.gradients(&model, batch).unwrap_err().to_string()
         };

@@ -10,21 +10,22 @@ use trine_kernels::{Activations, PackedMatrix, parallel};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// [`Self::Bf16`] where the CPU has instructions for it, otherwise [`Self::F32`].
+    /// [`Self::Bf16`] for ternary models, whose forward pass stays exact, where the CPU has
+    /// instructions for it; otherwise [`Self::F32`].
     #[default]
     Auto,
     /// Single precision.
     F32,
-    /// Factors rounded to bfloat16, sums in f32.
+    /// Factors rounded to bfloat16, sums in f32; of a model in full precision in the forward pass too.
     Bf16,
 }
 
 impl Precision {
-    /// The precision that is used on this CPU.
+    /// The precision that is used on this CPU, for a ternary model or one in full precision.
     #[must_use]
-    pub fn resolved(self) -> Self {
+    pub fn resolved(self, ternary: bool) -> Self {
         match self {
-            Self::Auto if bf16::is_fast() => Self::Bf16,
+            Self::Auto if ternary && bf16::is_fast() => Self::Bf16,
             Self::Auto => Self::F32,
             other => other,
         }
@@ -90,7 +91,6 @@ pub(super) struct Products {
 
 impl Products {
     pub(super) fn new(precision: Precision) -> Self {
-        let precision = precision.resolved();
         let (left, right) = (Left::default(), Right::default());
         Self { precision, left, right, floats: Vec::new() }
     }

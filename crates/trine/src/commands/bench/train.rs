@@ -125,9 +125,14 @@ struct Run {
 
 impl Run {
     fn new(config: ModelConfig, options: Options) -> anyhow::Result<Self> {
+        let ternary = config.quantization != Quantization::None;
         let params = Params::init(&config, 0.02, 0, &Device::Cpu)?;
         let optimizer = Optimizer::new(RunConfig::default().optimizer, 0, &params);
-        Ok(Self { model: Bitnet::new(config, params)?, engine: Engine::new(options), optimizer })
+        Ok(Self {
+            model: Bitnet::new(config, params)?,
+            engine: Engine::new(options, ternary),
+            optimizer,
+        })
     }
 
     fn step(&mut self, batch: &Batch) -> anyhow::Result<()> {
@@ -242,7 +247,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         size: args.size.name(),
         parameters: config.parameter_count() - (VOCAB * config.hidden_size) as u64,
         threads,
-        precision: args.precision.resolved(),
+        precision: args.precision.resolved(true),
         recompute: args.recompute,
         tok_s: tok_s.context("no step was timed")?,
         f32_tok_s,
