@@ -35,6 +35,8 @@ checkpoint_every = 10
 keep_last = 0
 spike_window = 8
 spike_sigmas = 4.0
+[diagnostics]
+every = 0
 ";
 
 fn config(settings: &[&str]) -> RunConfig {

@@ -273,6 +273,7 @@ mod tests {
             pattern: Pattern::Linear,
             int8: rate(int8),
             f32: rate(1.0),
+            bf16: None,
             handover: None,
         };
         let kernel = Kernel { timed, limits: [limits(16_000.0, 1.0), limits(1.0, 256_000.0)] };
