@@ -49,7 +49,10 @@ pub(crate) fn attention_causal_on(
     let tokens = head.queries.len() / d;
     assert_eq!(head.values.len(), head.queries.len(), "values are not (T, d)");
     assert!(tokens <= head.keys.positions(), "fewer keys than queries");
-    assert!(out.len() % d == 0 && first + out.len() / d <= tokens, "more outputs than queries");
+    assert!(
+        out.len().is_multiple_of(d) && first + out.len() / d <= tokens,
+        "more outputs than queries"
+    );
     if let Some(starts) = head.starts {
         let seen = starts.iter().enumerate().all(|(t, start)| *start as usize <= t);
         assert!(starts.len() == tokens && seen, "starts are not (T,), up to each position");
