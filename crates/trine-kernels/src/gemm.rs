@@ -20,6 +20,19 @@ pub struct Matrix<'a> {
     pub transposed: bool,
 }
 
+#[cfg(feature = "f32-gemm")]
+impl<'a> Matrix<'a> {
+    /// The matrix of these numbers.
+    pub fn plain(data: &'a [f32]) -> Self {
+        Self { data, transposed: false }
+    }
+
+    /// The transpose of the matrix of these numbers.
+    pub fn turned(data: &'a [f32]) -> Self {
+        Self { data, transposed: true }
+    }
+}
+
 /// `out = a b`, or that much more: `a` is `(m, k)`, `b` `(k, n)`, `out` `(m, n)` in the order of rows.
 ///
 /// # Panics

@@ -6,11 +6,11 @@
 use candle_core::Result;
 use trine_format::names;
 use trine_kernels::bf16::{Left, Right, multiply};
-use trine_kernels::gemm::{Store, matmul};
+use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{nn, parallel};
 
 use super::Found;
-use super::products::{Products, plain, turned};
+use super::products::Products;
 use crate::Bitnet;
 use crate::ops::view;
 
@@ -69,7 +69,13 @@ impl<'a> Head<'a> {
                 left.fill_rows(&normed, n, width);
                 multiply(&left, columns.all(), 1.0, Store::Set, logits);
             } else {
-                matmul([n, width, vocab], plain(&normed), turned(head), Store::Set, logits);
+                matmul(
+                    [n, width, vocab],
+                    Matrix::plain(&normed),
+                    Matrix::turned(head),
+                    Store::Set,
+                    logits,
+                );
             }
             total += losses(logits, targets, vocab, Some(factor));
             let mut dnormed = vec![0.0; n * width];
@@ -80,8 +86,14 @@ impl<'a> Head<'a> {
                 normed_right.fill_rows(&normed, n, width);
                 multiply(&left, normed_right.all(), 1.0, Store::Add, &mut dhead);
             } else {
-                matmul([n, vocab, width], plain(logits), plain(head), Store::Set, &mut dnormed);
-                let (dlogits, normed) = (turned(logits), plain(&normed));
+                matmul(
+                    [n, vocab, width],
+                    Matrix::plain(logits),
+                    Matrix::plain(head),
+                    Store::Set,
+                    &mut dnormed,
+                );
+                let (dlogits, normed) = (Matrix::turned(logits), Matrix::plain(&normed));
                 matmul([vocab, n, width], dlogits, normed, Store::Add, &mut dhead);
             }
             norm_backward(x, norm, eps, &dnormed, None, &mut dnorm);
@@ -105,7 +117,7 @@ pub(super) fn evaluate(model: &Bitnet, x: &[f32], targets: &[u32]) -> Result<f32
         let n = targets.len();
         let normed = normed_rows(x, norm, config.rms_norm_eps);
         let logits = &mut logits[..n * vocab];
-        matmul([n, width, vocab], plain(&normed), turned(head), Store::Set, logits);
+        matmul([n, width, vocab], Matrix::plain(&normed), Matrix::turned(head), Store::Set, logits);
         total += losses(logits, targets, vocab, None);
     }
     Ok((total / targets.len() as f64) as f32)

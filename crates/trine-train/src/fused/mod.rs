@@ -1,6 +1,6 @@
 //! A training step without a graph: loss and gradients of the whole network over plain buffers.
 //!
-//! The network is that of [`Bitnet`](crate::Bitnet), which remains its definition: there every operation
+//! The network is that of [`Bitnet`], which remains its definition: there every operation
 //! is one of Candle's graph, so that anything can be tried. Here the order of operations is known, and
 //! that is what makes it fast and small:
 //!

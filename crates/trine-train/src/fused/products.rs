@@ -147,7 +147,7 @@ impl Products {
             self.right.fill_columns(w, n, k);
             return multiply(&self.left, self.right.all(), 1.0, Store::Set, out);
         }
-        matmul([m, k, n], plain(x), turned(w), Store::Set, out);
+        matmul([m, k, n], Matrix::plain(x), Matrix::turned(w), Store::Set, out);
     }
 
     /// The gradient of a projection's input, `dX = dY W`: `dy` is `(M, out)`, `dx` `(M, in)`.
@@ -179,7 +179,7 @@ impl Products {
             }
             Weights::Full => p.masters,
         };
-        matmul([rows, p.out, p.inp], plain(dy), plain(weights), store, dx);
+        matmul([rows, p.out, p.inp], Matrix::plain(dy), Matrix::plain(weights), store, dx);
     }
 
     /// The gradients of the weights of projections with the same input, `dW = dY^T X`, each `(out, in)`,
@@ -216,18 +216,10 @@ impl Products {
                     Input::Codes(_) => &self.floats,
                     Input::Floats(x) => x,
                 };
-                matmul([out, rows, inp], turned(dy), plain(x), Store::Set, &mut dw);
+                matmul([out, rows, inp], Matrix::turned(dy), Matrix::plain(x), Store::Set, &mut dw);
             }
             dw
         };
         dys.iter().map(gradient).collect()
     }
-}
-
-pub(super) fn plain(data: &[f32]) -> Matrix<'_> {
-    Matrix { data, transposed: false }
-}
-
-pub(super) fn turned(data: &[f32]) -> Matrix<'_> {
-    Matrix { data, transposed: true }
 }

@@ -308,8 +308,20 @@ impl Scratch {
             self.left.fill_rows(dy, n, d);
             multiply(&self.left, self.value_columns.part(d, seen), 1.0, Store::Set, &mut slopes);
         } else {
-            matmul([n, d, seen], plain(queries), turned(keys), Store::Set, &mut scores);
-            matmul([n, d, seen], plain(dy), turned(values), Store::Set, &mut slopes);
+            matmul(
+                [n, d, seen],
+                Matrix::plain(queries),
+                Matrix::turned(keys),
+                Store::Set,
+                &mut scores,
+            );
+            matmul(
+                [n, d, seen],
+                Matrix::plain(dy),
+                Matrix::turned(values),
+                Store::Set,
+                &mut slopes,
+            );
         }
         let scale = 1.0 / (d as f32).sqrt();
         let rows = scores.chunks_exact_mut(seen).zip(slopes.chunks_exact_mut(seen));
@@ -325,25 +337,17 @@ impl Scratch {
                 self.rows.fill_rows(with, n, d);
                 multiply(&self.left, self.rows.all(), 1.0, Store::Add, to);
             } else {
-                matmul([seen, n, d], turned(from), plain(with), Store::Add, to);
+                matmul([seen, n, d], Matrix::turned(from), Matrix::plain(with), Store::Add, to);
             }
         }
         if bf16 {
             self.left.fill_rows(&slopes, n, seen);
             multiply(&self.left, self.key_lines.part(seen, d), 1.0, Store::Set, dq);
         } else {
-            matmul([n, seen, d], plain(&slopes), plain(keys), Store::Set, dq);
+            matmul([n, seen, d], Matrix::plain(&slopes), Matrix::plain(keys), Store::Set, dq);
         }
         (self.scores, self.slopes) = (scores, slopes);
     }
-}
-
-fn plain(data: &[f32]) -> Matrix<'_> {
-    Matrix { data, transposed: false }
-}
-
-fn turned(data: &[f32]) -> Matrix<'_> {
-    Matrix { data, transposed: true }
 }
 
 #[cfg(test)]
