@@ -57,7 +57,3 @@ pub use error::TrainError;
 pub use model::Bitnet;
 pub use params::Params;
 pub use trainer::Trainer;
-
-// Candle's f32 matrix products use AVX-512 only when somebody enables `gemm`'s `x86-v4`;
-// this crate does, in its Cargo.toml, and needs nothing else from it.
-use gemm as _;

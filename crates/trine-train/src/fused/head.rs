@@ -36,8 +36,8 @@ fn head_name(model: &Bitnet) -> &'static str {
 }
 
 impl<'a> Head<'a> {
-    pub(super) fn new(model: &'a Bitnet, products: &'a mut Products) -> Result<Self> {
-        Ok(Self { model, products })
+    pub(super) fn new(model: &'a Bitnet, products: &'a mut Products) -> Self {
+        Self { model, products }
     }
 
     /// The mean loss of `x` `(M, D)`, which becomes its gradient.

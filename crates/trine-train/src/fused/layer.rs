@@ -56,12 +56,12 @@ impl<'a> Layer<'a> {
         index: usize,
         extent: Extent<'a>,
         products: &'a mut Products,
-    ) -> Result<Self> {
+    ) -> Self {
         let act = match model.config().hidden_act {
             HiddenAct::Relu2 => Gate::Relu2,
             HiddenAct::Silu => Gate::Silu,
         };
-        Ok(Self { model, index, extent, products, act })
+        Self { model, index, extent, products, act }
     }
 
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs.

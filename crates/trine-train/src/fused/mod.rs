@@ -104,7 +104,7 @@ impl Engine {
         let extent = self.forward(model, batch, true)?;
         let mut found = Found::new();
         let last = self.inputs.pop().expect("the output of the last layer");
-        let head = Head::new(model, &mut self.products)?;
+        let head = Head::new(model, &mut self.products);
         let mut dx = last;
         let loss = head.backward(&mut dx, &batch.targets, &mut found)?;
         for index in (0..model.config().num_hidden_layers).rev() {
@@ -113,7 +113,7 @@ impl Engine {
                 true => &mut self.states[0],
                 false => &mut self.states[index],
             };
-            let mut layer = layer::Layer::new(model, index, extent, &mut self.products)?;
+            let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
             if self.options.recompute {
                 layer.forward(&x, state, None)?;
             }
@@ -160,7 +160,7 @@ impl Engine {
             let x = self.inputs.last().expect("the embedding is there");
             let mut y = vec![0.0; x.len()];
             let state = &mut self.states[index.min(states - 1)];
-            let mut layer = layer::Layer::new(model, index, extent, &mut self.products)?;
+            let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
             layer.forward(x, state, Some(&mut y))?;
             if !backward {
                 self.inputs.clear();
