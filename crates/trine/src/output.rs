@@ -66,15 +66,7 @@ pub(crate) fn bytes(n: u64) -> String {
 
 /// A count for people: 1,234,567.
 pub(crate) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    indicatif::HumanCount(n).to_string()
 }
 
 /// A text that cannot steer a terminal: control characters are left out.
