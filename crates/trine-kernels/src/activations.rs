@@ -83,13 +83,30 @@ impl Activations {
         Self::from_rows_on(isa(), tokens, cols, |_, t, row| fill(t, row))
     }
 
+    /// As [`Self::from_rows`], in the memory of what was here.
+    pub fn refill(&mut self, tokens: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        self.refill_on(isa(), tokens, cols, |_, t, row| fill(t, row));
+    }
+
     pub(crate) fn from_rows_on(
         isa: Isa,
         tokens: usize,
         cols: usize,
         fill: impl Fn(Isa, usize, &mut [f32]) + Sync,
     ) -> Self {
-        let mut activations = Self::zeros(tokens, cols);
+        let mut activations = Self::zeros(0, 0);
+        activations.refill_on(isa, tokens, cols, fill);
+        activations
+    }
+
+    fn refill_on(
+        &mut self,
+        isa: Isa,
+        tokens: usize,
+        cols: usize,
+        fill: impl Fn(Isa, usize, &mut [f32]) + Sync,
+    ) {
+        self.resize(tokens, cols);
         let padded = padded(cols);
         let tile = |tile: Tile, codes: &mut [i8], sums: &mut [i32], scales: &mut [f32]| {
             let mut row = vec![0.0; cols];
@@ -97,13 +114,14 @@ impl Activations {
             for t in 0..tile.width {
                 fill(isa, tile.first + t, &mut row);
                 let to = if tile.width == 1 { &mut *codes } else { &mut rows[t * padded..] };
+                to[cols..padded].fill(0);
                 (sums[t], scales[t]) = dispatch(isa, Quantize { x: &row, codes: &mut to[..cols] });
             }
             if tile.width > 1 {
                 dispatch(isa, Interleave { rows: &rows, width: tile.width, tile: codes });
             }
         };
-        let Self { codes, sums, scales, .. } = &mut activations;
+        let Self { codes, sums, scales, .. } = self;
         let mut work = Vec::with_capacity(tokens / TILE + 4);
         let (mut codes, mut sums, mut scales) = (&mut codes[..], &mut sums[..], &mut scales[..]);
         for t in tiles(tokens) {
@@ -123,7 +141,6 @@ impl Activations {
         } else {
             work.into_iter().for_each(|(t, codes, sums, scales)| tile(t, codes, sums, scales));
         }
-        activations
     }
 
     /// Takes codes, `(tokens, cols)`, and scales, `(tokens,)`, as they are.
@@ -242,6 +259,14 @@ impl Activations {
     fn zeros(tokens: usize, cols: usize) -> Self {
         let codes = AlignedBuf::new(tokens * padded(cols));
         Self { tokens, cols, codes, sums: vec![0; tokens], scales: vec![0.0; tokens] }
+    }
+
+    /// Room for other tokens, whose codes, sums and scales are of any value.
+    fn resize(&mut self, tokens: usize, cols: usize) {
+        (self.tokens, self.cols) = (tokens, cols);
+        self.codes.resize(tokens * padded(cols));
+        self.sums.resize(tokens, 0);
+        self.scales.resize(tokens, 0.0);
     }
 }
 

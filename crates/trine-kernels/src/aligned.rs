@@ -40,6 +40,21 @@ impl<T: Pod> AlignedBuf<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer within the address space");
         Self { storage: Storage::new(bytes), len, element: std::marker::PhantomData }
     }
+
+    /// Makes it `len` elements, of any value, in the memory it has where that is enough.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn resize(&mut self, len: usize) {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer within the address space");
+        if bytes <= self.storage.room() {
+            self.len = len;
+        } else {
+            // What is given up first need not be there beside the new one.
+            *self = Self::default();
+            *self = Self::new(len);
+        }
+    }
 }
 
 impl<T: Pod> Default for AlignedBuf<T> {
@@ -64,6 +79,14 @@ impl Storage {
         let start = storage.as_ptr().align_offset(LINE);
         let start = if start < LINE { start } else { 0 };
         Self::Small(storage, start)
+    }
+
+    /// Bytes that there is room for.
+    fn room(&self) -> usize {
+        match self {
+            Self::Small(storage, start) => storage.len() - start,
+            Self::Large(map) => map.len(),
+        }
     }
 }
 
@@ -100,6 +123,21 @@ impl<T: Pod> Clone for AlignedBuf<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_that_shrinks_and_grows_keeps_its_memory() {
+        for large in [64, LARGE / 4 + 64] {
+            let mut buf = AlignedBuf::<u32>::new(large);
+            let start = buf.as_ptr();
+            for len in [3, 0, large] {
+                buf.resize(len);
+                assert_eq!((buf.len(), buf.as_ptr()), (len, start));
+            }
+            buf.resize(2 * large);
+            buf.fill(7);
+            assert_eq!(buf.len(), 2 * large);
+        }
+    }
 
     #[test]
     fn buffers_start_on_a_cache_line() {

@@ -26,7 +26,7 @@ pub(crate) mod kv;
 
 pub use attention::{Blocks, Rows, attention};
 pub use causal::{Causal, attention_causal};
-pub use exp::{exp, exp_sum, largest, softmax_gradient};
+pub use exp::{exp, exp_sum, exp_sum_in_place, largest};
 pub use gradients::{attention_slopes, gate_backward, rms_norm_backward};
 pub use kv::{KV_BLOCK, KvLayout, KvPage, KvSequence, KvType, attention_kv};
 
@@ -57,13 +57,47 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
-        let mean_square = dots(simd, [self.x], [self.x])[0][0] / self.x.len() as f32;
-        let inverse = 1.0 / (mean_square + self.eps).sqrt();
+        let inverse = inverse_root(simd, self.x, self.eps);
         for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = x * inverse * weight;
         }
         inverse
     }
+}
+
+/// As [`rms_norm`], of `x` in its place.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) -> f32 {
+    assert_eq!(x.len(), weight.len(), "vectors differ in length");
+    dispatch(isa(), RmsNormInPlace { x, weight, eps })
+}
+
+struct RmsNormInPlace<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNormInPlace<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let inverse = inverse_root(simd, self.x, self.eps);
+        for (x, weight) in self.x.iter_mut().zip(self.weight) {
+            *x = *x * inverse * weight;
+        }
+        inverse
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`
+#[inline(always)]
+fn inverse_root<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    let mean_square = dots(simd, [x], [x])[0][0] / x.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
 }
 
 /// Rotary embedding (arXiv 2104.09864) of a token's heads in place, "rotate half": pairs
@@ -156,9 +190,55 @@ impl<A: Fn(f32) -> f32> Kernel for Gated<'_, A> {
     }
 }
 
+/// `out = gate(values) * up`, elementwise: [`gate`] that leaves its input.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn gate_into(gate: Gate, values: &[f32], up: &[f32], out: &mut [f32]) {
+    assert_eq!([up.len(), out.len()], [values.len(); 2], "vectors differ in length");
+    match gate {
+        Gate::Relu2 => dispatch(isa(), GatedInto { values, up, out, activation: Gate::relu2 }),
+        Gate::Silu => dispatch(isa(), GatedInto { values, up, out, activation: Gate::silu }),
+    }
+}
+
+struct GatedInto<'a, A> {
+    values: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+    activation: A,
+}
+
+impl<A: Fn(f32) -> f32> Kernel for GatedInto<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for ((out, value), up) in self.out.iter_mut().zip(self.values).zip(self.up) {
+            *out = (self.activation)(*value) * up;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_done_in_place_and_elsewhere_is_the_same() {
+        let (x, up): (Vec<f32>, Vec<f32>) =
+            (0..37).map(|i| ((i * 7 % 19) as f32 / 5.0 - 1.5, (i * 5 % 23) as f32 - 11.0)).unzip();
+        for act in [Gate::Relu2, Gate::Silu] {
+            let (mut there, mut elsewhere) = (x.clone(), vec![0.0; 37]);
+            gate(act, &mut there, &up);
+            gate_into(act, &x, &up, &mut elsewhere);
+            assert_eq!(there, elsewhere);
+        }
+        let (mut there, mut elsewhere) = (x.clone(), vec![0.0; 37]);
+        let inverse = rms_norm_in_place(&mut there, &up, 1e-5);
+        assert_eq!(inverse, rms_norm(&x, &up, 1e-5, &mut elsewhere));
+        assert_eq!(there, elsewhere);
+    }
 
     #[test]
     fn rope_with_negated_sines_undoes_rope() {

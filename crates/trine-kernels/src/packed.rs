@@ -124,19 +124,42 @@ impl PackedMatrix {
     /// # Errors
     /// Weights that are not finite, or not `rows * cols` of them.
     pub fn from_weights(weights: &[f32], rows: usize, cols: usize) -> Result<Self, TernaryError> {
+        let buffer = Arc::default();
+        let mut packed =
+            Self { rows: 0, cols: 0, scale: 1.0, packing: Packing::Bits2, buffer, bytes: 0..0 };
+        packed.refill(weights, rows, cols)?;
+        Ok(packed)
+    }
+
+    /// As [`Self::from_weights`], in the memory of what was here, unless other matrices share it.
+    ///
+    /// # Errors
+    /// As [`Self::from_weights`]; the matrix is then what it was.
+    pub fn refill(
+        &mut self,
+        weights: &[f32],
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), TernaryError> {
         let expected = rows.saturating_mul(cols);
         if weights.len() != expected {
             return Err(TernaryError::Length { what: "weights", expected, found: weights.len() });
         }
         let (packing, scale) = (Packing::Bits2, absmean(weights)?);
-        let mut buffer = AlignedBuf::new(size(rows, cols, packing));
+        let size = size(rows, cols, packing);
+        if Arc::get_mut(&mut self.buffer).is_none() {
+            self.buffer = Arc::default();
+        }
+        let buffer = Arc::get_mut(&mut self.buffer).expect("a buffer of its own");
+        buffer.resize(size);
         let ternarized = |row: usize, trits: &mut [i8]| {
             // All weights are finite and the scale is theirs: the only errors there are.
             dispatch(isa(), Ternarize { weights: &weights[row * cols..][..cols], scale, trits });
         };
-        pack_rows(rows, cols, packing, &mut buffer, ternarized);
-        let bytes = 0..buffer.len();
-        Ok(Self { rows, cols, scale, packing, buffer: Arc::new(buffer), bytes })
+        pack_rows(rows, cols, packing, buffer, ternarized);
+        (self.rows, self.cols, self.scale, self.packing) = (rows, cols, scale, packing);
+        self.bytes = 0..size;
+        Ok(())
     }
 
     /// Packs matrices of the given shapes `(rows, cols)` into one stretch of memory, one after

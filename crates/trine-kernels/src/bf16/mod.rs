@@ -36,6 +36,9 @@ pub(crate) const COLS: usize = 32;
 /// Pairs along `k` that a step of a tile takes; sides are padded to whole steps.
 pub(crate) const STEP: usize = 16;
 
+/// Most columns of a side that are made together: some hundred bytes of every line.
+pub(crate) const GROUP: usize = 192;
+
 /// Two bfloats: the even index of `k` in the low half.
 pub(crate) type Pair = u32;
 

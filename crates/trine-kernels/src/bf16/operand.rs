@@ -3,10 +3,10 @@
 //! A side is filled anew for each product and keeps its memory: the sides of a training step are some
 //! megabytes each, and clearing fresh pages would take longer than filling them.
 
-use super::{COLS, Pair, ROWS, STEP};
+use super::{COLS, GROUP, Pair, ROWS, STEP};
 use crate::activations::Activations;
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, Simd, dispatch};
+use crate::arch::{Kernel, Simd, bfloat as arch, dispatch};
 use crate::isa::isa;
 use crate::packed::{PackedMatrix, Packing};
 use crate::parallel;
@@ -53,15 +53,33 @@ impl Left {
     /// # Panics
     /// When `x` is not `(rows, k)`.
     pub fn fill_rows(&mut self, x: &[f32], rows: usize, k: usize) {
+        self.fill_scaled_rows(x, rows, k, |_| 1.0);
+    }
+
+    /// Takes `x` `(rows, k)`, of which row `i` is multiplied by `scale(i)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(rows, k)`.
+    pub fn fill_scaled_rows(
+        &mut self,
+        x: &[f32],
+        rows: usize,
+        k: usize,
+        scale: impl Fn(usize) -> f32 + Sync,
+    ) {
         assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (rows, k)");
         (self.rows, self.k, self.order) = (rows, k, Order::Rows);
         let block = pairs(k) * ROWS;
-        let data = sized(&mut self.data, rows.div_ceil(ROWS) * block);
-        parallel::for_each_chunk(data, block, |i, block| {
+        self.data.resize(rows.div_ceil(ROWS) * block);
+        parallel::for_each_chunk(&mut self.data, block, |i, block| {
             for r in 0..ROWS {
-                let row = i * ROWS + r;
-                let row = if row < rows { &x[row * k..][..k] } else { &[] };
-                dispatch(isa(), FillRow { row, to: &mut block[r * STEP..], every: ROWS * STEP });
+                let at = i * ROWS + r;
+                let (row, scale) =
+                    if at < rows { (&x[at * k..][..k], scale(at)) } else { (&[][..], 1.0) };
+                let (to, every) = (&mut block[r * STEP..], ROWS * STEP);
+                if !arch::join_row(row, scale, to, every) {
+                    dispatch(isa(), FillRow { row, scale, to, every });
+                }
             }
         });
     }
@@ -112,8 +130,8 @@ impl Right {
         assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (cols, k)");
         (self.k, self.cols) = (k, cols);
         let panel = pairs(k) * COLS;
-        let data = sized(&mut self.data, cols.div_ceil(COLS) * panel);
-        parallel::for_each_chunk(data, panel, |i, panel| {
+        self.data.resize(cols.div_ceil(COLS) * panel);
+        parallel::for_each_chunk(&mut self.data, panel, |i, panel| {
             panel.fill(0);
             for c in 0..COLS.min(cols - i * COLS) {
                 let column = &x[(i * COLS + c) * k..][..k];
@@ -185,14 +203,6 @@ impl RightPart<'_> {
     }
 }
 
-/// At least `len` pairs of `data`, which are those of before.
-fn sized(data: &mut AlignedBuf<Pair>, len: usize) -> &mut [Pair] {
-    if data.len() < len {
-        *data = AlignedBuf::new(len);
-    }
-    &mut data[..len]
-}
-
 /// Two numbers, rounded to nearest even; of NaN, a NaN or infinity.
 #[inline(always)]
 fn join(even: f32, odd: f32) -> Pair {
@@ -208,6 +218,7 @@ fn join(even: f32, odd: f32) -> Pair {
 struct FillRow<'a> {
     /// `(k,)`, or nothing.
     row: &'a [f32],
+    scale: f32,
     /// From the row's first step on.
     to: &'a mut [Pair],
     /// From one step to the next.
@@ -219,12 +230,12 @@ impl Kernel for FillRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (whole, rest) = self.row.as_chunks::<{ 2 * STEP }>();
+        let (scale, (whole, rest)) = (self.scale, self.row.as_chunks::<{ 2 * STEP }>());
         let mut steps = self.to.chunks_mut(self.every);
         let mut put = |numbers: &[f32; 2 * STEP]| {
             if let Some(to) = steps.next().and_then(|to| to.first_chunk_mut::<STEP>()) {
                 for p in 0..STEP {
-                    to[p] = join(numbers[2 * p], numbers[2 * p + 1]);
+                    to[p] = join(numbers[2 * p] * scale, numbers[2 * p + 1] * scale);
                 }
             }
         };
@@ -287,9 +298,6 @@ impl Lines for Codes<'_> {
     }
 }
 
-/// Most columns that are made together: some hundred bytes of every line.
-const GROUP: usize = 192;
-
 /// Fills `data` `(ceil(width / W), pairs, W)` with lines, in pairs.
 fn fill_lines<const W: usize>(
     data: &mut AlignedBuf<Pair>,
@@ -298,7 +306,7 @@ fn fill_lines<const W: usize>(
     lines: &impl Lines,
 ) {
     let panel = pairs(k) * W;
-    let data = sized(data, width.div_ceil(W) * panel);
+    data.resize(width.div_ceil(W) * panel);
     parallel::for_each_chunk(data, GROUP / W * panel, |i, data| {
         let first = i * (GROUP / W * W);
         dispatch(isa(), FillGroup::<_, W> { lines, k, first, width, data });
@@ -332,7 +340,11 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
                     _ => line[..len].fill(0.0),
                 }
             }
-            let [even, odd] = both.each_ref().map(|line| line.as_chunks::<W>().0);
+            let [even, odd] = &both;
+            if arch::join_lines::<W>([even, odd], &mut data[p * W..], pairs * W) {
+                continue;
+            }
+            let [even, odd] = [even, odd].map(|line| line.as_chunks::<W>().0);
             for (panel, (even, odd)) in data.chunks_exact_mut(pairs * W).zip(even.iter().zip(odd)) {
                 let to = &mut panel[p * W..][..W];
                 for c in 0..W {

@@ -2,7 +2,7 @@
 
 use super::operand::{Left, Order, RightPart, pairs};
 use super::{COLS, Pair, ROWS, STEP};
-use crate::arch::bfloat as arch;
+use crate::arch::bfloat::{self as arch, Target};
 use crate::gemm::Store;
 use crate::parallel::{self, SharedMut};
 
@@ -48,27 +48,20 @@ pub(super) fn multiply_on(
         for block in start..blocks.min(start + chunk) {
             for panel in first..panels.min(first + group) {
                 let (a, b) = (left.block(block), right.panel(panel));
-                let mut sums = [[0.0; COLS]; ROWS];
-                match (fast, left.order) {
-                    (true, Order::Rows) => arch::tile::<true>(a, b, &mut sums),
-                    (true, Order::Columns) => arch::tile::<false>(a, b, &mut sums),
-                    (false, Order::Rows) => plain_tile::<true>(a, b, &mut sums),
-                    (false, Order::Columns) => plain_tile::<false>(a, b, &mut sums),
-                }
                 let (row, col) = (block * ROWS, panel * COLS);
                 let width = COLS.min(cols - col);
-                for (r, sums) in sums.iter().enumerate().take(rows - row) {
+                let rows = std::array::from_fn(|r| match row + r < rows {
                     // SAFETY: a tile is in one task, and an output in one tile.
                     #[allow(unsafe_code)]
-                    let out = unsafe { out.slice((row + r) * cols + col, width) };
-                    match store {
-                        Store::Set => {
-                            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * scale);
-                        }
-                        Store::Add => {
-                            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale);
-                        }
-                    }
+                    true => unsafe { out.slice((row + r) * cols + col, width) },
+                    false => &mut [][..],
+                });
+                let mut to = Target { rows, scale, add: store == Store::Add };
+                match (fast, left.order) {
+                    (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
+                    (true, Order::Columns) => arch::tile::<false>(a, b, &mut to),
+                    (false, Order::Rows) => plain_tile::<true>(a, b, &mut to),
+                    (false, Order::Columns) => plain_tile::<false>(a, b, &mut to),
                 }
             }
         }
@@ -76,7 +69,8 @@ pub(super) fn multiply_on(
 }
 
 /// A tile without the instruction: sums of products in f32, in the order of `k`.
-fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], sums: &mut [[f32; COLS]; ROWS]) {
+fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], to: &mut Target<'_>) {
+    let mut sums = [[0.0; COLS]; ROWS];
     let halves = |pair: Pair| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)];
     for (p, b) in b.as_chunks::<COLS>().0.iter().enumerate() {
         for r in 0..ROWS {
@@ -89,6 +83,12 @@ fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], sums: &mut [[f32; COL
                 let [first, second] = halves(b[c]);
                 sums[r][c] += even * first + odd * second;
             }
+        }
+    }
+    for (row, sums) in to.rows.iter_mut().zip(&sums) {
+        for (out, sum) in row.iter_mut().zip(sums) {
+            let rest = if to.add { *out } else { 0.0 };
+            *out = rest + sum * to.scale;
         }
     }
 }

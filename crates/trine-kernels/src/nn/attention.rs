@@ -4,8 +4,8 @@
 //! sixteen positions are computed together, one in each lane, and keys lie transposed in [`Blocks`]
 //! of sixteen. No sum then runs across lanes.
 
-use super::exp::{exp, largest};
-use super::{Isa, Kernel, LANES, Simd, add_scaled, dispatch, isa, sum_lanes};
+use super::exp::to_exps;
+use super::{Isa, Kernel, LANES, Simd, add_scaled, dispatch, isa};
 
 /// Blocks of positions whose scores are computed together: enough sums in flight to hide the
 /// latency of an addition.
@@ -167,20 +167,7 @@ fn block_products<S: Simd, const N: usize>(
 
 #[inline(always)]
 pub(super) fn softmax(weights: &mut [f32]) {
-    let max = largest(weights);
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = weights.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for (lane, w) in lanes.iter_mut().zip(chunk) {
-            *w = exp(*w - max);
-            *lane += *w;
-        }
-    }
-    for (lane, w) in lanes.iter_mut().zip(rest) {
-        *w = exp(*w - max);
-        *lane += *w;
-    }
-    let sum = sum_lanes(lanes);
+    let (_, sum) = to_exps(weights);
     weights.iter_mut().for_each(|w| *w /= sum);
 }
 

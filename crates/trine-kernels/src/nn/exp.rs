@@ -70,42 +70,45 @@ impl Kernel for ExpSum<'_> {
     }
 }
 
-/// The gradient of `-ln softmax(row)[target]` times `factor`, without the target's own term:
-/// `out[i] = factor * exp(row[i] - max) / sum`, with `(max, sum)` of [`exp_sum`].
-///
-/// # Panics
-/// When the lengths differ.
-pub fn softmax_gradient(row: &[f32], max_sum: (f32, f32), factor: f32, out: &mut [f32]) {
-    softmax_gradient_on(isa(), row, max_sum, factor, out);
+/// As [`exp_sum`], and `row` becomes `exp(row - largest)`.
+pub fn exp_sum_in_place(row: &mut [f32]) -> (f32, f32) {
+    exp_sum_in_place_on(isa(), row)
 }
 
-pub(crate) fn softmax_gradient_on(
-    isa: Isa,
-    row: &[f32],
-    (max, sum): (f32, f32),
-    factor: f32,
-    out: &mut [f32],
-) {
-    assert_eq!(row.len(), out.len(), "row and gradient differ in length");
-    dispatch(isa, SoftmaxGradient { row, max, scale: factor / sum, out });
+pub(crate) fn exp_sum_in_place_on(isa: Isa, row: &mut [f32]) -> (f32, f32) {
+    dispatch(isa, ExpSumInPlace { row })
 }
 
-struct SoftmaxGradient<'a> {
-    row: &'a [f32],
-    max: f32,
-    scale: f32,
-    out: &'a mut [f32],
+struct ExpSumInPlace<'a> {
+    row: &'a mut [f32],
 }
 
-impl Kernel for SoftmaxGradient<'_> {
-    type Output = ();
+impl Kernel for ExpSumInPlace<'_> {
+    type Output = (f32, f32);
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (out, x) in self.out.iter_mut().zip(self.row) {
-            *out = exp(x - self.max) * self.scale;
+    fn run<S: Simd>(self, _: S) -> (f32, f32) {
+        to_exps(self.row)
+    }
+}
+
+/// What [`exp_sum_in_place`] does, as part of a kernel.
+#[inline(always)]
+pub(crate) fn to_exps(row: &mut [f32]) -> (f32, f32) {
+    let max = largest(row);
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *x = exp(*x - max);
+            *lane += *x;
         }
     }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x = exp(*x - max);
+        *lane += *x;
+    }
+    (max, sum_lanes(lanes))
 }
 
 /// The largest element, -inf of none; NaN elements are passed over.
@@ -161,16 +164,16 @@ mod tests {
     }
 
     #[test]
-    fn exp_sum_and_gradient_are_the_softmax() {
+    fn sums_of_exponentials_are_those_of_the_softmax() {
         for n in [1, 15, 16, 17, 100] {
             let row: Vec<f32> = (0..n).map(|i| ((i * 37) % 23) as f32 / 3.0 - 90.0).collect();
             let (max, sum) = exp_sum(&row);
             assert_eq!(max, row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let expected: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
             assert!((f64::from(sum) / expected - 1.0).abs() < 1e-6);
-            let mut out = vec![0.0; n];
-            softmax_gradient(&row, (max, sum), 2.0, &mut out);
-            assert!((out.iter().sum::<f32>() - 2.0).abs() < 1e-5);
+            let mut exps = row;
+            assert_eq!(exp_sum_in_place(&mut exps), (max, sum));
+            assert!((exps.iter().sum::<f32>() / sum - 1.0).abs() < 1e-5);
         }
     }
 

@@ -10,7 +10,7 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
-use super::{Extent, Found, is_ternary};
+use super::{Buffer, Extent, Found, is_ternary};
 use crate::Bitnet;
 use crate::ops::{Attention, view};
 
@@ -29,16 +29,16 @@ pub(super) struct LayerState {
     gate_input: Input,
     down_input: Input,
     /// Rotated, `(M, H d)` and `(M, K d)`.
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
     /// What attention returned, `(M, H d)`.
-    y: Vec<f32>,
+    y: Buffer,
     /// The residual stream after attention, `(M, D)`.
-    middle: Vec<f32>,
+    middle: Buffer,
     /// `(M, F)`
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    gate: Buffer,
+    up: Buffer,
 }
 
 /// A layer of a step.
@@ -73,47 +73,45 @@ impl<'a> Layer<'a> {
     ) -> Result<()> {
         let config = self.model.config();
         let (rows, width, eps) = (self.extent.rows(), config.hidden_size, config.rms_norm_eps);
-        state.weights.clear();
+        state.weights.resize_with(Projection::ALL.len(), || Weights::Full);
         for p in Projection::ALL {
-            state.weights.push(self.weights(p)?);
+            self.ternarize(p, &mut state.weights[p as usize])?;
         }
-        state.qkv_input = self.normed(x, width, Some(&names::input_norm(self.index)))?;
+        self.normed(x, width, Some(&names::input_norm(self.index)), &mut state.qkv_input)?;
         let heads_width = config.num_attention_heads * config.head_dim;
         let kv_width = config.num_key_value_heads * config.head_dim;
         for (buffer, width) in
             [(&mut state.q, heads_width), (&mut state.k, kv_width), (&mut state.v, kv_width)]
         {
-            buffer.resize(rows * width, 0.0);
+            buffer.resize(rows * width);
         }
         let LayerState { weights, qkv_input, q, k, v, .. } = state;
         let work = [(Projection::Q, &mut q[..]), (Projection::K, k), (Projection::V, v)];
         self.project(weights, qkv_input, work)?;
-        state.y.resize(rows * heads_width, 0.0);
+        state.y.resize(rows * heads_width);
         self.attention().forward(&mut state.q, &mut state.k, &state.v, &mut state.y);
 
         let sub_norm = config.sub_norms.then(|| names::attn_sub_norm(self.index));
-        state.o_input = self.normed(&state.y, heads_width, sub_norm.as_deref())?;
-        state.middle.resize(rows * width, 0.0);
+        self.normed(&state.y, heads_width, sub_norm.as_deref(), &mut state.o_input)?;
+        state.middle.resize(rows * width);
         self.project(&state.weights, &state.o_input, [(Projection::O, &mut state.middle)])?;
         add(&mut state.middle, x);
 
         let norm = names::post_attention_norm(self.index);
-        state.gate_input = self.normed(&state.middle, width, Some(&norm))?;
+        self.normed(&state.middle, width, Some(&norm), &mut state.gate_input)?;
         let inner = config.intermediate_size;
-        state.gate.resize(rows * inner, 0.0);
-        state.up.resize(rows * inner, 0.0);
+        state.gate.resize(rows * inner);
+        state.up.resize(rows * inner);
         let LayerState { weights, gate_input, gate, up, .. } = state;
         self.project(weights, gate_input, [(Projection::Gate, gate), (Projection::Up, up)])?;
         let sub_norm = config.sub_norms.then(|| names::ffn_sub_norm(self.index));
         let weight = sub_norm.map(|name| self.param(&name)).transpose()?;
         let (gate, up, act) = (&state.gate, &state.up, self.act);
-        state.down_input = Input::new(is_ternary(self.model), rows, inner, |row, to| {
+        state.down_input.refill(is_ternary(self.model), rows, inner, |row, to| {
             let at = row * inner;
-            to.copy_from_slice(&gate[at..][..inner]);
-            nn::gate(act, to, &up[at..][..inner]);
+            nn::gate_into(act, &gate[at..][..inner], &up[at..][..inner], to);
             if let Some(weight) = &weight {
-                let x = to.to_vec();
-                nn::rms_norm(&x, weight, eps, to);
+                nn::rms_norm_in_place(to, weight, eps);
             }
         });
         if let Some(out) = out {
@@ -123,59 +121,58 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    /// From `dx` `(M, D)`, the gradient of the layer's output, to that of its input, in its place; `x`
-    /// is the input.
+    /// From `dx` `(M, D)`, the gradient of the layer's output, to that of its input `x`, in its place.
+    /// `scratch` may hold anything.
     pub(super) fn backward(
         &mut self,
-        mut x: Vec<f32>,
+        x: &mut [f32],
         state: &mut LayerState,
-        dx: &mut Vec<f32>,
-        found: &mut Found,
+        dx: &[f32],
+        scratch: &mut Buffer,
+        found: &mut Found<'_>,
     ) -> Result<()> {
         let config = self.model.config();
         let (rows, width, eps) = (self.extent.rows(), config.hidden_size, config.rms_norm_eps);
-        let inner = config.intermediate_size;
 
-        let mut ds = vec![0.0; rows * inner];
-        self.gradients(
-            &state.weights,
-            &state.down_input,
-            &[(Projection::Down, dx)],
-            &mut ds,
-            found,
-        )?;
-        self.gate_backward(state, &ds, found)?;
-        drop(ds);
-        let mut dn = vec![0.0; rows * width];
+        scratch.resize(rows * config.intermediate_size);
+        let dys = [(Projection::Down, dx)];
+        self.gradients(&state.weights, &state.down_input, &dys, scratch, found)?;
+        self.gate_backward(state, scratch, found)?;
+
+        scratch.resize(rows * width);
         let dys = [(Projection::Gate, &state.gate[..]), (Projection::Up, &state.up)];
-        self.gradients(&state.weights, &state.gate_input, &dys, &mut dn, found)?;
+        self.gradients(&state.weights, &state.gate_input, &dys, scratch, found)?;
         let name = names::post_attention_norm(self.index);
-        let mut dw = vec![0.0; width];
-        norm_backward(&mut state.middle, &self.param(&name)?, eps, &dn, Some(dx), &mut dw);
-        found.insert(name, dw);
+        let weight = self.param(&name)?;
+        found.write(&name, |dw| {
+            norm_backward(&mut state.middle, &weight, eps, scratch, Some(dx), dw);
+        })?;
 
         let heads_width = config.num_attention_heads * config.head_dim;
-        let mut dy = vec![0.0; rows * heads_width];
+        scratch.resize(rows * heads_width);
         let dys = [(Projection::O, &state.middle[..])];
-        self.gradients(&state.weights, &state.o_input, &dys, &mut dy, found)?;
+        self.gradients(&state.weights, &state.o_input, &dys, scratch, found)?;
+        let mut dy = &*scratch;
         if config.sub_norms {
             let name = names::attn_sub_norm(self.index);
-            let mut dw = vec![0.0; heads_width];
-            norm_backward(&mut state.y, &self.param(&name)?, eps, &dy, None, &mut dw);
-            found.insert(name, dw);
-            dy.copy_from_slice(&state.y);
+            let weight = self.param(&name)?;
+            found.write(&name, |dw| {
+                norm_backward(&mut state.y, &weight, eps, dy, None, dw);
+            })?;
+            dy = &state.y;
         }
         let LayerState { q, k, v, .. } = state;
-        self.attention().backward(self.products.is_bf16(), [q, k, v], &dy);
+        self.attention().backward(self.products.is_bf16(), [q, k, v], dy);
+
+        scratch.resize(rows * width);
         let dys =
             [(Projection::Q, &state.q[..]), (Projection::K, &state.k), (Projection::V, &state.v)];
-        self.gradients(&state.weights, &state.qkv_input, &dys, &mut dn, found)?;
+        self.gradients(&state.weights, &state.qkv_input, &dys, scratch, found)?;
         let name = names::input_norm(self.index);
-        let mut dw = vec![0.0; width];
-        norm_backward(&mut x, &self.param(&name)?, eps, &dn, Some(&state.middle), &mut dw);
-        found.insert(name, dw);
-        *dx = x;
-        Ok(())
+        let weight = self.param(&name)?;
+        found.write(&name, |dw| {
+            norm_backward(x, &weight, eps, scratch, Some(&state.middle), dw);
+        })
     }
 
     fn attention(&self) -> Attention<'a> {
@@ -189,17 +186,19 @@ impl<'a> Layer<'a> {
         view(self.model.params().get(name)?)
     }
 
-    fn weights(&self, p: Projection) -> Result<Weights> {
+    fn ternarize(&self, p: Projection, weights: &mut Weights) -> Result<()> {
         let name = names::projection(self.index, p);
         let (out, inp) = self.model.config().projection_shape(p);
-        self.products.weights(is_ternary(self.model), &self.param(&name)?, [out, inp], &name)
+        weights
+            .refill(is_ternary(self.model), &self.param(&name)?, [out, inp])
+            .map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
     }
 
-    /// The input of projections: rows of `x`, after a norm if one is named.
-    fn normed(&self, x: &[f32], cols: usize, norm: Option<&str>) -> Result<Input> {
+    /// Fills the input of projections: rows of `x`, after a norm if one is named.
+    fn normed(&self, x: &[f32], cols: usize, norm: Option<&str>, to: &mut Input) -> Result<()> {
         let weight = norm.map(|name| self.param(name)).transpose()?;
         let (rows, eps) = (self.extent.rows(), self.model.config().rms_norm_eps);
-        Ok(Input::new(is_ternary(self.model), rows, cols, |row, to| {
+        to.refill(is_ternary(self.model), rows, cols, |row, to| {
             let x = &x[row * cols..][..cols];
             match &weight {
                 Some(weight) => {
@@ -207,7 +206,8 @@ impl<'a> Layer<'a> {
                 }
                 None => to.copy_from_slice(x),
             }
-        }))
+        });
+        Ok(())
     }
 
     /// Outputs of projections with the same input.
@@ -247,25 +247,33 @@ impl<'a> Layer<'a> {
         input: &Input,
         dys: &[(Projection, &[f32])],
         dx: &mut [f32],
-        found: &mut Found,
+        found: &mut Found<'_>,
     ) -> Result<()> {
-        let (rows, inp) = (self.extent.rows(), dx.len() / self.extent.rows());
-        let only: Vec<&[f32]> = dys.iter().map(|(_, dy)| *dy).collect();
-        let dws = self.products.weight_gradients(input, rows, inp, &only);
-        for ((p, dy), dw) in dys.iter().zip(dws) {
-            let name = names::projection(self.index, *p);
-            let store = if *p == dys[0].0 { Store::Set } else { Store::Add };
-            let masters = self.param(&name)?;
+        let rows = self.extent.rows();
+        self.products.take_input(input, dx.len() / rows);
+        for (p, dy) in dys {
+            let (out, inp) = self.model.config().projection_shape(*p);
+            found.write(&names::projection(self.index, *p), |dw| {
+                self.products.weight_gradient(dy, [rows, out, inp], input, dw);
+            })?;
+        }
+        for (i, (p, dy)) in dys.iter().enumerate() {
+            let store = if i == 0 { Store::Set } else { Store::Add };
+            let masters = self.param(&names::projection(self.index, *p))?;
             let projection = self.projection(weights, *p, &masters);
             self.products.input_gradient(dy, &projection, store, dx);
-            found.insert(name, dw);
         }
         Ok(())
     }
 
     /// From `ds` `(M, F)`, the gradient of the down projection's input, to those of gate and up, in
     /// their places.
-    fn gate_backward(&self, state: &mut LayerState, ds: &[f32], found: &mut Found) -> Result<()> {
+    fn gate_backward(
+        &self,
+        state: &mut LayerState,
+        ds: &[f32],
+        found: &mut Found<'_>,
+    ) -> Result<()> {
         let config = self.model.config();
         let (inner, eps, act) = (config.intermediate_size, config.rms_norm_eps, self.act);
         let name = names::ffn_sub_norm(self.index);
@@ -274,15 +282,14 @@ impl<'a> Layer<'a> {
         let chunks = state.gate.chunks_mut(group).zip(state.up.chunks_mut(group));
         let mut work: Vec<_> = chunks.map(|(gate, up)| (gate, up, vec![0.0; inner])).collect();
         parallel::for_each(&mut work, |i, (gate, up, dw)| {
-            let mut dh = vec![0.0; inner];
+            let (mut h, mut dh) = (vec![0.0; inner], vec![0.0; inner]);
             let rows = gate.chunks_exact_mut(inner).zip(up.chunks_exact_mut(inner));
             for (r, (gate, up)) in rows.enumerate() {
                 let ds = &ds[i * group + r * inner..][..inner];
                 match &weight {
                     None => nn::gate_backward(act, gate, up, ds),
                     Some(weight) => {
-                        let mut h = gate.to_vec();
-                        nn::gate(act, &mut h, up);
+                        nn::gate_into(act, gate, up, &mut h);
                         nn::rms_norm_backward(&h, weight, eps, ds, &mut dh, dw);
                         nn::gate_backward(act, gate, up, &dh);
                     }
@@ -290,11 +297,10 @@ impl<'a> Layer<'a> {
             }
         });
         if weight.is_some() {
-            let mut dw = vec![0.0; inner];
-            for (_, _, part) in work {
-                add(&mut dw, &part);
-            }
-            found.insert(name, dw);
+            found.write(&name, |dw| {
+                dw.fill(0.0);
+                work.iter().for_each(|(_, _, part)| add(dw, part));
+            })?;
         }
         Ok(())
     }

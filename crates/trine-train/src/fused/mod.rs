@@ -22,16 +22,16 @@ mod head;
 mod layer;
 mod products;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use trine_data::Batch;
 use trine_format::{Quantization, names};
-use trine_kernels::parallel;
+use trine_kernels::{AlignedBuf, parallel};
 
 use crate::Bitnet;
 use crate::ops::view;
-use crate::optimizer::Gradients;
+use crate::optimizer::{Gradients, in_place};
 use head::Head;
 use layer::LayerState;
 use products::Products;
@@ -48,18 +48,64 @@ pub struct Options {
     pub recompute: bool,
 }
 
-/// Computes steps; keeps its buffers from one to the next.
+/// Computes steps; keeps its buffers from one to the next, gradients among them.
 pub struct Engine {
     options: Options,
     products: Products,
+    head: Head,
     /// `(M, D)`, the input of every layer and the output of the last.
-    inputs: Vec<Vec<f32>>,
+    inputs: Vec<Buffer>,
     /// One for each layer, or one for all of them in turn.
     states: Vec<LayerState>,
+    /// The gradient of an input of projections.
+    scratch: Buffer,
+    gradients: Gradients,
 }
 
-/// Gradients as they are made, by the names of their parameters.
-type Found = BTreeMap<String, Vec<f32>>;
+/// Floats, in large pages where there are many.
+type Buffer = AlignedBuf<f32>;
+
+/// The gradients of a step while they are made.
+struct Found<'a> {
+    model: &'a Bitnet,
+    gradients: &'a mut Gradients,
+    written: BTreeSet<String>,
+}
+
+impl<'a> Found<'a> {
+    fn new(model: &'a Bitnet, gradients: &'a mut Gradients) -> Self {
+        Self { model, gradients, written: BTreeSet::new() }
+    }
+
+    /// Lets `write` put, or add to, the gradient of a parameter; there may be anything before.
+    fn write(&mut self, name: &str, write: impl FnOnce(&mut [f32])) -> Result<()> {
+        let shape = self.model.params().get(name)?.shape();
+        let fits = |gradient: &Tensor| gradient.shape() == shape;
+        if !self.gradients.get(name).is_some_and(fits) {
+            let gradient = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+            self.gradients.insert(name.to_owned(), gradient);
+        }
+        self.written.insert(name.to_owned());
+        in_place(&self.gradients[name], write)
+    }
+
+    /// Whether this step has written to a gradient.
+    fn has(&self, name: &str) -> bool {
+        self.written.contains(name)
+    }
+
+    /// All gradients.
+    ///
+    /// # Errors
+    /// When one is missing.
+    fn finish(self) -> Result<Gradients> {
+        if let Some((name, _)) = self.model.params().iter().find(|(name, _)| !self.has(name)) {
+            candle_core::bail!("{name} received no gradient");
+        }
+        self.gradients.retain(|name, _| self.written.contains(name));
+        Ok(self.gradients.clone())
+    }
+}
 
 /// Rows and sequences of a batch.
 #[derive(Clone, Copy)]
@@ -87,8 +133,15 @@ impl Engine {
     /// An engine without buffers yet, for ternary models or for those in full precision.
     pub fn new(options: Options, ternary: bool) -> Self {
         let options = Options { precision: options.precision.resolved(ternary), ..options };
-        let products = Products::new(options.precision);
-        Self { options, products, inputs: Vec::new(), states: Vec::new() }
+        Self {
+            options,
+            products: Products::new(options.precision),
+            head: Head::default(),
+            inputs: Vec::new(),
+            states: Vec::new(),
+            scratch: Buffer::default(),
+            gradients: Gradients::new(),
+        }
     }
 
     /// How it computes.
@@ -96,31 +149,30 @@ impl Engine {
         self.options
     }
 
-    /// Mean cross entropy of a batch in nats, and the gradients of all parameters.
+    /// Mean cross entropy of a batch in nats, and the gradients of all parameters. These lie in memory of
+    /// the engine, and are those of this batch until the next call.
     ///
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
     pub fn gradients(&mut self, model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients)> {
+        let layers = model.config().num_hidden_layers;
         let extent = self.forward(model, batch, true)?;
-        let mut found = Found::new();
-        let last = self.inputs.pop().expect("the output of the last layer");
-        let head = Head::new(model, &mut self.products);
-        let mut dx = last;
-        let loss = head.backward(&mut dx, &batch.targets, &mut found)?;
-        for index in (0..model.config().num_hidden_layers).rev() {
-            let x = self.inputs.pop().expect("the input of each layer");
-            let state = match self.options.recompute {
-                true => &mut self.states[0],
-                false => &mut self.states[index],
-            };
-            let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
-            if self.options.recompute {
-                layer.forward(&x, state, None)?;
+        let Self { options, products, head, inputs, states, scratch, gradients } = self;
+        let mut found = Found::new(model, gradients);
+        let loss =
+            head.backward(model, products, &mut inputs[layers], &batch.targets, &mut found)?;
+        for index in (0..layers).rev() {
+            let (below, above) = inputs.split_at_mut(index + 1);
+            let (x, dx) = (&mut below[index], &above[0]);
+            let state = &mut states[if options.recompute { 0 } else { index }];
+            let mut layer = layer::Layer::new(model, index, extent, products);
+            if options.recompute {
+                layer.forward(x, state, None)?;
             }
-            layer.backward(x, state, &mut dx, &mut found)?;
+            layer.backward(x, state, dx, scratch, &mut found)?;
         }
-        add_embedding(model, batch, &dx, &mut found)?;
-        Ok((loss, tensors(model, found)?))
+        add_embedding(model, batch, &inputs[0], &mut found)?;
+        Ok((loss, found.finish()?))
     }
 
     /// Mean cross entropy of a batch in nats, with the head in f32.
@@ -129,11 +181,12 @@ impl Engine {
     /// As [`Self::gradients`].
     pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
         self.forward(model, batch, false)?;
-        let x = self.inputs.pop().expect("the output of the last layer");
-        head::evaluate(model, &x, &batch.targets)
+        let output = model.config().num_hidden_layers % 2;
+        self.head.evaluate(model, &self.inputs[output], &batch.targets)
     }
 
-    /// Runs all layers; the last of `inputs` is then the output, the others are kept for a backward pass.
+    /// Runs all layers. For a backward pass, `inputs` are then the input of every layer and the output of
+    /// the last; otherwise two of them are used in turn.
     fn forward<'a>(
         &mut self,
         model: &Bitnet,
@@ -152,59 +205,52 @@ impl Engine {
                 candle_core::bail!("id {id} outside a vocabulary of {}", config.vocab_size);
             }
         }
-        self.inputs.clear();
-        self.inputs.push(embedded(model, batch)?);
-        let states = if backward && !self.options.recompute { config.num_hidden_layers } else { 1 };
-        self.states.resize_with(states, LayerState::default);
-        for index in 0..config.num_hidden_layers {
-            let x = self.inputs.last().expect("the embedding is there");
-            let mut y = vec![0.0; x.len()];
-            let state = &mut self.states[index.min(states - 1)];
+        let layers = config.num_hidden_layers;
+        let (inputs, states) = match (backward, self.options.recompute) {
+            (true, false) => (layers + 1, layers),
+            (true, true) => (layers + 1, 1),
+            (false, _) => (2, 1),
+        };
+        self.inputs.resize_with(inputs.max(self.inputs.len()), Buffer::default);
+        self.states.resize_with(states.max(self.states.len()), LayerState::default);
+        self.inputs[..inputs].iter_mut().for_each(|x| x.resize(extent.rows() * config.hidden_size));
+        embed(model, batch, &mut self.inputs[0])?;
+        for index in 0..layers {
+            let [x, y] = self
+                .inputs
+                .get_disjoint_mut([index % inputs, (index + 1) % inputs])
+                .expect("an input and another buffer for the output");
             let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
-            layer.forward(x, state, Some(&mut y))?;
-            if !backward {
-                self.inputs.clear();
-            }
-            self.inputs.push(y);
+            layer.forward(x, &mut self.states[index % states], Some(y))?;
         }
         Ok(extent)
     }
 }
 
 /// The rows of the embedding for all ids, `(M, D)`.
-fn embedded(model: &Bitnet, batch: &Batch) -> Result<Vec<f32>> {
+fn embed(model: &Bitnet, batch: &Batch, x: &mut [f32]) -> Result<()> {
     let width = model.config().hidden_size;
     let embed = view(model.params().get(names::EMBED)?)?;
     let embed: &[f32] = &embed;
-    let mut x = vec![0.0; batch.inputs.len() * width];
-    parallel::for_each_chunk(&mut x, width, |row, to| {
+    parallel::for_each_chunk(x, width, |row, to| {
         to.copy_from_slice(&embed[batch.inputs[row] as usize * width..][..width]);
     });
-    Ok(x)
-}
-
-/// Adds the gradient of the embedding's rows, `dx` `(M, D)`.
-fn add_embedding(model: &Bitnet, batch: &Batch, dx: &[f32], found: &mut Found) -> Result<()> {
-    let width = model.config().hidden_size;
-    let count = model.params().get(names::EMBED)?.elem_count();
-    let gradient = found.entry(names::EMBED.to_owned()).or_insert_with(|| vec![0.0; count]);
-    for (id, dx) in batch.inputs.iter().zip(dx.chunks_exact(width)) {
-        let row = &mut gradient[*id as usize * width..][..width];
-        row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
-    }
     Ok(())
 }
 
-fn tensors(model: &Bitnet, mut found: Found) -> Result<Gradients> {
-    let mut gradients = Gradients::new();
-    for (name, var) in model.params().iter() {
-        let Some(values) = found.remove(name) else {
-            candle_core::bail!("{name} received no gradient");
-        };
-        let tensor = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
-        gradients.insert(name.to_owned(), tensor);
-    }
-    Ok(gradients)
+/// Adds the gradient of the embedding's rows, `dx` `(M, D)`.
+fn add_embedding(model: &Bitnet, batch: &Batch, dx: &[f32], found: &mut Found<'_>) -> Result<()> {
+    let width = model.config().hidden_size;
+    let is_shared = found.has(names::EMBED);
+    found.write(names::EMBED, |gradient| {
+        if !is_shared {
+            gradient.fill(0.0);
+        }
+        for (id, dx) in batch.inputs.iter().zip(dx.chunks_exact(width)) {
+            let row = &mut gradient[*id as usize * width..][..width];
+            row.iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+        }
+    })
 }
 
 /// Whether the projections of a model are ternary.

@@ -1,10 +1,12 @@
 //! Projections and their gradients, in whichever arithmetic was asked for.
 
-use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{Activations, PackedMatrix, parallel};
+use trine_ternary::TernaryError;
+
+use super::Buffer;
 
 /// In what the products of gradients are computed, and those of weights that are not ternary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,34 +42,58 @@ pub(super) enum Weights {
     Full,
 }
 
+impl Weights {
+    /// Ternarizes masters `(out, in)`, if the model is ternary.
+    pub(super) fn refill(
+        &mut self,
+        ternary: bool,
+        masters: &[f32],
+        [out, inp]: [usize; 2],
+    ) -> Result<(), TernaryError> {
+        match self {
+            Self::Ternary(packed) if ternary => return packed.refill(masters, out, inp),
+            _ if ternary => *self = Self::Ternary(PackedMatrix::from_weights(masters, out, inp)?),
+            _ => *self = Self::Full,
+        }
+        Ok(())
+    }
+}
+
 /// The input of projections `(M, in)`, as it is multiplied.
 pub(super) enum Input {
     /// int8 with a scale for each row.
     Codes(Activations),
     /// As it is.
-    Floats(Vec<f32>),
+    Floats(Buffer),
 }
 
 impl Input {
-    /// `rows` rows `(cols,)` that `fill` writes, quantized where the weights are ternary.
-    pub(super) fn new(
+    /// Takes `rows` rows `(cols,)` that `fill` writes, quantized where the weights are ternary.
+    pub(super) fn refill(
+        &mut self,
         ternary: bool,
         rows: usize,
         cols: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
-        if ternary {
-            return Self::Codes(Activations::from_rows(rows, cols, fill));
+    ) {
+        match self {
+            Self::Codes(codes) if ternary => codes.refill(rows, cols, fill),
+            _ if ternary => *self = Self::Codes(Activations::from_rows(rows, cols, fill)),
+            Self::Codes(_) => {
+                *self = Self::default();
+                self.refill(ternary, rows, cols, fill);
+            }
+            Self::Floats(floats) => {
+                floats.resize(rows * cols);
+                parallel::for_each_chunk(floats, cols, fill);
+            }
         }
-        let mut floats = vec![0.0; rows * cols];
-        parallel::for_each_chunk(&mut floats, cols, fill);
-        Self::Floats(floats)
     }
 }
 
 impl Default for Input {
     fn default() -> Self {
-        Self::Floats(Vec::new())
+        Self::Floats(Buffer::default())
     }
 }
 
@@ -86,32 +112,24 @@ pub(super) struct Products {
     left: Left,
     right: Right,
     /// A side in f32.
-    floats: Vec<f32>,
+    floats: Buffer,
+    /// What the rows of an input's codes are multiplied by.
+    scales: Vec<f32>,
 }
 
 impl Products {
     pub(super) fn new(precision: Precision) -> Self {
-        let (left, right) = (Left::default(), Right::default());
-        Self { precision, left, right, floats: Vec::new() }
+        Self {
+            precision,
+            left: Left::default(),
+            right: Right::default(),
+            floats: Buffer::default(),
+            scales: Vec::new(),
+        }
     }
 
     pub(super) fn is_bf16(&self) -> bool {
         self.precision == Precision::Bf16
-    }
-
-    /// Ternarizes masters `(out, in)`, if the model is ternary.
-    pub(super) fn weights(
-        &self,
-        ternary: bool,
-        masters: &[f32],
-        [out, inp]: [usize; 2],
-        name: &str,
-    ) -> Result<Weights> {
-        if !ternary {
-            return Ok(Weights::Full);
-        }
-        let packed = PackedMatrix::from_weights(masters, out, inp);
-        packed.map(Weights::Ternary).map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
     }
 
     /// Outputs `(M, out)` of projections with the same input.
@@ -173,7 +191,7 @@ impl Products {
         }
         let weights = match p.weights {
             Weights::Ternary(weights) => {
-                self.floats.resize(p.out * p.inp, 0.0);
+                self.floats.resize(p.out * p.inp);
                 weights.dequantize(&mut self.floats);
                 &self.floats
             }
@@ -182,44 +200,46 @@ impl Products {
         matmul([rows, p.out, p.inp], Matrix::plain(dy), Matrix::plain(weights), store, dx);
     }
 
-    /// The gradients of the weights of projections with the same input, `dW = dY^T X`, each `(out, in)`,
-    /// of output gradients `(M, out)`.
-    pub(super) fn weight_gradients(
-        &mut self,
-        input: &Input,
-        rows: usize,
-        inp: usize,
-        dys: &[&[f32]],
-    ) -> Vec<Vec<f32>> {
+    /// Takes the input `(M, in)` of projections whose weights' gradients follow.
+    pub(super) fn take_input(&mut self, input: &Input, inp: usize) {
         let bf16 = self.is_bf16();
-        let mut scales = vec![1.0; rows];
         match input {
             Input::Codes(x) if bf16 => {
-                scales.iter_mut().zip(x.scales()).for_each(|(to, scale)| *to = 1.0 / scale);
+                self.scales.clear();
+                self.scales.extend(x.scales().iter().map(|scale| 1.0 / scale));
                 self.right.fill_codes(x);
             }
             Input::Codes(x) => {
-                self.floats.resize(rows * inp, 0.0);
+                self.floats.resize(x.tokens() * inp);
                 x.dequantize(&mut self.floats);
             }
-            Input::Floats(x) if bf16 => self.right.fill_rows(x, rows, inp),
+            Input::Floats(x) if bf16 => {
+                let rows = x.len() / inp;
+                self.scales.clear();
+                self.scales.resize(rows, 1.0);
+                self.right.fill_rows(x, rows, inp);
+            }
             Input::Floats(_) => {}
         }
-        let gradient = |dy: &&[f32]| {
-            let out = dy.len() / rows;
-            let mut dw = vec![0.0; out * inp];
-            if bf16 {
-                self.left.fill_columns(dy, rows, out, &scales);
-                multiply(&self.left, self.right.all(), 1.0, Store::Set, &mut dw);
-            } else {
-                let x = match input {
-                    Input::Codes(_) => &self.floats,
-                    Input::Floats(x) => x,
-                };
-                matmul([out, rows, inp], Matrix::turned(dy), Matrix::plain(x), Store::Set, &mut dw);
-            }
-            dw
+    }
+
+    /// The gradient of a projection's weights, `dW = dY^T X`, `(out, in)`, of that of its output
+    /// `(M, out)`; the input is that of [`Self::take_input`].
+    pub(super) fn weight_gradient(
+        &mut self,
+        dy: &[f32],
+        [rows, out, inp]: [usize; 3],
+        input: &Input,
+        dw: &mut [f32],
+    ) {
+        if self.is_bf16() {
+            self.left.fill_columns(dy, rows, out, &self.scales);
+            return multiply(&self.left, self.right.all(), 1.0, Store::Set, dw);
+        }
+        let x = match input {
+            Input::Codes(_) => &self.floats,
+            Input::Floats(x) => x,
         };
-        dys.iter().map(gradient).collect()
+        matmul([out, rows, inp], Matrix::turned(dy), Matrix::plain(x), Store::Set, dw);
     }
 }

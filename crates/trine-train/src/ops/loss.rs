@@ -79,7 +79,9 @@ impl CustomOp2 for CrossEntropy {
             .zip(values.par_chunks_exact(vocab))
             .zip(&targets)
             .for_each(|((gradient, row), &target)| {
-                nn::softmax_gradient(row, nn::exp_sum(row), factor, gradient);
+                gradient.copy_from_slice(row);
+                let (_, sum) = nn::exp_sum_in_place(gradient);
+                gradient.iter_mut().for_each(|exp| *exp *= factor / sum);
                 gradient[target as usize] -= factor;
             });
         Ok((Some(Tensor::from_vec(gradient, (rows, vocab), logits.device())?), None))

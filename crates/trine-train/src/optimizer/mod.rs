@@ -31,7 +31,7 @@ use crate::config::{MasterPrecision, OptimizerConfig, OptimizerKind};
 use crate::ops::view;
 use crate::schedule::Rates;
 use crate::{Params, TrainError};
-use in_place::in_place;
+pub(crate) use in_place::in_place;
 use moment::{Meaning, Moment};
 use rounding::Rounding;
 
