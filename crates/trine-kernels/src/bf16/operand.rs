@@ -251,6 +251,22 @@ impl Kernel for FillRow<'_> {
 trait Lines: Sync {
     /// The numbers of line `i` from `first` on.
     fn line(&self, i: usize, first: usize, out: &mut [f32]);
+
+    /// Asks memory for `len` numbers of line `i` from `first` on. Lines of a group lie too far apart for
+    /// the hardware to see that they are read in turn.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, _: S, _i: usize, _first: usize, _len: usize) {}
+}
+
+/// How many lines ahead of their use memory is asked for them.
+const AHEAD: usize = 8;
+
+/// Asks memory for `len` numbers of `x` from `at` on, as far as there are.
+#[inline(always)]
+fn prefetch<S: Simd>(simd: S, x: &[f32], at: usize, len: usize) {
+    if let Some(x) = x.get(at..at + len) {
+        x.chunks(16).for_each(|line| simd.prefetch(line.as_ptr(), 0));
+    }
 }
 
 struct Plain<'a> {
@@ -262,6 +278,11 @@ impl Lines for Plain<'_> {
     #[inline(always)]
     fn line(&self, i: usize, first: usize, out: &mut [f32]) {
         out.copy_from_slice(&self.x[i * self.len + first..][..out.len()]);
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, i: usize, first: usize, len: usize) {
+        prefetch(simd, self.x, i * self.len + first, len);
     }
 }
 
@@ -277,6 +298,11 @@ impl Lines for Scaled<'_> {
     fn line(&self, i: usize, first: usize, out: &mut [f32]) {
         let (from, scale) = (&self.x[i * self.len + first..][..out.len()], self.scales[i]);
         out.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, i: usize, first: usize, len: usize) {
+        prefetch(simd, self.x, i * self.len + first, len);
     }
 }
 
@@ -328,13 +354,14 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { lines, k, first, width, data } = self;
         let (pairs, len) = (pairs(k), (GROUP / W * W).min(width - first));
         // What follows the last column stays 0, and so does what follows the last line.
         let mut both = [[0.0; GROUP]; 2];
         for p in 0..pairs {
             for (i, line) in both.iter_mut().enumerate() {
+                lines.prefetch(simd, 2 * p + i + AHEAD, first, len);
                 match 2 * p + i {
                     at if at < k => lines.line(at, first, &mut line[..len]),
                     _ => line[..len].fill(0.0),

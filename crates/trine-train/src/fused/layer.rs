@@ -176,10 +176,10 @@ impl<'a> Layer<'a> {
     }
 
     fn attention(&self) -> Attention<'a> {
-        let (config, Extent { batch, tokens, starts }) = (self.model.config(), self.extent);
+        let (config, Extent { tokens, starts, .. }) = (self.model.config(), self.extent);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (d, rope) = (config.head_dim, self.model.rope());
-        Attention { batch, tokens, heads, kv_heads, d, rope, starts }
+        Attention { tokens, heads, kv_heads, d, rope, starts }
     }
 
     fn param(&self, name: &str) -> Result<impl std::ops::Deref<Target = [f32]> + use<'a>> {

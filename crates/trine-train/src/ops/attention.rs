@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use trine_kernels::bf16::{Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::nn::{self, Blocks, Causal};
-use trine_kernels::parallel;
+use trine_kernels::parallel::{self, Strip};
 
 use super::{contiguous, view};
 
@@ -67,7 +67,7 @@ impl Op {
         if starts.is_some_and(|starts| starts.len() != batch * tokens) {
             candle_core::bail!("attention: starts are not ({batch}, {tokens})");
         }
-        Ok(Attention { batch, tokens, heads, kv_heads, d, rope: &self.rope, starts })
+        Ok(Attention { tokens, heads, kv_heads, d, rope: &self.rope, starts })
     }
 }
 
@@ -103,8 +103,8 @@ impl CustomOp3 for Op {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let attention = self.attention(q.shape(), k.shape(), v.shape())?;
         let [mut dq, mut dk, mut dv] = [view(q)?.to_vec(), view(k)?.to_vec(), view(v)?.to_vec()];
-        attention.rotate(&mut dq, attention.heads, false);
-        attention.rotate(&mut dk, attention.kv_heads, false);
+        attention.rotate(&mut dq, attention.heads);
+        attention.rotate(&mut dk, attention.kv_heads);
         let dy = dy.contiguous()?;
         attention.backward(false, [&mut dq, &mut dk, &mut dv], &view(&dy)?);
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
@@ -115,7 +115,6 @@ impl CustomOp3 for Op {
 /// One call: sizes, positions, and what queries see.
 #[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
-    pub(crate) batch: usize,
     pub(crate) tokens: usize,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
@@ -132,59 +131,43 @@ impl Attention<'_> {
     }
 
     /// The rows of head `head` of sequence `b`, `(T, d)`; `x` is `(M, heads d)`.
-    fn gather(&self, x: &[f32], heads: usize, b: usize, head: usize) -> Vec<f32> {
+    fn gather(&self, x: &[f32], heads: usize, b: usize, head: usize, rows: &mut Vec<f32>) {
         let (width, d, tokens) = (heads * self.d, self.d, self.tokens);
-        let mut rows = Vec::with_capacity(tokens * d);
+        rows.clear();
         for t in 0..tokens {
             rows.extend_from_slice(&x[(b * tokens + t) * width + head * d..][..d]);
         }
-        rows
-    }
-
-    /// The reverse of [`Self::gather`], for all heads of all sequences in order.
-    fn scatter(&self, parts: &[Vec<f32>], heads: usize, x: &mut [f32]) {
-        let (width, d, tokens) = (heads * self.d, self.d, self.tokens);
-        parallel::for_each_chunk(x, width, |row, x| {
-            let (b, t) = (row / tokens, row % tokens);
-            for (head, x) in x.chunks_exact_mut(d).enumerate() {
-                x.copy_from_slice(&parts[b * heads + head][t * d..][..d]);
-            }
-        });
     }
 
     /// Rotates `q` `(M, H d)` and `k` `(M, K d)`, and computes `y` `(M, H d)`.
     pub(crate) fn forward(self, q: &mut [f32], k: &mut [f32], v: &[f32], y: &mut [f32]) {
         let s = self;
-        s.rotate(q, s.heads, false);
-        s.rotate(k, s.kv_heads, false);
+        s.rotate(q, s.heads);
+        s.rotate(k, s.kv_heads);
         let (q, k) = (&*q, &*k);
-        let mut parts = vec![Vec::new(); s.batch * s.heads];
-        parallel::for_each(&mut parts, |i, part| {
+        let mut heads = parallel::strips(y, s.heads * s.d, s.tokens, s.d);
+        parallel::for_each(&mut heads, |i, y| {
             let (b, head) = (i / s.heads, i % s.heads);
             let kv_head = head / (s.heads / s.kv_heads);
-            let mut keys = Blocks::new(s.d);
-            s.gather(k, s.kv_heads, b, kv_head).chunks_exact(s.d).for_each(|key| keys.push(key));
-            let (queries, values) =
-                (s.gather(q, s.heads, b, head), s.gather(v, s.kv_heads, b, kv_head));
-            let head =
-                Causal { queries: &queries, keys: &keys, values: &values, starts: s.starts(b) };
-            *part = vec![0.0; queries.len()];
-            nn::attention_causal(head, 0, part, &mut Vec::new());
+            SCRATCH.with_borrow_mut(|Scratch { rows, .. }| {
+                let Rows { queries, keys, values, out, scratch, .. } = rows;
+                s.gather(q, s.heads, b, head, queries);
+                s.gather(k, s.kv_heads, b, kv_head, keys);
+                s.gather(v, s.kv_heads, b, kv_head, values);
+                let mut blocks = Blocks::new(s.d);
+                keys.chunks_exact(s.d).for_each(|key| blocks.push(key));
+                out.resize(queries.len(), 0.0);
+                let head = Causal { queries, keys: &blocks, values, starts: s.starts(b) };
+                nn::attention_causal(head, 0, out, scratch);
+                put(out, y, 0);
+            });
         });
-        s.scatter(&parts, s.heads, y);
     }
 
-    /// Rotates all heads of `x` `(M, heads d)`; backwards when `inverse`.
-    pub(crate) fn rotate(self, x: &mut [f32], heads: usize, inverse: bool) {
+    /// Rotates all heads of `x` `(M, heads d)`.
+    pub(crate) fn rotate(self, x: &mut [f32], heads: usize) {
         let half = self.d / 2;
         let (cos, sin) = &**self.rope;
-        let negated: Vec<f32>;
-        let sin = if inverse {
-            negated = sin[..self.tokens * half].iter().map(|s| -s).collect();
-            &negated
-        } else {
-            sin
-        };
         parallel::for_each_chunk(x, heads * self.d, |row, x| {
             let at = row % self.tokens * half;
             nn::rope(x, &cos[at..][..half], &sin[at..][..half]);
@@ -195,54 +178,62 @@ impl Attention<'_> {
     /// in the places of the rotated ones.
     pub(crate) fn backward(self, bf16: bool, [q, k, v]: [&mut [f32]; 3], dy: &[f32]) {
         let s = self;
-        let group = s.heads / s.kv_heads;
-        let mut parts: Vec<Group> = Vec::new();
-        parts.resize_with(s.batch * s.kv_heads, Group::default);
-        let (from_q, from_k, from_v) = (&*q, &*k, &*v);
-        parallel::for_each(&mut parts, |i, part| {
+        let (group, half) = (s.heads / s.kv_heads, s.d / 2);
+        let (cos, sin) = &**s.rope;
+        // Rotates backwards.
+        let sin: Vec<f32> = sin[..s.tokens * half].iter().map(|sin| -sin).collect();
+        let turn_back = |x: &mut [f32]| {
+            for (t, x) in x.chunks_exact_mut(s.d).enumerate() {
+                nn::rope(x, &cos[t * half..][..half], &sin[t * half..][..half]);
+            }
+        };
+        let q = parallel::strips(q, s.heads * s.d, s.tokens, group * s.d);
+        let [k, v] = [k, v].map(|x| parallel::strips(x, s.kv_heads * s.d, s.tokens, s.d));
+        let mut work: Vec<_> = q.into_iter().zip(k).zip(v).collect();
+        parallel::for_each(&mut work, |i, ((q, k), v)| {
             let (b, kv_head) = (i / s.kv_heads, i % s.kv_heads);
-            let keys = s.gather(from_k, s.kv_heads, b, kv_head);
-            let values = s.gather(from_v, s.kv_heads, b, kv_head);
-            part.dk = vec![0.0; keys.len()];
-            part.dv = vec![0.0; keys.len()];
-            SCRATCH.with_borrow_mut(|scratch| {
-                scratch.take_keys(bf16, &keys, &values, s.d);
-                for head in kv_head * group..(kv_head + 1) * group {
-                    let queries = s.gather(from_q, s.heads, b, head);
-                    let dy = s.gather(dy, s.heads, b, head);
-                    let mut dq = vec![0.0; queries.len()];
-                    let starts = s.starts(b);
-                    let side = Side { bf16, d: s.d, keys: &keys, values: &values, starts };
+            SCRATCH.with_borrow_mut(|Scratch { rows, products }| {
+                let Rows { queries, keys, values, dy: dys, dq, dk, dv, .. } = rows;
+                take(k, 0, s.d, keys);
+                take(v, 0, s.d, values);
+                for d in [&mut *dk, &mut *dv] {
+                    d.clear();
+                    d.resize(keys.len(), 0.0);
+                }
+                products.take_keys(bf16, keys, values, s.d);
+                let side = Side { bf16, d: s.d, keys, values, starts: s.starts(b) };
+                for head in 0..group {
+                    take(q, head * s.d, s.d, queries);
+                    s.gather(dy, s.heads, b, kv_head * group + head, dys);
+                    dq.resize(queries.len(), 0.0);
                     for (block, dq) in dq.chunks_mut(QUERIES * s.d).enumerate() {
                         let at = block * QUERIES * s.d;
-                        let (queries, dy) = (&queries[at..][..dq.len()], &dy[at..][..dq.len()]);
-                        scratch.block(side, block * QUERIES, queries, dy, dq, part);
+                        let (queries, dys) = (&queries[at..][..dq.len()], &dys[at..][..dq.len()]);
+                        products.block(side, block * QUERIES, [queries, dys], [dq, dk, dv]);
                     }
-                    part.dq.push(dq);
+                    turn_back(dq);
+                    put(dq, q, head * s.d);
                 }
+                turn_back(dk);
+                put(dk, k, 0);
+                put(dv, v, 0);
             });
         });
-        let mut dq = Vec::with_capacity(s.batch * s.heads);
-        let (mut dk, mut dv) = (Vec::new(), Vec::new());
-        for part in parts {
-            dq.extend(part.dq);
-            dk.push(part.dk);
-            dv.push(part.dv);
-        }
-        s.scatter(&dq, s.heads, q);
-        s.scatter(&dk, s.kv_heads, k);
-        s.scatter(&dv, s.kv_heads, v);
-        s.rotate(q, s.heads, true);
-        s.rotate(k, s.kv_heads, true);
     }
 }
 
-/// Gradients of one key/value head and the query heads that read it, `(T, d)` each.
-#[derive(Default)]
-struct Group {
-    dq: Vec<Vec<f32>>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
+/// Columns `first..first + d` of a strip.
+fn take(strip: &Strip<'_, f32>, first: usize, d: usize, rows: &mut Vec<f32>) {
+    rows.clear();
+    (0..strip.rows()).for_each(|t| rows.extend_from_slice(&strip.row(t)[first..][..d]));
+}
+
+/// The reverse of [`take`].
+fn put(rows: &[f32], strip: &mut Strip<'_, f32>, first: usize) {
+    let d = rows.len() / strip.rows();
+    for (t, row) in rows.chunks_exact(d).enumerate() {
+        strip.row_mut(t)[first..][..d].copy_from_slice(row);
+    }
 }
 
 /// What a head's queries meet.
@@ -257,9 +248,31 @@ struct Side<'a> {
     starts: Option<&'a [u32]>,
 }
 
-/// Memory of a thread, for the scores of some queries and the sides of products.
+/// Memory of a thread.
 #[derive(Default)]
 struct Scratch {
+    rows: Rows,
+    products: Products,
+}
+
+/// What belongs to a head, `(T, d)` each.
+#[derive(Default)]
+struct Rows {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    out: Vec<f32>,
+    dy: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    /// Of the forward pass.
+    scratch: Vec<f32>,
+}
+
+/// The scores of some queries and the sides of products.
+#[derive(Default)]
+struct Products {
     left: Left,
     rows: Right,
     /// Keys and values as columns, and keys as lines.
@@ -274,7 +287,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Scratch {
+impl Products {
     fn take_keys(&mut self, bf16: bool, keys: &[f32], values: &[f32], d: usize) {
         if bf16 {
             let tokens = keys.len() / d;
@@ -284,15 +297,14 @@ impl Scratch {
         }
     }
 
-    /// Queries `first..`, `(n, d)`, of which `dy` is the gradient of the outputs.
+    /// Queries `first..`, `(n, d)`, of which `dy` is the gradient of the outputs: `dq` becomes theirs, and
+    /// their part is added to `dk` and `dv`, `(T, d)`.
     fn block(
         &mut self,
         side: Side<'_>,
         first: usize,
-        queries: &[f32],
-        dy: &[f32],
-        dq: &mut [f32],
-        part: &mut Group,
+        [queries, dy]: [&[f32]; 2],
+        [dq, dk, dv]: [&mut [f32]; 3],
     ) {
         let Side { bf16, d, keys, values, starts } = side;
         let n = queries.len() / d;
@@ -330,7 +342,7 @@ impl Scratch {
             nn::attention_slopes(scores, slopes, from..first + t + 1, scale);
         }
         // dK = dS^T Q, dV = P^T dY, dQ = dS K.
-        let (dk, dv) = (&mut part.dk[..seen * d], &mut part.dv[..seen * d]);
+        let (dk, dv) = (&mut dk[..seen * d], &mut dv[..seen * d]);
         for (from, with, to) in [(&slopes, queries, dk), (&scores, dy, dv)] {
             if bf16 {
                 self.left.fill_columns(from, n, seen, &[1.0; QUERIES][..n]);

@@ -1,7 +1,7 @@
 //! AdamW (arXiv 1711.05101), as PyTorch computes it: one pass over a parameter, in place.
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
+use trine_kernels::parallel;
 
 use super::moment::Moment;
 use super::rounding::Rounding;
@@ -33,9 +33,9 @@ impl Update {
         v: &mut Moment,
     ) -> Result<()> {
         in_place(weights, |weights| {
-            let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-            let chunks = chunks.zip(m.parts()).zip(v.parts()).enumerate();
-            chunks.for_each(|(chunk, (((weights, gradient), m), v))| {
+            let chunks = weights.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
+            let mut chunks: Vec<_> = chunks.zip(m.parts()).zip(v.parts()).collect();
+            parallel::for_each(&mut chunks, |chunk, (((weights, gradient), m), v)| {
                 m.change_both(v, |range, m, v| {
                     self.elements(&mut weights[range.clone()], &gradient[range], m, v);
                 });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use rayon::prelude::*;
+use trine_kernels::parallel;
 
 use super::{CHUNK, in_place};
 use crate::ops::view;
@@ -42,9 +42,8 @@ pub fn accumulate(sum: &mut Gradients, part: Gradients, share: f64) -> Result<()
             Some(sum) => {
                 let gradient = view(&gradient)?;
                 in_place(sum, |sum| {
-                    let chunks = sum.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-                    chunks.for_each(|(sum, gradient)| {
-                        for (sum, g) in sum.iter_mut().zip(gradient) {
+                    parallel::for_each_chunk(sum, CHUNK, |i, sum| {
+                        for (sum, g) in sum.iter_mut().zip(&gradient[i * CHUNK..]) {
                             *sum += share as f32 * g;
                         }
                     });
@@ -90,5 +89,9 @@ fn squares(gradient: &Tensor) -> Result<f64, TrainError> {
     };
     let gradient = view(gradient)?;
     let gradient: &[f32] = &gradient;
-    Ok(gradient.par_chunks(CHUNK).map(squares).collect::<Vec<_>>().iter().sum())
+    let mut sums = vec![0.0; gradient.len().div_ceil(CHUNK)];
+    parallel::for_each(&mut sums, |i, sum| {
+        *sum = squares(&gradient[i * CHUNK..][..CHUNK.min(gradient.len() - i * CHUNK)]);
+    });
+    Ok(sums.iter().sum())
 }

@@ -90,13 +90,13 @@ impl Part<'_> {
 
     /// As [`Self::change`], for two moments of one parameter at once.
     pub(crate) fn change_both(
-        self,
-        other: Part<'_>,
+        &mut self,
+        other: &mut Part<'_>,
         mut change: impl FnMut(Range<usize>, &mut [f32], &mut [f32]),
     ) {
         match (self, other) {
             (Part::F32(a), Part::F32(b)) => change(0..a.len(), a, b),
-            (mut a, mut b) => a.change(|range, a| {
+            (a, b) => a.change(|range, a| {
                 let within = range.clone();
                 b.change_block(range, |b| change(within.clone(), a, b));
             }),

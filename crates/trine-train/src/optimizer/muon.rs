@@ -10,7 +10,7 @@
 //! against `3 * tokens * rows * columns` for forward and backward: little for large batches only.
 
 use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
+use trine_kernels::parallel;
 
 use super::moment::Moment;
 use super::rounding::Rounding;
@@ -75,9 +75,8 @@ impl Update {
         let direction = crate::ops::view(&direction)?;
         let step = (self.learning_rate * update_scale(rows, columns)) as f32;
         in_place(weights, |weights| {
-            let chunks = weights.par_chunks_mut(CHUNK).zip(direction.par_chunks(CHUNK));
-            chunks.enumerate().for_each(|(chunk, (weights, direction))| {
-                for (w, d) in weights.iter_mut().zip(direction) {
+            parallel::for_each_chunk(weights, CHUNK, |chunk, weights| {
+                for (w, d) in weights.iter_mut().zip(&direction[chunk * CHUNK..]) {
                     *w = *w * self.keep - step * d;
                 }
                 if let Some(rounding) = self.rounding {
@@ -90,8 +89,9 @@ impl Update {
     /// Moves the running mean and returns it with Nesterov's look ahead.
     fn direction(&self, gradient: &[f32], mean: &mut Moment) -> Vec<f32> {
         let mut direction = vec![0.0; gradient.len()];
-        let chunks = direction.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-        chunks.zip(mean.parts()).for_each(|((direction, gradient), mut mean)| {
+        let chunks = direction.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
+        let mut chunks: Vec<_> = chunks.zip(mean.parts()).collect();
+        parallel::for_each(&mut chunks, |_, ((direction, gradient), mean)| {
             mean.change(|range, mean| {
                 let pieces = direction[range.clone()].iter_mut().zip(&gradient[range]);
                 for (m, (direction, g)) in mean.iter_mut().zip(pieces) {

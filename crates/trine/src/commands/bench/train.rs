@@ -66,8 +66,9 @@ pub(crate) enum Size {
 const SEQ_LEN: usize = 256;
 const VOCAB: usize = 4096;
 
-/// What a sample of the naive network takes that many steps of; its first is far slower.
-const NAIVE_STEPS: usize = 2;
+/// A sample is of as many steps as take this long, as those of a run follow each other: after something
+/// else, caches are cold.
+const SAMPLE_SECONDS: f64 = 1.0;
 
 fn precision(name: &str) -> Result<Precision, String> {
     match name {
@@ -136,6 +137,7 @@ impl Run {
     }
 
     fn step(&mut self, batch: &Batch) -> anyhow::Result<()> {
+        // As in the trainer, gradients are measured before they are used.
         let (_, gradients) = self.engine.gradients(&self.model, batch)?;
         let norm = optimizer::global_norm(&gradients)?;
         let rates = Rates { learning_rate: 3e-4, weight_decay: 0.1 };
@@ -182,6 +184,14 @@ impl Work {
     }
 }
 
+/// How many steps a sample takes, found by two of them.
+fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<usize> {
+    step()?;
+    let begin = Instant::now();
+    step()?;
+    Ok((SAMPLE_SECONDS / begin.elapsed().as_secs_f64()).ceil().max(1.0) as usize)
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
@@ -198,8 +208,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options { precision: args.precision, recompute: args.recompute };
     let mut ternary = Run::new(config.clone(), options)?;
     progress.step("ternary, warm-up");
-    ternary.step(&batch(sequences, 0))?;
-    ternary.step(&batch(sequences, 1))?;
+    let mut steps = [sample_steps(&mut || ternary.step(&batch(sequences, 0)))?, 0, 0];
     let peak = machine::memory().map(|memory| memory.peak);
     let mut others = None;
     if !args.ternary_only {
@@ -208,9 +217,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let mut full = Run::new(full, options)?;
         let mut naive = Naive::new(config.clone(), 3e-4)?;
         progress.step("f32, warm-up");
-        full.step(&batch(sequences, 0))?;
+        steps[1] = sample_steps(&mut || full.step(&batch(sequences, 0)))?;
         progress.step("naive, warm-up");
-        naive.step(&batch(sequences, 0))?;
+        steps[2] = sample_steps(&mut || Ok(naive.step(&batch(sequences, 0)).map(|_| ())?))?;
         others = Some((full, naive));
     }
     progress.step("limits of the machine");
@@ -219,13 +228,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let work = Work::of(&config);
     for turn in 0..repetitions {
         let data = batch(sequences, 2 + turn as u64);
-        let time = |step: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<f64> {
+        let time = |steps: usize, step: &mut dyn FnMut() -> anyhow::Result<()>| {
             let begin = Instant::now();
-            step()?;
-            Ok(tokens / begin.elapsed().as_secs_f64())
+            (0..steps).try_for_each(|_| step())?;
+            anyhow::Ok(steps as f64 * tokens / begin.elapsed().as_secs_f64())
         };
         progress.step("ternary");
-        let speed = time(&mut || ternary.step(&data))?;
+        let speed = time(steps[0], &mut || ternary.step(&data))?;
         limits.push(measure_limits(threads));
         // What disturbs a measurement of a limit makes it smaller: the better of the two counts.
         let around = &limits[limits.len() - 2..];
@@ -234,11 +243,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         speeds[0].push(speed);
         if let Some((full, naive)) = &mut others {
             progress.step("f32");
-            speeds[1].push(time(&mut || full.step(&data))?);
+            speeds[1].push(time(steps[1], &mut || full.step(&data))?);
             progress.step("naive");
-            let mut steps =
-                || (0..NAIVE_STEPS).try_for_each(|_| Ok(naive.step(&data).map(|_| ())?));
-            speeds[2].push(NAIVE_STEPS as f64 * time(&mut steps)?);
+            speeds[2].push(time(steps[2], &mut || Ok(naive.step(&data).map(|_| ())?))?);
         }
     }
     drop(progress);
