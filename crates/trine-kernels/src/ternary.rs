@@ -11,6 +11,7 @@
 //!   while all tokens pass by.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use trine_ternary::rescale;
 
@@ -24,6 +25,9 @@ use crate::parallel::{self, SharedMut};
 
 /// Bytes of weights, times tokens, that a thread takes at a time, where it takes more than two panels.
 const PART_WORK: usize = 64 << 10;
+
+/// Most tokens of a part, in whole tiles: as many as fit into the second-level cache with their codes.
+const PART_TOKENS: usize = 512;
 
 /// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
 const AHEAD: usize = 4096;
@@ -200,12 +204,14 @@ impl<F: Fn(f32) -> f32 + Copy + Sync> Finish<2> for Gated<F> {
     }
 }
 
-/// Some panels of a product.
-#[derive(Clone, Copy)]
+/// Some panels of a product, for some tokens.
+#[derive(Clone)]
 struct Part {
     product: usize,
     first: usize,
     panels: usize,
+    /// In whole tiles, but for the last.
+    tokens: Range<usize>,
 }
 
 fn compute<'a, F: Finish<N>, const N: usize>(
@@ -232,9 +238,9 @@ fn compute<'a, F: Finish<N>, const N: usize>(
     let threads = if work < PARALLEL_WORK { 1 } else { parallel::threads() };
     let parts = parts(&shared, tokens, threads);
     let run = |i: usize| {
-        let Part { product, first, panels } = parts[i];
+        let Part { product, first, panels, tokens } = parts[i].clone();
         let (weights, out) = &shared[product];
-        Panels { isa, weights: *weights, first, panels, x, finish, out }.run();
+        Panels { isa, weights: *weights, first, panels, x, tokens, finish, out }.run();
     };
     match threads {
         1 => (0..parts.len()).for_each(run),
@@ -242,28 +248,33 @@ fn compute<'a, F: Finish<N>, const N: usize>(
     }
 }
 
-/// Divides the panels of all products into parts of about [`PART_WORK`].
+/// Divides the panels of all products into parts of about [`PART_WORK`]. Those of the same tokens follow
+/// each other: in a long pass they are computed by a thread that had these tokens before, and while their
+/// codes are in its cache.
 fn parts<O, const N: usize>(
     products: &[([&PackedMatrix; N], SharedMut<'_, O>)],
     tokens: usize,
     threads: usize,
 ) -> Vec<Part> {
     let mut parts = Vec::new();
-    for (product, (weights, _)) in products.iter().enumerate() {
-        let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
-        let step = match (threads, tokens) {
-            (_, 0) => continue,
-            (1, _) => panels,
-            _ => (PART_WORK / (bytes * tokens).max(1)).next_multiple_of(2).max(2),
-        };
-        for first in (0..panels).step_by(step.max(1)) {
-            parts.push(Part { product, first, panels: step.min(panels - first) });
+    for start in (0..tokens).step_by(PART_TOKENS) {
+        let tokens = start..tokens.min(start + PART_TOKENS);
+        for (product, (weights, _)) in products.iter().enumerate() {
+            let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
+            let step = match threads {
+                1 => panels,
+                _ => (PART_WORK / (bytes * tokens.len()).max(1)).next_multiple_of(2).max(2),
+            };
+            for first in (0..panels).step_by(step.max(1)) {
+                let (panels, tokens) = (step.min(panels - first), tokens.clone());
+                parts.push(Part { product, first, panels, tokens });
+            }
         }
     }
     parts
 }
 
-/// Some panels of a product, for all tokens. The products are not generic over what becomes of their
+/// Some panels of a product, for some tokens. The products are not generic over what becomes of their
 /// sums, which pass through a few KB of memory: so there is one of each, however many uses.
 struct Panels<'a, F: Finish<N>, const N: usize> {
     isa: Isa,
@@ -271,8 +282,10 @@ struct Panels<'a, F: Finish<N>, const N: usize> {
     first: usize,
     panels: usize,
     x: &'a Activations,
+    /// Those that are computed.
+    tokens: Range<usize>,
     finish: F,
-    /// `(tokens, rows)`, of which the rows of these panels are ours alone.
+    /// `(tokens, rows)`, of which the rows of these panels and tokens are ours alone.
     out: &'a SharedMut<'a, F::Out>,
 }
 
@@ -310,7 +323,7 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         }
     }
 
-    /// `R` panels, of which the first is `p`, for all tokens.
+    /// `R` panels, of which the first is `p`, for the tokens.
     fn rows<const R: usize>(&self, p: usize, panels: [&[Line]; R]) {
         let packing = self.weights[0].packing();
         let form = match packing {
@@ -322,10 +335,11 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             outputs: self.out.address(p * PANEL).cast(),
             row_bytes: rows * size_of::<F::Out>(),
             output_lines: R / N,
-            tokens: self.x.tokens(),
+            first: self.tokens.start,
+            tokens: self.tokens.len(),
             weights: [&[]; R],
         };
-        if self.x.tokens() <= DIRECT_TOKENS {
+        if self.tokens.len() <= DIRECT_TOKENS {
             return self.tiles(p, form, panels, ahead);
         }
         ahead.weights = panels;
@@ -352,7 +366,8 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         ahead: Ahead<'_, R>,
     ) {
         let mut sums = [[[0; PANEL]; TILES * TILE]; R];
-        let tiles: Vec<_> = tiles(self.x.tokens()).collect();
+        let tiles = tiles(self.x.tokens());
+        let tiles: Vec<_> = tiles.filter(|tile| self.tokens.contains(&tile.first)).collect();
         for tiles in tiles.chunks(TILES) {
             let first = tiles[0].first;
             let tokens = tiles.iter().map(|tile| tile.width).sum();
@@ -387,6 +402,8 @@ struct Ahead<'a, const R: usize> {
     row_bytes: usize,
     /// For the outputs of a token.
     output_lines: usize,
+    /// The tokens that are computed.
+    first: usize,
     tokens: usize,
     /// The panels, packed, behind each of which as many lines are asked for as lie between them.
     weights: [&'a [Line]; R],
@@ -404,7 +421,8 @@ impl<const R: usize> Ahead<'_, R> {
         }
         for weights in self.weights {
             let len = weights.len();
-            for line in &weights[tile.first * len / self.tokens..end * len / self.tokens] {
+            let share = |token: usize| (token - self.first) * len / self.tokens;
+            for line in &weights[share(tile.first)..share(end)] {
                 simd.prefetch(line, self.output_lines * len * size_of::<Line>());
             }
         }

@@ -39,12 +39,15 @@ pub(super) fn multiply_on(
     let (blocks, panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
     let group = (CACHE / (pairs(k) * COLS * 4).max(1)).clamp(1, panels);
     let groups = panels.div_ceil(group);
-    let wanted = (parallel::threads() * TASKS_PER_THREAD).div_ceil(groups);
-    let chunk = blocks.div_ceil(wanted).max(1);
-    let chunks = blocks.div_ceil(chunk);
+    // Every thread begins with rows of its own, which are those that it had in other loops over rows; of
+    // these it does all before it goes on to the next columns.
+    let threads = parallel::threads();
+    let chunks = TASKS_PER_THREAD.div_ceil(groups);
+    let chunk = blocks.div_ceil(threads * chunks).max(1);
     let out = SharedMut::new(out);
-    parallel::run(groups * chunks, |task| {
-        let (first, start) = (task / chunks * group, task % chunks * chunk);
+    parallel::run(threads * groups * chunks, |task| {
+        let (thread, first) = (task / (groups * chunks), task / chunks % groups * group);
+        let start = (thread * chunks + task % chunks) * chunk;
         for block in start..blocks.min(start + chunk) {
             for panel in first..panels.min(first + group) {
                 let (a, b) = (left.block(block), right.panel(panel));
