@@ -120,6 +120,12 @@ impl<T: Pod> Clone for AlignedBuf<T> {
     }
 }
 
+impl<T: Pod + PartialEq> PartialEq for AlignedBuf<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

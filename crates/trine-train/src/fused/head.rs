@@ -15,7 +15,7 @@ use crate::Bitnet;
 use crate::ops::view;
 
 /// Logits that exist at a time.
-const LOGITS: usize = 4 << 20;
+const LOGITS: usize = 1 << 20;
 
 /// Rows whose norms' weight gradients are summed together.
 const NORM_ROWS: usize = 32;

@@ -24,14 +24,14 @@ mod products;
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use trine_data::Batch;
 use trine_format::{Quantization, names};
 use trine_kernels::{AlignedBuf, parallel};
 
-use crate::Bitnet;
 use crate::ops::view;
 use crate::optimizer::{Gradients, in_place};
+use crate::{Bitnet, Params};
 use head::Head;
 use layer::LayerState;
 use products::Products;
@@ -73,20 +73,24 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn new(model: &'a Bitnet, gradients: &'a mut Gradients) -> Self {
-        Self { model, gradients, written: BTreeSet::new() }
+    fn new(model: &'a Bitnet, gradients: &'a mut Gradients) -> Result<Self> {
+        let params = model.params();
+        let fits = |(name, var): (&str, &Var)| {
+            gradients.get(name).is_some_and(|gradient| gradient.shape() == var.shape())
+        };
+        if gradients.len() != params.iter().count() || !params.iter().all(fits) {
+            *gradients = zeros(params)?;
+        }
+        Ok(Self { model, gradients, written: BTreeSet::new() })
     }
 
     /// Lets `write` put, or add to, the gradient of a parameter; there may be anything before.
     fn write(&mut self, name: &str, write: impl FnOnce(&mut [f32])) -> Result<()> {
-        let shape = self.model.params().get(name)?.shape();
-        let fits = |gradient: &Tensor| gradient.shape() == shape;
-        if !self.gradients.get(name).is_some_and(fits) {
-            let gradient = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
-            self.gradients.insert(name.to_owned(), gradient);
-        }
+        let Some(gradient) = self.gradients.get(name) else {
+            candle_core::bail!("the model has no parameter {name}");
+        };
         self.written.insert(name.to_owned());
-        in_place(&self.gradients[name], write)
+        in_place(gradient, write)
     }
 
     /// Whether this step has written to a gradient.
@@ -102,9 +106,20 @@ impl<'a> Found<'a> {
         if let Some((name, _)) = self.model.params().iter().find(|(name, _)| !self.has(name)) {
             candle_core::bail!("{name} received no gradient");
         }
-        self.gradients.retain(|name, _| self.written.contains(name));
         Ok(self.gradients.clone())
     }
+}
+
+/// A gradient for every parameter, all in one stretch of memory: single ones would leave gaps.
+fn zeros(params: &Params) -> Result<Gradients> {
+    let all = Tensor::zeros(params.count(), DType::F32, &Device::Cpu)?;
+    let (mut gradients, mut start) = (Gradients::new(), 0);
+    for (name, var) in params.iter() {
+        let gradient = all.narrow(0, start, var.elem_count())?.reshape(var.shape())?;
+        gradients.insert(name.to_owned(), gradient);
+        start += var.elem_count();
+    }
+    Ok(gradients)
 }
 
 /// Rows and sequences of a batch.
@@ -158,7 +173,7 @@ impl Engine {
         let layers = model.config().num_hidden_layers;
         let extent = self.forward(model, batch, true)?;
         let Self { options, products, head, inputs, states, scratch, gradients } = self;
-        let mut found = Found::new(model, gradients);
+        let mut found = Found::new(model, gradients)?;
         let loss =
             head.backward(model, products, &mut inputs[layers], &batch.targets, &mut found)?;
         for index in (0..layers).rev() {
@@ -261,7 +276,6 @@ fn is_ternary(model: &Bitnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Params;
     use crate::optimizer::collect;
     use trine_format::{HiddenAct, ModelConfig};
 

@@ -212,7 +212,9 @@ impl Optimizer {
                 let name = format!("{kind}.{name}");
                 match moment {
                     Moment::F32(values) => match load(&name) {
-                        Some(LoadedValues::F32(new)) if new.len() == values.len() => *values = new,
+                        Some(LoadedValues::F32(new)) if new.len() == values.len() => {
+                            values.copy_from_slice(&new);
+                        }
                         _ => return Err(name),
                     },
                     Moment::Int8 { codes, scales, .. } => {

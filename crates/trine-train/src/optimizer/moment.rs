@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use trine_kernels::AlignedBuf;
+
 use super::CHUNK;
 use super::code::{Code, SIGNED, UNSIGNED};
 use crate::config::MomentStorage;
@@ -24,8 +26,9 @@ const SMALLEST_SCALE: f32 = 1e-37;
 /// Running means of one parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Moment {
-    /// As they are, `(n,)`.
-    F32(Vec<f32>),
+    /// As they are, `(n,)`; in memory of the system's own, where large blocks of an allocator would leave
+    /// gaps of up to a large page.
+    F32(AlignedBuf<f32>),
     /// A code each, `(n,)`, and the largest magnitude of each [`BLOCK`], `(n / 256,)` rounded up.
     Int8 { meaning: Meaning, codes: Vec<u8>, scales: Vec<f32> },
 }
@@ -46,7 +49,7 @@ impl Moment {
             MomentStorage::Int8 if n >= SMALLEST => {
                 Self::Int8 { meaning, codes: vec![0; n], scales: vec![0.0; n.div_ceil(BLOCK)] }
             }
-            _ => Self::F32(vec![0.0; n]),
+            _ => Self::F32(AlignedBuf::new(n)),
         }
     }
 
@@ -218,6 +221,6 @@ mod tests {
     #[test]
     fn small_parameters_keep_f32() {
         let moment = Moment::zeros(SMALLEST - 1, Meaning::Signed, MomentStorage::Int8);
-        assert_eq!(moment, Moment::F32(vec![0.0; SMALLEST - 1]));
+        assert_eq!(moment, Moment::F32(AlignedBuf::new(SMALLEST - 1)));
     }
 }
