@@ -76,23 +76,33 @@ impl Left {
                 let at = i * ROWS + r;
                 let (row, scale) =
                     if at < rows { (&x[at * k..][..k], scale(at)) } else { (&[][..], 1.0) };
-                let (to, every) = (&mut block[r * STEP..], ROWS * STEP);
-                if !arch::join_row(row, scale, to, every) {
-                    dispatch(isa(), FillRow { row, scale, to, every });
-                }
+                fill_row(row, scale, &mut block[r * STEP..], ROWS * STEP);
             }
         });
     }
 
-    /// Takes the transpose of `x` `(k, rows)`, of which line `i` is multiplied by `scales[i]`.
+    /// Takes the transpose of `x` `(k, rows)`.
     ///
     /// # Panics
-    /// When `x` is not `(k, rows)` or `scales` not `(k,)`.
-    pub fn fill_columns(&mut self, x: &[f32], k: usize, rows: usize, scales: &[f32]) {
+    /// When `x` is not `(k, rows)`.
+    pub fn fill_columns(&mut self, x: &[f32], k: usize, rows: usize) {
+        self.fill_scaled_columns(x, k, rows, |_| 1.0);
+    }
+
+    /// Takes the transpose of `x` `(k, rows)`, of which line `i` is multiplied by `scale(i)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(k, rows)`.
+    pub fn fill_scaled_columns(
+        &mut self,
+        x: &[f32],
+        k: usize,
+        rows: usize,
+        scale: impl Fn(usize) -> f32 + Sync,
+    ) {
         assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (k, rows)");
-        assert_eq!(scales.len(), k, "scales are not (k,)");
         (self.rows, self.k, self.order) = (rows, k, Order::Columns);
-        fill_lines::<ROWS>(&mut self.data, k, rows, &Scaled { x, len: rows, scales });
+        fill_lines::<ROWS>(&mut self.data, k, rows, &Scaled { x, len: rows, scale });
     }
 
     /// Number of rows.
@@ -132,12 +142,14 @@ impl Right {
         let panel = pairs(k) * COLS;
         self.data.resize(cols.div_ceil(COLS) * panel);
         parallel::for_each_chunk(&mut self.data, panel, |i, panel| {
-            panel.fill(0);
-            for c in 0..COLS.min(cols - i * COLS) {
-                let column = &x[(i * COLS + c) * k..][..k];
-                for (to, pair) in panel[c..].iter_mut().step_by(COLS).zip(column.chunks(2)) {
-                    *to = join(pair[0], pair.get(1).copied().unwrap_or_default());
+            let mut columns = [[0; STEP]; COLS];
+            for (s, step) in panel.chunks_exact_mut(STEP * COLS).enumerate() {
+                for (c, to) in columns.iter_mut().enumerate().take(cols - i * COLS) {
+                    let column = &x[(i * COLS + c) * k..][..k];
+                    let at = 2 * STEP * s;
+                    fill_row(&column[at.min(k)..k.min(at + 2 * STEP)], 1.0, to, STEP);
                 }
+                dispatch(isa(), Turn { columns: &columns, to: step });
             }
         });
     }
@@ -213,6 +225,33 @@ fn join(even: f32, odd: f32) -> Pair {
     round(even) >> 16 | round(odd) & 0xffff_0000
 }
 
+/// Puts a row times `scale` to `to`, a step of pairs every so many.
+fn fill_row(row: &[f32], scale: f32, to: &mut [Pair], every: usize) {
+    if !arch::join_row(row, scale, to, every) {
+        dispatch(isa(), FillRow { row, scale, to, every });
+    }
+}
+
+/// A step of a panel, of its columns; dispatched as [`FillRow`].
+struct Turn<'a> {
+    columns: &'a [[Pair; STEP]; COLS],
+    /// `(16, 32)`
+    to: &'a mut [Pair],
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (p, to) in self.to.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
+            for (to, column) in to.iter_mut().zip(self.columns) {
+                *to = column[p];
+            }
+        }
+    }
+}
+
 /// A row of a left side in the order of rows. It is dispatched like a kernel, as is [`FillGroup`], for
 /// the instructions of the CPU.
 struct FillRow<'a> {
@@ -286,17 +325,17 @@ impl Lines for Plain<'_> {
     }
 }
 
-struct Scaled<'a> {
+struct Scaled<'a, F> {
     x: &'a [f32],
     len: usize,
-    /// One for each line.
-    scales: &'a [f32],
+    /// Of each line.
+    scale: F,
 }
 
-impl Lines for Scaled<'_> {
+impl<F: Fn(usize) -> f32 + Sync> Lines for Scaled<'_, F> {
     #[inline(always)]
     fn line(&self, i: usize, first: usize, out: &mut [f32]) {
-        let (from, scale) = (&self.x[i * self.len + first..][..out.len()], self.scales[i]);
+        let (from, scale) = (&self.x[i * self.len + first..][..out.len()], (self.scale)(i));
         out.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
     }
 

@@ -147,7 +147,7 @@ mod tests {
             for turn in 0..4 {
                 match turn % 2 {
                     0 => left.fill_rows(&a, rows, k),
-                    _ => left.fill_columns(&transposed(&a, rows, k), k, rows, &vec![1.0; k]),
+                    _ => left.fill_columns(&transposed(&a, rows, k), k, rows),
                 }
                 match turn / 2 {
                     0 => right.fill_rows(&b, k, cols),
@@ -172,7 +172,7 @@ mod tests {
         let (x, scales) = (painted(k * rows, 1), painted(k, 9));
         let scaled: Vec<_> = x.iter().enumerate().map(|(i, x)| x * scales[i / rows]).collect();
         let (mut left, mut right) = (Left::default(), Right::default());
-        left.fill_columns(&x, k, rows, &scales);
+        left.fill_scaled_columns(&x, k, rows, |i| scales[i]);
         right.fill_rows(&painted(k * 3, 5), k, 3);
         let mut out = vec![0.0; rows * 3];
         multiply(&left, right.all(), 1.0, Store::Set, &mut out);

@@ -88,7 +88,7 @@ impl Head {
             if bf16 {
                 left.fill_scaled_rows(logits, n, vocab, |row| scales[row]);
                 multiply(left, lines.all(), 1.0, Store::Set, dnormed);
-                left.fill_columns(logits, n, vocab, scales);
+                left.fill_scaled_columns(logits, n, vocab, |row| scales[row]);
                 rows.fill_rows(normed, n, width);
                 found.write(head_name(model), |dhead| {
                     multiply(left, rows.all(), 1.0, store, dhead);

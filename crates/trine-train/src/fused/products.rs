@@ -113,8 +113,6 @@ pub(super) struct Products {
     right: Right,
     /// A side in f32.
     floats: Buffer,
-    /// What the rows of an input's codes are multiplied by.
-    scales: Vec<f32>,
 }
 
 impl Products {
@@ -124,7 +122,6 @@ impl Products {
             left: Left::default(),
             right: Right::default(),
             floats: Buffer::default(),
-            scales: Vec::new(),
         }
     }
 
@@ -204,21 +201,12 @@ impl Products {
     pub(super) fn take_input(&mut self, input: &Input, inp: usize) {
         let bf16 = self.is_bf16();
         match input {
-            Input::Codes(x) if bf16 => {
-                self.scales.clear();
-                self.scales.extend(x.scales().iter().map(|scale| 1.0 / scale));
-                self.right.fill_codes(x);
-            }
+            Input::Codes(x) if bf16 => self.right.fill_codes(x),
             Input::Codes(x) => {
                 self.floats.resize(x.tokens() * inp);
                 x.dequantize(&mut self.floats);
             }
-            Input::Floats(x) if bf16 => {
-                let rows = x.len() / inp;
-                self.scales.clear();
-                self.scales.resize(rows, 1.0);
-                self.right.fill_rows(x, rows, inp);
-            }
+            Input::Floats(x) if bf16 => self.right.fill_rows(x, x.len() / inp, inp),
             Input::Floats(_) => {}
         }
     }
@@ -233,7 +221,13 @@ impl Products {
         dw: &mut [f32],
     ) {
         if self.is_bf16() {
-            self.left.fill_columns(dy, rows, out, &self.scales);
+            match input {
+                Input::Codes(x) => {
+                    let scales = x.scales();
+                    self.left.fill_scaled_columns(dy, rows, out, |row| 1.0 / scales[row]);
+                }
+                Input::Floats(_) => self.left.fill_columns(dy, rows, out),
+            }
             return multiply(&self.left, self.right.all(), 1.0, Store::Set, dw);
         }
         let x = match input {

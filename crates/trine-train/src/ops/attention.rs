@@ -345,7 +345,7 @@ impl Products {
         let (dk, dv) = (&mut dk[..seen * d], &mut dv[..seen * d]);
         for (from, with, to) in [(&slopes, queries, dk), (&scores, dy, dv)] {
             if bf16 {
-                self.left.fill_columns(from, n, seen, &[1.0; QUERIES][..n]);
+                self.left.fill_columns(from, n, seen);
                 self.rows.fill_rows(with, n, d);
                 multiply(&self.left, self.rows.all(), 1.0, Store::Add, to);
             } else {

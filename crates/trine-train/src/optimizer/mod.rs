@@ -21,7 +21,7 @@ mod muon;
 mod rounding;
 
 pub use gradients::{Gradients, accumulate, collect, global_norm, norm};
-pub use muon::{orthogonalize, update_scale};
+pub use muon::{NewtonSchulz, update_scale};
 
 use std::collections::BTreeMap;
 
@@ -46,6 +46,7 @@ pub struct Optimizer {
     /// Updates made.
     updates: usize,
     rules: BTreeMap<String, Rule>,
+    newton_schulz: NewtonSchulz,
 }
 
 /// What updates a parameter.
@@ -86,7 +87,7 @@ impl Optimizer {
         let rules =
             params.iter().map(|(name, var)| (name.to_owned(), rule(name, var.elem_count())));
         let rules = rules.collect();
-        Self { config, seed, updates: 0, rules }
+        Self { config, seed, updates: 0, rules, newton_schulz: NewtonSchulz::default() }
     }
 
     /// Updates made.
@@ -167,7 +168,7 @@ impl Optimizer {
                         keep: (1.0 - learning_rate * decay) as f32,
                         rounding,
                     }
-                    .apply(var, &gradient, mean)?;
+                    .apply(var, &gradient, mean, &mut self.newton_schulz)?;
                 }
                 Rule::AdamW { m, v } => {
                     let keep = (1.0 - rates.learning_rate * decay) as f32;

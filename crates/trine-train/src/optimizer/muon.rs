@@ -9,38 +9,143 @@
 //! It costs matrix products of 10 to 15 `min(rows, columns) * rows * columns` multiplications a step,
 //! against `3 * tokens * rows * columns` for forward and backward: little for large batches only.
 
-use candle_core::{Device, Result, Tensor};
-use trine_kernels::parallel;
+use candle_core::{Result, Tensor};
+use trine_kernels::bf16::{self, Left, Right, multiply};
+use trine_kernels::gemm::{Matrix, Store, matmul};
+use trine_kernels::{AlignedBuf, dot, parallel};
 
 use super::moment::Moment;
 use super::rounding::Rounding;
 use super::{CHUNK, in_place};
 
 /// Coefficients of the quintic `a x + b x^3 + c x^5`, chosen for a steep rise at 0.
-const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
+const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Applications of the quintic.
 const STEPS: usize = 5;
 
-/// A matrix `(rows, columns)` with the singular vectors of `matrix` and singular values near 1
-/// (between about 0.7 and 1.2, but for those that were below a thousandth of the whole norm).
-///
-/// # Errors
-/// What is not an f32 matrix.
-pub fn orthogonalize(matrix: &Tensor) -> Result<Tensor> {
-    let [a, b, c] = COEFFICIENTS;
-    let (rows, columns) = matrix.dims2()?;
-    // The products are of the smaller size: (s, s) and (s, l).
-    let tall = rows > columns;
-    let matrix = if tall { matrix.t()?.contiguous()? } else { matrix.clone() };
-    let norm = matrix.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
-    let mut x = (matrix / f64::from(norm + 1e-7))?;
-    for _ in 0..STEPS {
-        let gram = x.matmul(&x.t()?)?;
-        let polynomial = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
-        x = ((&x * a)? + polynomial.matmul(&x)?)?;
+/// Products of Newton-Schulz steps, and the memory that they need. They are of bfloat16 where the CPU has
+/// instructions for it, as in the published program.
+pub struct NewtonSchulz {
+    bf16: bool,
+    left: Left,
+    right: Right,
+    /// The matrix, wide, before and after a step.
+    x: [AlignedBuf<f32>; 2],
+    gram: AlignedBuf<f32>,
+    polynomial: AlignedBuf<f32>,
+}
+
+impl Default for NewtonSchulz {
+    fn default() -> Self {
+        Self::new(bf16::is_fast())
     }
-    if tall { x.t()?.contiguous() } else { Ok(x) }
+}
+
+impl NewtonSchulz {
+    fn new(bf16: bool) -> Self {
+        Self {
+            bf16,
+            left: Left::default(),
+            right: Right::default(),
+            x: Default::default(),
+            gram: AlignedBuf::default(),
+            polynomial: AlignedBuf::default(),
+        }
+    }
+
+    /// Turns `matrix` `(rows, columns)` into one with its singular vectors and singular values near 1
+    /// (between about 0.7 and 1.2, but for those that were below a thousandth of the whole norm).
+    ///
+    /// # Panics
+    /// When `matrix` is not `(rows, columns)`.
+    pub fn orthogonalize(&mut self, matrix: &mut [f32], rows: usize, columns: usize) {
+        assert_eq!(Some(matrix.len()), rows.checked_mul(columns), "matrix is not (rows, columns)");
+        let Self { bf16, left, right, x: [x, next], gram, polynomial } = self;
+        let [a, b, c] = COEFFICIENTS;
+        // The products are of the smaller size: (s, s) and (s, l).
+        let (s, l) = (rows.min(columns), rows.max(columns));
+        x.resize(s * l);
+        next.resize(s * l);
+        gram.resize(s * s);
+        polynomial.resize(s * s);
+        let inverse = (1.0 / (norm(matrix) + 1e-7)) as f32;
+        if rows > columns {
+            transpose(matrix, rows, columns, x);
+        } else {
+            x.copy_from_slice(matrix);
+        }
+        scale(x, inverse);
+        for _ in 0..STEPS {
+            if *bf16 {
+                left.fill_rows(x, s, l);
+                right.fill_columns(x, s, l);
+                multiply(left, right.all(), 1.0, Store::Set, gram);
+                left.fill_rows(gram, s, s);
+                right.fill_rows(gram, s, s);
+                multiply(left, right.all(), c, Store::Set, polynomial);
+            } else {
+                let turned = Matrix::turned(x);
+                matmul([s, l, s], Matrix::plain(x), turned, Store::Set, gram);
+                let gram = Matrix::plain(gram);
+                matmul([s, s, s], gram, gram, Store::Set, polynomial);
+                scale(polynomial, c);
+            }
+            add_scaled(polynomial, gram, b);
+            // The quintic's first term is a part of the last product: `(a + polynomial) x`, of which
+            // `a` would be rounded with the rest.
+            if *bf16 {
+                left.fill_rows(polynomial, s, s);
+                right.fill_rows(x, s, l);
+                multiply(left, right.all(), 1.0, Store::Set, next);
+            } else {
+                matmul([s, s, l], Matrix::plain(polynomial), Matrix::plain(x), Store::Set, next);
+            }
+            add_scaled(next, x, a);
+            std::mem::swap(x, next);
+        }
+        if rows > columns {
+            transpose(x, s, l, matrix);
+        } else {
+            matrix.copy_from_slice(x);
+        }
+    }
+}
+
+/// The Frobenius norm, summed in chunks of a fixed size and in their order.
+fn norm(matrix: &[f32]) -> f64 {
+    let mut sums = vec![0.0; matrix.len().div_ceil(CHUNK)];
+    parallel::for_each(&mut sums, |i, sum| {
+        let chunk = &matrix[i * CHUNK..matrix.len().min((i + 1) * CHUNK)];
+        *sum = f64::from(dot(chunk, chunk));
+    });
+    sums.iter().sum::<f64>().sqrt()
+}
+
+fn scale(x: &mut [f32], factor: f32) {
+    parallel::for_each_chunk(x, CHUNK, |_, x| x.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// `to += factor * x`
+fn add_scaled(to: &mut [f32], x: &[f32], factor: f32) {
+    parallel::for_each_chunk(to, CHUNK, |i, to| {
+        to.iter_mut().zip(&x[i * CHUNK..]).for_each(|(to, x)| *to += factor * x);
+    });
+}
+
+/// Writes the transpose of `x` `(rows, columns)`, in blocks that stay in the cache.
+fn transpose(x: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
+    const BLOCK: usize = 32;
+    parallel::for_each_chunk(to, BLOCK * rows, |i, to| {
+        for first in (0..rows).step_by(BLOCK) {
+            for (c, to) in to.chunks_exact_mut(rows).enumerate() {
+                let column = i * BLOCK + c;
+                for r in first..rows.min(first + BLOCK) {
+                    to[r] = x[r * columns + column];
+                }
+            }
+        }
+    });
 }
 
 /// How far an orthogonal matrix goes at a learning rate of 1.
@@ -67,12 +172,11 @@ impl Update {
         weights: &Tensor,
         gradient: &[f32],
         mean: &mut Moment,
+        newton_schulz: &mut NewtonSchulz,
     ) -> Result<()> {
         let (rows, columns) = weights.dims2()?;
-        let direction = self.direction(gradient, mean);
-        let direction = Tensor::from_vec(direction, (rows, columns), &Device::Cpu)?;
-        let direction = orthogonalize(&direction)?;
-        let direction = crate::ops::view(&direction)?;
+        let mut direction = self.direction(gradient, mean);
+        newton_schulz.orthogonalize(&mut direction, rows, columns);
         let step = (self.learning_rate * update_scale(rows, columns)) as f32;
         in_place(weights, |weights| {
             parallel::for_each_chunk(weights, CHUNK, |chunk, weights| {
@@ -110,6 +214,7 @@ mod tests {
     use super::*;
     use crate::config::MomentStorage;
     use crate::optimizer::moment::Meaning;
+    use candle_core::Device;
 
     /// Pseudo-random values with a mean of 0, so that matrices have full rank.
     fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -187,12 +292,13 @@ mod tests {
         for (rows, columns) in SHAPES {
             let values = noise(rows * columns, 3);
             let expected = slow(&values, rows, columns);
-            let matrix = Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap();
-            let found = orthogonalize(&matrix).unwrap();
-            assert_eq!(found.dims(), [rows, columns]);
-            let found = found.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            for (found, expected) in found.iter().zip(&expected) {
-                assert!((f64::from(*found) - expected).abs() < 2e-3, "{found}, not {expected}");
+            for (bf16, within) in [(false, 2e-3), (true, 6e-2)] {
+                let mut found = values.clone();
+                NewtonSchulz::new(bf16).orthogonalize(&mut found, rows, columns);
+                for (found, expected) in found.iter().zip(&expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(error < within, "{found}, not {expected}, bf16 {bf16}");
+                }
             }
         }
     }
@@ -200,10 +306,9 @@ mod tests {
     #[test]
     fn orthogonalized_matrices_have_singular_values_near_one() {
         for (rows, columns) in SHAPES {
-            let values = noise(rows * columns, 5).into_iter().map(|v| v * 1e-3).collect();
-            let matrix = Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap();
-            let found = orthogonalize(&matrix).unwrap().flatten_all().unwrap();
-            let x: Vec<f64> = found.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
+            let mut x: Vec<f32> = noise(rows * columns, 5).iter().map(|v| v * 1e-3).collect();
+            NewtonSchulz::default().orthogonalize(&mut x, rows, columns);
+            let x: Vec<f64> = x.into_iter().map(f64::from).collect();
             let (x, small, large) = match rows <= columns {
                 true => (x, rows, columns),
                 false => (transposed(&x, rows, columns), columns, rows),
@@ -222,6 +327,7 @@ mod tests {
         let first = noise(rows * columns, 7);
         let weights = Tensor::from_vec(first.clone(), (rows, columns), &Device::Cpu).unwrap();
         let mut mean = Moment::zeros(rows * columns, Meaning::Signed, MomentStorage::F32);
+        let mut newton_schulz = NewtonSchulz::new(false);
         let update =
             Update { clip: 0.5, momentum: 0.9, learning_rate: 0.01, keep: 0.99, rounding: None };
         // Written down from the published `muon_update`, in f64.
@@ -229,7 +335,7 @@ mod tests {
         let mut momentum = vec![0f64; rows * columns];
         for seed in [11, 12, 13] {
             let gradient = noise(rows * columns, seed);
-            update.apply(&weights, &gradient, &mut mean).unwrap();
+            update.apply(&weights, &gradient, &mut mean, &mut newton_schulz).unwrap();
             let clipped: Vec<f64> = gradient.iter().map(|g| 0.5 * f64::from(*g)).collect();
             for (m, g) in momentum.iter_mut().zip(&clipped) {
                 *m = 0.9 * *m + 0.1 * g;
