@@ -13,6 +13,7 @@
 //! | [`fused`] | a whole step over plain buffers: what the trainer runs |
 //! | [`quantizers`] | other ways from masters to trits, as a research axis |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
+//! | [`adapters`] | LoRA: what is trained beside weights that stay as they are |
 //! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
 //! | [`batching`] | how many sequences each step takes |
 //! | [`stability`] | numbers that are not finite, losses that leap |
@@ -29,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 pub mod batching;
 pub mod checkpoint;
 pub mod config;

@@ -6,11 +6,14 @@
 //! Shapes: B batch, T tokens, D hidden, H query heads, K key/value heads, d head, F feed-forward,
 //! V vocabulary.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
-use trine_format::{ModelConfig, Projection, Quantization, names};
+use candle_core::{Device, Result, Tensor};
+use trine_format::{ModelConfig, ModelFile, Projection, Quantization, Weight, names};
+use trine_kernels::PackedMatrix;
 
+use crate::adapters::Adapters;
 use crate::ops::RopeTables;
 use crate::quantizers::Scheme;
 use crate::{Params, TrainError, ops};
@@ -24,6 +27,10 @@ pub struct Bitnet {
     scheme: Option<Scheme>,
     /// Updates made.
     step: usize,
+    /// Projections that stay as they are, by name; then the parameters hold none.
+    frozen: BTreeMap<String, PackedMatrix>,
+    /// What is trained in place of the parameters.
+    adapters: Option<Adapters>,
 }
 
 impl Bitnet {
@@ -34,7 +41,54 @@ impl Bitnet {
     pub fn new(config: ModelConfig, params: Params) -> std::result::Result<Self, TrainError> {
         config.validate()?;
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
-        Ok(Self { config, params, rope, scheme: None, step: 0 })
+        let frozen = BTreeMap::new();
+        Ok(Self { config, params, rope, scheme: None, step: 0, frozen, adapters: None })
+    }
+
+    /// A model on disk whose projections stay packed, in 2 bits, and whose other parameters stay as they
+    /// are too: what [`Self::with_adapters`] adds is trained. Masters, where the file has them, are
+    /// ternarized once. Only [`fused`](crate::fused) computes it.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or is not ternary.
+    pub fn frozen(file: &ModelFile) -> std::result::Result<Self, TrainError> {
+        let config = file.config().clone();
+        let mut model = Self::new(config, Params::load_frozen(file, &Device::Cpu)?)?;
+        for layer in 0..model.config.num_hidden_layers {
+            for p in Projection::ALL {
+                let name = names::projection(layer, p);
+                let Weight::Ternary(matrix) = file.projection(layer, p)? else {
+                    return Err(TrainError::Checkpoint {
+                        path: file.path().to_owned(),
+                        message: format!("{name}: expected trits, found full precision"),
+                    });
+                };
+                model.frozen.insert(name, PackedMatrix::from(&matrix));
+            }
+        }
+        Ok(model)
+    }
+
+    /// The same network with adapters, which are trained while everything else stays as it is.
+    #[must_use]
+    pub fn with_adapters(mut self, adapters: Adapters) -> Self {
+        self.adapters = Some(adapters);
+        self
+    }
+
+    /// The adapters, if the model has them.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+
+    /// The parameters that are trained.
+    pub fn trained(&self) -> &Params {
+        self.adapters.as_ref().map_or(&self.params, Adapters::params)
+    }
+
+    /// A projection that stays as it is.
+    pub(crate) fn frozen_weights(&self, name: &str) -> Option<&PackedMatrix> {
+        self.frozen.get(name)
     }
 
     /// The same network with projections that are quantized otherwise. Learned scales that the
@@ -252,7 +306,7 @@ impl<'a> Pass<'a> {
         }
         let weight = self.param(&name)?;
         let step = self.model.step;
-        match (self.model.config.quantization, &self.model.scheme) {
+        let y = match (self.model.config.quantization, &self.model.scheme) {
             (Quantization::None, _) => linear(x, &weight),
             (_, Some(scheme)) if !scheme.is_default(step) => {
                 let scales = match scheme.learns() {
@@ -262,7 +316,14 @@ impl<'a> Pass<'a> {
                 scheme.linear(x, &weight, scales.as_ref(), p, &name, step)
             }
             _ => ops::bitlinear(x, &weight, &name),
-        }
+        }?;
+        let adapted = match &self.model.adapters {
+            Some(adapters) => adapters.with(layer, p, |adapter| {
+                &y + (linear(&linear(x, adapter.a)?, adapter.b)? * adapter.scale)?
+            })?,
+            None => None,
+        };
+        Ok(adapted.unwrap_or(y))
     }
 }
 

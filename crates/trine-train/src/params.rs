@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use trine_format::names::{Part, TensorId};
 use trine_format::{ModelConfig, ModelFile, Quantization};
 
 use crate::TrainError;
@@ -59,8 +60,27 @@ impl Params {
                 message: "expected master weights, found packed trits".to_owned(),
             });
         }
+        Self::dense(file, device, |_| true)
+    }
+
+    /// Those of the parameters of a model on disk that are not projections, widened to f32.
+    ///
+    /// # Errors
+    /// A model that cannot be read.
+    pub fn load_frozen(file: &ModelFile, device: &Device) -> Result<Self, TrainError> {
+        let is_projection = |name: &str| {
+            matches!(TensorId::from_canonical(name), Some(TensorId::Layer(_, Part::Projection(_))))
+        };
+        Self::dense(file, device, |name| !is_projection(name))
+    }
+
+    fn dense(
+        file: &ModelFile,
+        device: &Device,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, TrainError> {
         let mut vars = BTreeMap::new();
-        for (name, shape) in shapes(config) {
+        for (name, shape) in shapes(file.config()).filter(|(name, _)| wanted(name)) {
             let values = file.dense(&name)?.to_f32();
             vars.insert(name, Var::from_vec(values, shape, device)?);
         }
@@ -68,7 +88,6 @@ impl Params {
     }
 
     /// Parameters that are made already.
-    #[cfg(test)]
     pub(crate) fn from_vars(vars: impl IntoIterator<Item = (String, Var)>) -> Self {
         Self { vars: vars.into_iter().collect() }
     }

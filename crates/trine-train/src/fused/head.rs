@@ -1,7 +1,13 @@
-//! Final norm, head and cross entropy, some rows at a time.
+//! Final norm, head and cross entropy, some rows and some of the vocabulary at a time.
 //!
 //! The logits of all rows would be the largest buffer of a step: a vocabulary is wider than any layer.
-//! So some rows go through norm, head and loss and back again before the next do.
+//! So some rows go through norm, head and loss and back again before the next do. And a head that is laid
+//! out for products, twice, would be as large as itself: a large one is laid out block by block, each of
+//! some ids.
+//!
+//! A block's logits become exponentials over their own largest; what these are to be multiplied by, so that
+//! they are the softmax over all blocks, is known at the end and goes into the products. The targets'
+//! own terms, which are exact, are added beside them.
 
 use candle_core::Result;
 use trine_format::names;
@@ -14,32 +20,83 @@ use super::{Buffer, Found};
 use crate::Bitnet;
 use crate::ops::view;
 
-/// Logits that exist at a time.
+/// Logits that exist at a time, where that is enough for [`LEAST_ROWS`].
 const LOGITS: usize = 1 << 20;
+
+/// Fewest rows at a time where the head is laid out anew for them.
+const LEAST_ROWS: usize = 512;
+
+/// See [`Head::block`].
+const BLOCK: usize = 8 << 20;
 
 /// Rows whose norms' weight gradients are summed together.
 const NORM_ROWS: usize = 32;
 
 /// The end of the network, and the memory that it needs.
-#[derive(Default)]
 pub(super) struct Head {
+    /// Elements of the head that are laid out together.
+    pub(super) block: usize,
+    /// Gradients, and rows after the norm, as a left and as a right side.
     left: Left,
-    /// Some rows, after the norm.
-    rows: Right,
-    /// The head, as columns and as lines.
+    normed_left: Left,
+    normed_right: Right,
+    /// A block of the head, as columns and as lines.
     columns: Right,
     lines: Right,
-    /// `(n, V)`, and what their gradients are multiplied by, `(n,)`.
+    /// A matrix `(n, ids)` for each block.
     logits: Buffer,
+    /// What a row's gradient in a block is multiplied by, `(blocks, n)`.
     scales: Vec<f32>,
     /// `(n, D)`
     normed: Buffer,
     dnormed: Buffer,
 }
 
-/// Rows that go through together.
-fn chunk_rows(rows: usize, vocab: usize) -> usize {
-    (LOGITS / vocab).clamp(16, rows.max(16))
+impl Default for Head {
+    fn default() -> Self {
+        Self {
+            block: BLOCK,
+            left: Left::default(),
+            normed_left: Left::default(),
+            normed_right: Right::default(),
+            columns: Right::default(),
+            lines: Right::default(),
+            logits: Buffer::default(),
+            scales: Vec::new(),
+            normed: Buffer::default(),
+            dnormed: Buffer::default(),
+        }
+    }
+}
+
+/// How rows and vocabulary are divided.
+#[derive(Clone, Copy)]
+struct Division {
+    vocab: usize,
+    width: usize,
+    /// Ids of a block; the last may have fewer.
+    ids: usize,
+    /// Rows at a time.
+    rows: usize,
+}
+
+impl Division {
+    fn new(model: &Bitnet, rows: usize, block: usize) -> Self {
+        let (vocab, width) = (model.config().vocab_size, model.config().hidden_size);
+        let ids = (block / width).max(1).next_multiple_of(64).min(vocab);
+        let least = if ids < vocab { LEAST_ROWS } else { 16 };
+        let rows = (LOGITS / vocab).clamp(least, rows.max(least));
+        Self { vocab, width, ids, rows }
+    }
+
+    /// The first id of each block, and how many there are.
+    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.vocab).step_by(self.ids).map(move |at| (at, self.ids.min(self.vocab - at)))
+    }
+
+    fn is_whole(self) -> bool {
+        self.ids == self.vocab
+    }
 }
 
 fn head_name(model: &Bitnet) -> &'static str {
@@ -56,56 +113,68 @@ impl Head {
         targets: &[u32],
         found: &mut Found<'_>,
     ) -> Result<f32> {
-        let config = model.config();
-        let (width, vocab, eps) = (config.hidden_size, config.vocab_size, config.rms_norm_eps);
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
         let (head, norm): (&[f32], &[f32]) = (&head, &norm);
-        let bf16 = products.is_bf16();
+        let (bf16, eps) = (products.is_bf16(), model.config().rms_norm_eps);
+        let division = Division::new(model, targets.len(), self.block);
+        let (width, learns) = (division.width, found.wants(head_name(model)));
         let factor = 1.0 / targets.len() as f32;
-        let chunk = chunk_rows(targets.len(), vocab);
-        let Self { left, rows, columns, lines, logits, scales, normed, dnormed } = self;
-        if bf16 {
-            columns.fill_columns(head, vocab, width);
-            lines.fill_rows(head, vocab, width);
-        }
         let mut dnorm = vec![0.0; width];
         let mut total = 0.0;
-        let chunks = x.chunks_mut(chunk * width).zip(targets.chunks(chunk));
-        for (i, (x, targets)) in chunks.enumerate() {
+        let chunks = x.chunks_mut(division.rows * width).zip(targets.chunks(division.rows));
+        for (chunk, (x, targets)) in chunks.enumerate() {
             let n = targets.len();
-            let store = if i == 0 { Store::Set } else { Store::Add };
-            logits.resize(n * vocab);
-            normed_rows(x, norm, eps, normed);
+            normed_rows(x, norm, eps, &mut self.normed);
+            let fresh = chunk == 0 || !division.is_whole();
+            self.logits(division, head, n, bf16, fresh);
+            total += slopes(division, &mut self.logits, targets, factor, &mut self.scales);
+            let Self { left, normed_right, lines, logits, scales, normed, dnormed, .. } = self;
             dnormed.resize(n * width);
-            if bf16 {
-                left.fill_rows(normed, n, width);
-                multiply(left, columns.all(), 1.0, Store::Set, logits);
-            } else {
-                let (normed, head) = (Matrix::plain(normed), Matrix::turned(head));
-                matmul([n, width, vocab], normed, head, Store::Set, logits);
+            if bf16 && learns {
+                normed_right.fill_rows(normed, n, width);
             }
-            total += slopes(logits, targets, factor, scales);
-            if bf16 {
-                left.fill_scaled_rows(logits, n, vocab, |row| scales[row]);
-                multiply(left, lines.all(), 1.0, Store::Set, dnormed);
-                left.fill_scaled_columns(logits, n, vocab, |row| scales[row]);
-                rows.fill_rows(normed, n, width);
+            for (b, (at, ids)) in division.blocks().enumerate() {
+                let logits = &mut logits[n * at..][..n * ids];
+                let (scales, lines_of_head) =
+                    (&scales[b * n..][..n], &head[at * width..][..ids * width]);
+                let add = if b == 0 { Store::Set } else { Store::Add };
+                if bf16 {
+                    if fresh {
+                        lines.fill_rows(lines_of_head, ids, width);
+                    }
+                    left.fill_scaled_rows(logits, n, ids, |row| scales[row]);
+                    multiply(left, lines.all(), 1.0, add, dnormed);
+                } else {
+                    parallel::for_each_chunk(logits, ids, |row, logits| {
+                        logits.iter_mut().for_each(|logit| *logit *= scales[row]);
+                    });
+                    let (dlogits, head) = (Matrix::plain(logits), Matrix::plain(lines_of_head));
+                    matmul([n, ids, width], dlogits, head, add, dnormed);
+                }
                 found.write(head_name(model), |dhead| {
-                    multiply(left, rows.all(), 1.0, store, dhead);
-                })?;
-            } else {
-                parallel::for_each_chunk(logits, vocab, |row, logits| {
-                    logits.iter_mut().for_each(|logit| *logit *= scales[row]);
-                });
-                let (dlogits, head) = (Matrix::plain(logits), Matrix::plain(head));
-                matmul([n, vocab, width], dlogits, head, Store::Set, dnormed);
-                let (dlogits, normed) = (Matrix::turned(logits), Matrix::plain(normed));
-                found.write(head_name(model), |dhead| {
-                    matmul([vocab, n, width], dlogits, normed, store, dhead);
+                    let dhead = &mut dhead[at * width..][..ids * width];
+                    let add = if chunk == 0 { Store::Set } else { Store::Add };
+                    if bf16 {
+                        left.fill_scaled_columns(logits, n, ids, |row| scales[row]);
+                        multiply(left, normed_right.all(), 1.0, add, dhead);
+                    } else {
+                        let (dlogits, normed) = (Matrix::turned(logits), Matrix::plain(normed));
+                        matmul([ids, n, width], dlogits, normed, add, dhead);
+                    }
                 })?;
             }
-            let mut part = vec![0.0; width];
-            norm_backward(x, norm, eps, dnormed, None, &mut part);
+            let minus = |to: &mut [f32], x: &[f32]| {
+                to.iter_mut().zip(x).for_each(|(to, x)| *to -= factor * x);
+            };
+            parallel::for_each_chunk(dnormed, width, |row, to| {
+                minus(to, &head[targets[row] as usize * width..][..width]);
+            });
+            found.write(head_name(model), |dhead| {
+                for (id, normed) in targets.iter().zip(normed.chunks_exact(width)) {
+                    minus(&mut dhead[*id as usize * width..][..width], normed);
+                }
+            })?;
+            let part = norm_backward(x, norm, eps, dnormed, None);
             dnorm.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         found.write(names::FINAL_NORM, |to| to.copy_from_slice(&dnorm))?;
@@ -114,22 +183,38 @@ impl Head {
 
     /// The mean loss of `x` `(M, D)`, with the head in f32.
     pub(super) fn evaluate(&mut self, model: &Bitnet, x: &[f32], targets: &[u32]) -> Result<f32> {
-        let config = model.config();
-        let (width, vocab) = (config.hidden_size, config.vocab_size);
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
-        let (head, norm): (&[f32], &[f32]) = (&head, &norm);
-        let chunk = chunk_rows(targets.len(), vocab);
-        let Self { logits, normed, .. } = self;
+        let division = Division::new(model, targets.len(), self.block);
         let mut total = 0.0;
-        for (x, targets) in x.chunks(chunk * width).zip(targets.chunks(chunk)) {
-            let n = targets.len();
-            normed_rows(x, norm, config.rms_norm_eps, normed);
-            logits.resize(n * vocab);
-            let (normed, head) = (Matrix::plain(normed), Matrix::turned(head));
-            matmul([n, width, vocab], normed, head, Store::Set, logits);
-            total += losses(logits, targets);
+        let chunks = x.chunks(division.rows * division.width).zip(targets.chunks(division.rows));
+        for (x, targets) in chunks {
+            normed_rows(x, &norm, model.config().rms_norm_eps, &mut self.normed);
+            self.logits(division, &head, targets.len(), false, true);
+            total += slopes(division, &mut self.logits, targets, 1.0, &mut self.scales);
         }
         Ok((total / targets.len() as f64) as f32)
+    }
+
+    /// Logits of the `n` rows that are in `normed`; without `fresh`, the columns are those of before.
+    fn logits(&mut self, division: Division, head: &[f32], n: usize, bf16: bool, fresh: bool) {
+        let width = division.width;
+        self.logits.resize(n * division.vocab);
+        if bf16 {
+            self.normed_left.fill_rows(&self.normed, n, width);
+        }
+        for (at, ids) in division.blocks() {
+            let head = &head[at * width..][..ids * width];
+            let logits = &mut self.logits[n * at..][..n * ids];
+            if bf16 {
+                if fresh {
+                    self.columns.fill_columns(head, ids, width);
+                }
+                multiply(&self.normed_left, self.columns.all(), 1.0, Store::Set, logits);
+            } else {
+                let (normed, head) = (Matrix::plain(&self.normed), Matrix::turned(head));
+                matmul([n, width, ids], normed, head, Store::Set, logits);
+            }
+        }
     }
 }
 
@@ -144,38 +229,51 @@ fn normed_rows(x: &[f32], weight: &[f32], eps: f32, normed: &mut Buffer) {
     });
 }
 
-/// The sum of the losses of `logits` `(n, V)`.
-fn losses(logits: &[f32], targets: &[u32]) -> f64 {
-    let vocab = logits.len() / targets.len();
-    let mut losses = vec![0.0; targets.len()];
-    parallel::for_each(&mut losses, |i, loss| {
-        let row = &logits[i * vocab..][..vocab];
-        let (max, sum) = nn::exp_sum(row);
-        *loss = sum.ln() + max - row[targets[i] as usize];
+/// The sum of the losses of `logits`, a matrix `(n, ids)` for each block. They become their gradients times
+/// `factor`, but for a scale `(blocks, n)` of every row and the targets' own terms.
+fn slopes(
+    division: Division,
+    logits: &mut [f32],
+    targets: &[u32],
+    factor: f32,
+    scales: &mut Vec<f32>,
+) -> f64 {
+    /// A row, in every block.
+    struct Row<'a> {
+        target: usize,
+        blocks: Vec<(&'a mut [f32], f32)>,
+        loss: f32,
+    }
+    let n = targets.len();
+    let row = |target: &u32| Row { target: *target as usize, blocks: Vec::new(), loss: 0.0 };
+    let mut rows: Vec<_> = targets.iter().map(row).collect();
+    let mut rest = logits;
+    for (_, ids) in division.blocks() {
+        let block = rest.split_off_mut(..n * ids).expect("a matrix for each block");
+        for (row, logits) in rows.iter_mut().zip(block.chunks_exact_mut(ids)) {
+            row.blocks.push((logits, 0.0));
+        }
+    }
+    parallel::for_each(&mut rows, |_, row| {
+        let logit = row.blocks[row.target / division.ids].0[row.target % division.ids];
+        let sums: Vec<_> =
+            row.blocks.iter_mut().map(|(logits, _)| nn::exp_sum_in_place(logits)).collect();
+        let max = sums.iter().fold(f32::NEG_INFINITY, |max, (largest, _)| max.max(*largest));
+        let share = |largest: f32| nn::exp(largest - max);
+        let sum = sums.iter().map(|(largest, sum)| sum * share(*largest)).sum::<f32>();
+        row.loss = sum.ln() + max - logit;
+        for ((_, scale), (largest, _)) in row.blocks.iter_mut().zip(&sums) {
+            *scale = factor * share(*largest) / sum;
+        }
     });
-    losses.into_iter().map(f64::from).sum()
-}
-
-/// The sum of the losses of `logits` `(n, V)`, which become their gradients times `factor`, but for a
-/// scale `(n,)` that every row is still to be multiplied by.
-fn slopes(logits: &mut [f32], targets: &[u32], factor: f32, scales: &mut Vec<f32>) -> f64 {
-    let vocab = logits.len() / targets.len();
-    scales.resize(targets.len(), 0.0);
-    let rows = logits.chunks_exact_mut(vocab).zip(targets).zip(&mut *scales);
-    let mut work: Vec<_> = rows.map(|row| (row, 0.0)).collect();
-    parallel::for_each(&mut work, |_, (((row, target), scale), loss)| {
-        let target = **target as usize;
-        let logit = row[target];
-        let (max, sum) = nn::exp_sum_in_place(row);
-        *loss = sum.ln() + max - logit;
-        row[target] -= sum;
-        **scale = factor / sum;
-    });
-    work.iter().map(|(_, loss)| f64::from(*loss)).sum()
+    scales.clear();
+    let blocks = rows.first().map_or(0, |row| row.blocks.len());
+    (0..blocks).for_each(|b| scales.extend(rows.iter().map(|row| row.blocks[b].1)));
+    rows.iter().map(|row| f64::from(row.loss)).sum()
 }
 
 /// The backward pass of a norm over rows: `x` `(n, D)` becomes its gradient, plus `rest` if there is
-/// one, and `dw` that of the weights.
+/// one. Returns that of the weights.
 ///
 /// Rows are summed in groups of a fixed size, and groups in order: the same bits for any number of
 /// threads.
@@ -185,8 +283,7 @@ pub(super) fn norm_backward(
     eps: f32,
     dy: &[f32],
     rest: Option<&[f32]>,
-    dw: &mut [f32],
-) {
+) -> Vec<f32> {
     let width = weight.len();
     let group = NORM_ROWS * width;
     let mut work: Vec<_> = x.chunks_mut(group).map(|x| (x, vec![0.0; width])).collect();
@@ -206,8 +303,9 @@ pub(super) fn norm_backward(
             }
         }
     });
-    dw.fill(0.0);
+    let mut dw = vec![0.0; width];
     for (_, part) in work {
         dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
     }
+    dw
 }

@@ -17,6 +17,13 @@ use crate::ops::{Attention, view};
 /// Rows of which a thread makes the gradients of a gate at a time.
 const GATE_ROWS: usize = 16;
 
+/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before.
+#[derive(Default)]
+struct Kept {
+    input: Input,
+    floats: Buffer,
+}
+
 /// What the backward pass needs of a layer's forward pass.
 #[derive(Default)]
 pub(super) struct LayerState {
@@ -24,10 +31,10 @@ pub(super) struct LayerState {
     weights: Vec<Weights>,
     /// Input of the queries, keys and values `(M, D)`; of the output projection `(M, H d)`; of gate and
     /// up `(M, D)`; of the down projection `(M, F)`.
-    qkv_input: Input,
-    o_input: Input,
-    gate_input: Input,
-    down_input: Input,
+    qkv_input: Kept,
+    o_input: Kept,
+    gate_input: Kept,
+    down_input: Kept,
     /// Rotated, `(M, H d)` and `(M, K d)`.
     q: Buffer,
     k: Buffer,
@@ -107,7 +114,7 @@ impl<'a> Layer<'a> {
         let sub_norm = config.sub_norms.then(|| names::ffn_sub_norm(self.index));
         let weight = sub_norm.map(|name| self.param(&name)).transpose()?;
         let (gate, up, act) = (&state.gate, &state.up, self.act);
-        state.down_input.refill(is_ternary(self.model), rows, inner, |row, to| {
+        self.keep(&mut state.down_input, inner, |row, to| {
             let at = row * inner;
             nn::gate_into(act, &gate[at..][..inner], &up[at..][..inner], to);
             if let Some(weight) = &weight {
@@ -144,9 +151,8 @@ impl<'a> Layer<'a> {
         self.gradients(&state.weights, &state.gate_input, &dys, scratch, found)?;
         let name = names::post_attention_norm(self.index);
         let weight = self.param(&name)?;
-        found.write(&name, |dw| {
-            norm_backward(&mut state.middle, &weight, eps, scratch, Some(dx), dw);
-        })?;
+        let dw = norm_backward(&mut state.middle, &weight, eps, scratch, Some(dx));
+        found.write(&name, |to| to.copy_from_slice(&dw))?;
 
         let heads_width = config.num_attention_heads * config.head_dim;
         scratch.resize(rows * heads_width);
@@ -156,9 +162,8 @@ impl<'a> Layer<'a> {
         if config.sub_norms {
             let name = names::attn_sub_norm(self.index);
             let weight = self.param(&name)?;
-            found.write(&name, |dw| {
-                norm_backward(&mut state.y, &weight, eps, dy, None, dw);
-            })?;
+            let dw = norm_backward(&mut state.y, &weight, eps, dy, None);
+            found.write(&name, |to| to.copy_from_slice(&dw))?;
             dy = &state.y;
         }
         let LayerState { q, k, v, .. } = state;
@@ -170,9 +175,8 @@ impl<'a> Layer<'a> {
         self.gradients(&state.weights, &state.qkv_input, &dys, scratch, found)?;
         let name = names::input_norm(self.index);
         let weight = self.param(&name)?;
-        found.write(&name, |dw| {
-            norm_backward(x, &weight, eps, scratch, Some(&state.middle), dw);
-        })
+        let dw = norm_backward(x, &weight, eps, scratch, Some(&state.middle));
+        found.write(&name, |to| to.copy_from_slice(&dw))
     }
 
     fn attention(&self) -> Attention<'a> {
@@ -188,6 +192,10 @@ impl<'a> Layer<'a> {
 
     fn ternarize(&self, p: Projection, weights: &mut Weights) -> Result<()> {
         let name = names::projection(self.index, p);
+        if let Some(frozen) = self.model.frozen_weights(&name) {
+            *weights = Weights::Ternary(frozen.clone());
+            return Ok(());
+        }
         let (out, inp) = self.model.config().projection_shape(p);
         weights
             .refill(is_ternary(self.model), &self.param(&name)?, [out, inp])
@@ -195,10 +203,10 @@ impl<'a> Layer<'a> {
     }
 
     /// Fills the input of projections: rows of `x`, after a norm if one is named.
-    fn normed(&self, x: &[f32], cols: usize, norm: Option<&str>, to: &mut Input) -> Result<()> {
+    fn normed(&self, x: &[f32], cols: usize, norm: Option<&str>, to: &mut Kept) -> Result<()> {
         let weight = norm.map(|name| self.param(name)).transpose()?;
-        let (rows, eps) = (self.extent.rows(), self.model.config().rms_norm_eps);
-        to.refill(is_ternary(self.model), rows, cols, |row, to| {
+        let eps = self.model.config().rms_norm_eps;
+        self.keep(to, cols, |row, to| {
             let x = &x[row * cols..][..cols];
             match &weight {
                 Some(weight) => {
@@ -210,58 +218,99 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
+    /// Fills the input of projections with rows `(cols,)` that `fill` writes.
+    fn keep(&self, to: &mut Kept, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let (ternary, rows) = (is_ternary(self.model), self.extent.rows());
+        if self.model.adapters().is_none() {
+            return to.input.refill(ternary, rows, cols, fill);
+        }
+        to.floats.resize(rows * cols);
+        parallel::for_each_chunk(&mut to.floats, cols, fill);
+        let floats = &to.floats;
+        to.input.refill(ternary, rows, cols, |row, to| {
+            to.copy_from_slice(&floats[row * cols..][..cols]);
+        });
+    }
+
     /// Outputs of projections with the same input.
     fn project<const N: usize>(
         &mut self,
         weights: &[Weights],
-        input: &Input,
-        work: [(Projection, &mut [f32]); N],
+        kept: &Kept,
+        mut work: [(Projection, &mut [f32]); N],
     ) -> Result<()> {
-        let masters = work.each_ref().map(|(p, _)| self.param(&names::projection(self.index, *p)));
-        let mut work: Vec<_> = work
-            .into_iter()
-            .zip(&masters)
-            .map(|((p, y), masters)| {
-                (self.projection(weights, p, masters.as_deref().unwrap_or_default()), y)
-            })
-            .collect();
-        self.products.forward(input, &mut work);
-        masters.into_iter().try_for_each(|masters| masters.map(|_| ()))
+        let masters = work.each_ref().map(|(p, _)| self.masters(weights, *p));
+        let mut pairs = Vec::with_capacity(N);
+        for ((p, y), masters) in work.iter_mut().zip(&masters) {
+            let masters = masters.as_ref().map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+            pairs.push((self.projection(weights, *p, masters), &mut **y));
+        }
+        self.products.forward(&kept.input, &mut pairs);
+        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        for (p, y) in work {
+            adapters.with(self.index, p, |adapter| {
+                self.products.adapt(&kept.floats, adapter, self.extent.rows(), y)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The masters of a projection, if they are multiplied.
+    fn masters(
+        &self,
+        weights: &[Weights],
+        p: Projection,
+    ) -> Result<Option<impl std::ops::Deref<Target = [f32]> + use<'a>>> {
+        match weights[p as usize] {
+            Weights::Ternary(_) => Ok(None),
+            Weights::Full => self.param(&names::projection(self.index, p)).map(Some),
+        }
     }
 
     fn projection<'w>(
         &self,
         weights: &'w [Weights],
         p: Projection,
-        masters: &'w [f32],
+        masters: &'w Option<impl std::ops::Deref<Target = [f32]>>,
     ) -> products::Projection<'w> {
         let (out, inp) = self.model.config().projection_shape(p);
+        let masters = masters.as_deref().unwrap_or_default();
         products::Projection { out, inp, masters, weights: &weights[p as usize] }
     }
 
-    /// The gradients of the weights and of the input `(M, in)` of projections that share it, of the
-    /// gradients of their outputs.
+    /// The gradients of the weights, or of their adapters, and of the input `(M, in)` of projections that
+    /// share it, of the gradients of their outputs.
     fn gradients(
         &mut self,
         weights: &[Weights],
-        input: &Input,
+        kept: &Kept,
         dys: &[(Projection, &[f32])],
         dx: &mut [f32],
         found: &mut Found<'_>,
     ) -> Result<()> {
         let rows = self.extent.rows();
-        self.products.take_input(input, dx.len() / rows);
-        for (p, dy) in dys {
+        let names = dys.iter().map(|(p, _)| names::projection(self.index, *p));
+        let names: Vec<_> = names.collect();
+        if names.iter().any(|name| found.wants(name)) {
+            self.products.take_input(&kept.input, dx.len() / rows);
+        }
+        for ((p, dy), name) in dys.iter().zip(&names) {
             let (out, inp) = self.model.config().projection_shape(*p);
-            found.write(&names::projection(self.index, *p), |dw| {
-                self.products.weight_gradient(dy, [rows, out, inp], input, dw);
+            found.write(name, |dw| {
+                self.products.weight_gradient(dy, [rows, out, inp], &kept.input, dw);
             })?;
         }
         for (i, (p, dy)) in dys.iter().enumerate() {
             let store = if i == 0 { Store::Set } else { Store::Add };
-            let masters = self.param(&names::projection(self.index, *p))?;
+            let masters = self.masters(weights, *p)?;
             let projection = self.projection(weights, *p, &masters);
             self.products.input_gradient(dy, &projection, store, dx);
+        }
+        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        for (p, dy) in dys {
+            adapters.with(self.index, *p, |adapter| {
+                self.products.adapter_gradients(&kept.floats, adapter, rows, dy, dx, found)
+            })?;
         }
         Ok(())
     }

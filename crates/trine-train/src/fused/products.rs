@@ -1,12 +1,15 @@
 //! Projections and their gradients, in whichever arithmetic was asked for.
 
+use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{Activations, PackedMatrix, parallel};
 use trine_ternary::TernaryError;
 
-use super::Buffer;
+use super::{Buffer, Found};
+use crate::adapters::Adapter;
+use crate::ops::view;
 
 /// In what the products of gradients are computed, and those of weights that are not ternary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +52,7 @@ impl Weights {
         ternary: bool,
         masters: &[f32],
         [out, inp]: [usize; 2],
-    ) -> Result<(), TernaryError> {
+    ) -> std::result::Result<(), TernaryError> {
         match self {
             Self::Ternary(packed) if ternary => return packed.refill(masters, out, inp),
             _ if ternary => *self = Self::Ternary(PackedMatrix::from_weights(masters, out, inp)?),
@@ -101,7 +104,7 @@ impl Default for Input {
 pub(super) struct Projection<'a> {
     pub(super) out: usize,
     pub(super) inp: usize,
-    /// The masters, `(out, in)`.
+    /// The masters, `(out, in)`, where they are multiplied.
     pub(super) masters: &'a [f32],
     pub(super) weights: &'a Weights,
 }
@@ -113,6 +116,9 @@ pub(super) struct Products {
     right: Right,
     /// A side in f32.
     floats: Buffer,
+    /// What lies between the two matrices of an adapter, `(M, r)`, and its gradient.
+    low: Buffer,
+    low_gradient: Buffer,
 }
 
 impl Products {
@@ -122,6 +128,8 @@ impl Products {
             left: Left::default(),
             right: Right::default(),
             floats: Buffer::default(),
+            low: Buffer::default(),
+            low_gradient: Buffer::default(),
         }
     }
 
@@ -143,26 +151,34 @@ impl Products {
             Input::Floats(x) => {
                 for (p, y) in work {
                     let rows = x.len() / p.inp;
-                    self.transposed(x, p.masters, [rows, p.inp, p.out], y);
+                    let (x, masters) = (Matrix::plain(x), Matrix::turned(p.masters));
+                    self.product([rows, p.inp, p.out], x, masters, Store::Set, y);
                 }
             }
         }
     }
 
-    /// `out = x w^T`: `x` is `(m, k)`, `w` `(n, k)`.
-    pub(super) fn transposed(
+    /// `out = a b`, or that much more: `a` is `(m, k)`, `b` `(k, n)`.
+    pub(super) fn product(
         &mut self,
-        x: &[f32],
-        w: &[f32],
         [m, k, n]: [usize; 3],
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        store: Store,
         out: &mut [f32],
     ) {
-        if self.is_bf16() {
-            self.left.fill_rows(x, m, k);
-            self.right.fill_columns(w, n, k);
-            return multiply(&self.left, self.right.all(), 1.0, Store::Set, out);
+        if !self.is_bf16() {
+            return matmul([m, k, n], a, b, store, out);
         }
-        matmul([m, k, n], Matrix::plain(x), Matrix::turned(w), Store::Set, out);
+        match a.transposed {
+            true => self.left.fill_columns(a.data, k, m),
+            false => self.left.fill_rows(a.data, m, k),
+        }
+        match b.transposed {
+            true => self.right.fill_columns(b.data, n, k),
+            false => self.right.fill_rows(b.data, k, n),
+        }
+        multiply(&self.left, self.right.all(), 1.0, store, out);
     }
 
     /// The gradient of a projection's input, `dX = dY W`: `dy` is `(M, out)`, `dx` `(M, in)`.
@@ -235,5 +251,58 @@ impl Products {
             Input::Floats(x) => x,
         };
         matmul([out, rows, inp], Matrix::turned(dy), Matrix::plain(x), Store::Set, dw);
+    }
+
+    /// Adds what an adapter makes of `x` `(M, in)` to `y` `(M, out)`.
+    pub(super) fn adapt(
+        &mut self,
+        x: &[f32],
+        adapter: Adapter<'_>,
+        rows: usize,
+        y: &mut [f32],
+    ) -> Result<()> {
+        let ([out, inp, rank], b) = (adapter.shape()?, adapter.scaled_b()?);
+        let mut low = std::mem::take(&mut self.low);
+        low.resize(rows * rank);
+        let (x, a) = (Matrix::plain(x), view(adapter.a)?);
+        self.product([rows, inp, rank], x, Matrix::turned(&a), Store::Set, &mut low);
+        self.product([rows, rank, out], Matrix::plain(&low), Matrix::turned(&b), Store::Add, y);
+        self.low = low;
+        Ok(())
+    }
+
+    /// The gradients of an adapter, and what it adds to that of its input: of `dy` `(M, out)` and the
+    /// input `x`, to `dx`, both `(M, in)`.
+    pub(super) fn adapter_gradients(
+        &mut self,
+        x: &[f32],
+        adapter: Adapter<'_>,
+        rows: usize,
+        dy: &[f32],
+        dx: &mut [f32],
+        found: &mut Found<'_>,
+    ) -> Result<()> {
+        let ([out, inp, rank], b) = (adapter.shape()?, adapter.scaled_b()?);
+        let (a, x) = (view(adapter.a)?, Matrix::plain(x));
+        let (mut low, mut low_gradient) =
+            (std::mem::take(&mut self.low), std::mem::take(&mut self.low_gradient));
+        low.resize(rows * rank);
+        low_gradient.resize(rows * rank);
+        self.product([rows, inp, rank], x, Matrix::turned(&a), Store::Set, &mut low);
+        let [a_name, b_name] = adapter.names;
+        found.write(b_name, |db| {
+            let (dy, low) = (Matrix::turned(dy), Matrix::plain(&low));
+            self.product([out, rows, rank], dy, low, Store::Set, db);
+            db.iter_mut().for_each(|db| *db *= adapter.scale as f32);
+        })?;
+        let (dy, b) = (Matrix::plain(dy), Matrix::plain(&b));
+        self.product([rows, out, rank], dy, b, Store::Set, &mut low_gradient);
+        found.write(a_name, |da| {
+            self.product([rank, rows, inp], Matrix::turned(&low_gradient), x, Store::Set, da);
+        })?;
+        let low_side = Matrix::plain(&low_gradient);
+        self.product([rows, rank, inp], low_side, Matrix::plain(&a), Store::Add, dx);
+        (self.low, self.low_gradient) = (low, low_gradient);
+        Ok(())
     }
 }

@@ -1,0 +1,128 @@
+//! Low-rank adapters (LoRA, arXiv 2106.09685) beside projections whose own weights stay as they are.
+//!
+//! A projection then computes `y = W x + (alpha / r) B A x`, `A` being `(r, in)` and `B` `(out, r)`. `x` is
+//! the projection's input before it is rounded to int8, as the layer that PEFT wraps gets it. `A` begins
+//! with noise and `B` with zeros: an adapter that was not trained changes nothing.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use trine_format::{ModelConfig, Projection, names};
+
+use crate::ops::view;
+use crate::{Params, TrainError};
+
+/// Adapters of one rank for some of the projections of every layer.
+pub struct Adapters {
+    rank: usize,
+    alpha: f64,
+    targets: Vec<Projection>,
+    params: Params,
+}
+
+/// The adapter of one projection.
+#[derive(Clone, Copy)]
+pub(crate) struct Adapter<'a> {
+    /// `(r, in)`
+    pub(crate) a: &'a Tensor,
+    /// `(out, r)`
+    pub(crate) b: &'a Tensor,
+    /// `alpha / r`
+    pub(crate) scale: f64,
+    pub(crate) names: &'a [String; 2],
+}
+
+impl Adapter<'_> {
+    /// Outputs, inputs and rank.
+    pub(crate) fn shape(&self) -> candle_core::Result<[usize; 3]> {
+        let ((rank, inp), (out, _)) = (self.a.dims2()?, self.b.dims2()?);
+        Ok([out, inp, rank])
+    }
+
+    /// `B` times `alpha / r`, `(out, r)`.
+    pub(crate) fn scaled_b(&self) -> candle_core::Result<Vec<f32>> {
+        Ok(view(self.b)?.iter().map(|b| b * self.scale as f32).collect())
+    }
+}
+
+/// The names of an adapter's matrices `A` and `B`, as PEFT writes them.
+pub fn adapter_names(layer: usize, p: Projection) -> [String; 2] {
+    let module = names::projection(layer, p);
+    let module = module.strip_suffix(".weight").unwrap_or(&module);
+    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))
+}
+
+impl Adapters {
+    /// Fresh adapters of rank `rank`: `A` uniform within `1 / sqrt(in)`, as PEFT makes it, `B` zeros.
+    ///
+    /// # Errors
+    /// A rank of 0, no target, or memory that cannot be had.
+    pub fn init(
+        config: &ModelConfig,
+        rank: usize,
+        alpha: f64,
+        targets: &[Projection],
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        if rank == 0 || targets.is_empty() {
+            return Err(TrainError::ConfigValue {
+                key: "lora".to_owned(),
+                expected: "a rank of at least 1 and a projection to adapt".to_owned(),
+                found: format!("rank {rank} and {} projections", targets.len()),
+            });
+        }
+        let mut vars = BTreeMap::new();
+        for layer in 0..config.num_hidden_layers {
+            for p in targets {
+                let (out, inp) = config.projection_shape(*p);
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream((layer * Projection::ALL.len() + *p as usize) as u64);
+                let bound = 1.0 / (inp as f32).sqrt();
+                let noise = (0..rank * inp).map(|_| (2.0 * rng.random::<f32>() - 1.0) * bound);
+                let [a, b] = adapter_names(layer, *p);
+                vars.insert(a, Var::from_vec(noise.collect(), (rank, inp), &Device::Cpu)?);
+                vars.insert(b, Var::from_vec(vec![0.0f32; out * rank], (out, rank), &Device::Cpu)?);
+            }
+        }
+        let params = Params::from_vars(vars);
+        Ok(Self { rank, alpha, targets: targets.to_vec(), params })
+    }
+
+    /// Rows of `A`, columns of `B`.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// What products are scaled by, times the rank.
+    pub fn alpha(&self) -> f64 {
+        self.alpha
+    }
+
+    /// The projections of a layer that are adapted.
+    pub fn targets(&self) -> &[Projection] {
+        &self.targets
+    }
+
+    /// The matrices by PEFT's names.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// What `with` makes of the adapter of a projection, if it has one.
+    pub(crate) fn with<R>(
+        &self,
+        layer: usize,
+        p: Projection,
+        with: impl FnOnce(Adapter<'_>) -> candle_core::Result<R>,
+    ) -> candle_core::Result<Option<R>> {
+        if !self.targets.contains(&p) {
+            return Ok(None);
+        }
+        let names = adapter_names(layer, p);
+        let [a, b] = names.each_ref().map(|name| self.params.get(name));
+        let scale = self.alpha / self.rank as f64;
+        with(Adapter { a: a?, b: b?, scale, names: &names }).map(Some)
+    }
+}
