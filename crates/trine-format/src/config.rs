@@ -43,7 +43,7 @@ pub enum Quantization {
 }
 
 /// The seven projections of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Projection {
     Q,

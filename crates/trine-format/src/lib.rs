@@ -11,6 +11,7 @@ mod hf;
 mod mapped;
 mod model;
 pub mod names;
+pub mod peft;
 mod pipeline;
 mod sentencepiece;
 mod tensor;

@@ -173,6 +173,26 @@ pub fn projection(layer: usize, p: Projection) -> String {
     TensorId::Layer(layer, Part::Projection(p)).canonical()
 }
 
+/// The module of a projection, as configurations of adapters name it: `q_proj`, ..., `down_proj`.
+pub fn module(p: Projection) -> &'static str {
+    match p {
+        Projection::Q => "q_proj",
+        Projection::K => "k_proj",
+        Projection::V => "v_proj",
+        Projection::O => "o_proj",
+        Projection::Gate => "gate_proj",
+        Projection::Up => "up_proj",
+        Projection::Down => "down_proj",
+    }
+}
+
+/// The names of the matrices `A` and `B` of a projection's adapter, as the package `peft` writes them.
+pub fn adapter(layer: usize, p: Projection) -> [String; 2] {
+    let weight = projection(layer, p);
+    let module = weight.strip_suffix(".weight").unwrap_or(&weight);
+    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))
+}
+
 /// Canonical name of the norm before attention.
 pub fn input_norm(layer: usize) -> String {
     TensorId::Layer(layer, Part::InputNorm).canonical()

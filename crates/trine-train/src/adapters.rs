@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use trine_format::peft::Lora;
 use trine_format::{ModelConfig, Projection, names};
 
 use crate::ops::view;
@@ -47,13 +48,6 @@ impl Adapter<'_> {
     }
 }
 
-/// The names of an adapter's matrices `A` and `B`, as PEFT writes them.
-pub fn adapter_names(layer: usize, p: Projection) -> [String; 2] {
-    let module = names::projection(layer, p);
-    let module = module.strip_suffix(".weight").unwrap_or(&module);
-    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))
-}
-
 impl Adapters {
     /// Fresh adapters of rank `rank`: `A` uniform within `1 / sqrt(in)`, as PEFT makes it, `B` zeros.
     ///
@@ -81,13 +75,49 @@ impl Adapters {
                 rng.set_stream((layer * Projection::ALL.len() + *p as usize) as u64);
                 let bound = 1.0 / (inp as f32).sqrt();
                 let noise = (0..rank * inp).map(|_| (2.0 * rng.random::<f32>() - 1.0) * bound);
-                let [a, b] = adapter_names(layer, *p);
+                let [a, b] = names::adapter(layer, *p);
                 vars.insert(a, Var::from_vec(noise.collect(), (rank, inp), &Device::Cpu)?);
                 vars.insert(b, Var::from_vec(vec![0.0f32; out * rank], (out, rank), &Device::Cpu)?);
             }
         }
         let params = Params::from_vars(vars);
         Ok(Self { rank, alpha, targets: targets.to_vec(), params })
+    }
+
+    /// Adapters from a file.
+    ///
+    /// # Errors
+    /// When memory for the variables cannot be had.
+    pub fn from_lora(lora: &Lora, config: &ModelConfig) -> Result<Self, TrainError> {
+        let mut vars = BTreeMap::new();
+        for ((layer, p), [a, b]) in &lora.matrices {
+            let ((out, inp), [a_name, b_name]) =
+                (config.projection_shape(*p), names::adapter(*layer, *p));
+            let (a_shape, b_shape) = ((lora.rank, inp), (out, lora.rank));
+            vars.insert(a_name, Var::from_vec(a.clone(), a_shape, &Device::Cpu)?);
+            vars.insert(b_name, Var::from_vec(b.clone(), b_shape, &Device::Cpu)?);
+        }
+        let (targets, params) = (lora.targets.clone(), Params::from_vars(vars));
+        Ok(Self { rank: lora.rank, alpha: lora.alpha, targets, params })
+    }
+
+    /// What a file of them holds; `base` is how the user named the model.
+    ///
+    /// # Errors
+    /// None, but for what Candle may refuse.
+    pub fn to_lora(&self, layers: usize, base: Option<String>) -> Result<Lora, TrainError> {
+        let mut matrices = BTreeMap::new();
+        for layer in 0..layers {
+            for p in &self.targets {
+                let [a, b] = names::adapter(layer, *p);
+                let values = |name: &str| -> candle_core::Result<Vec<f32>> {
+                    Ok(view(self.params.get(name)?)?.to_vec())
+                };
+                matrices.insert((layer, *p), [values(&a)?, values(&b)?]);
+            }
+        }
+        let targets = self.targets.clone();
+        Ok(Lora { rank: self.rank, alpha: self.alpha, targets, base, matrices })
     }
 
     /// Rows of `A`, columns of `B`.
@@ -120,7 +150,7 @@ impl Adapters {
         if !self.targets.contains(&p) {
             return Ok(None);
         }
-        let names = adapter_names(layer, p);
+        let names = names::adapter(layer, p);
         let [a, b] = names.each_ref().map(|name| self.params.get(name));
         let scale = self.alpha / self.rank as f64;
         with(Adapter { a: a?, b: b?, scale, names: &names }).map(Some)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use trine_data::Batch;
+use trine_format::peft::Lora;
 use trine_format::{ModelFile, Projection};
 use trine_train::adapters::Adapters;
 use trine_train::fused::{Engine, Options, Precision};
@@ -57,6 +58,23 @@ fn a_packed_model_has_the_gradients_of_its_masters() {
             }
         }
     }
+}
+
+#[test]
+fn adapters_go_through_files_of_the_package_peft() {
+    let file = fixture("packed");
+    let (config, dir) = (file.config(), tempfile::tempdir().unwrap());
+    let dir = dir.path().join("adapter");
+    let written = adapters(&file).to_lora(config.num_hidden_layers, None).unwrap();
+    written.write(&dir, config).unwrap();
+    let read = Adapters::from_lora(&Lora::read(&dir, config).unwrap(), config).unwrap();
+    assert_eq!(read.to_lora(config.num_hidden_layers, None).unwrap(), written);
+    let batch = batch(config.vocab_size);
+    let loss = |adapters: Adapters| {
+        let model = Bitnet::frozen(&file).unwrap().with_adapters(adapters);
+        engine(Precision::F32).evaluate(&model, &batch).unwrap()
+    };
+    assert_eq!(loss(read), loss(adapters(&file)));
 }
 
 #[test]

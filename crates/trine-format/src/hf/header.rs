@@ -17,7 +17,7 @@ const LENGTH_BYTES: usize = 8;
 /// `Metadata` checks on its own that the tensors cover their data without holes and overlaps and
 /// that sizes fit shapes. The whole file is measured here, because the library's own reader adds up
 /// these hostile numbers unchecked.
-pub(super) fn header(path: &Path, file: &[u8]) -> Result<(usize, Metadata), FormatError> {
+pub(crate) fn header(path: &Path, file: &[u8]) -> Result<(usize, Metadata), FormatError> {
     let refuse =
         |what, expected: &str, found: String| FormatError::malformed(path, what, expected, found);
     let size = || format!("{} bytes in all", file.len());

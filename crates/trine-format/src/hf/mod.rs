@@ -5,7 +5,7 @@
 //! trits ("offline") are both supported; [`packed`] has the layout of the latter.
 
 pub(crate) mod config;
-mod header;
+pub(crate) mod header;
 pub mod packed;
 pub(crate) mod read;
 pub(crate) mod write;
