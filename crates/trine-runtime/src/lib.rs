@@ -52,8 +52,8 @@ mod speculative;
 mod weights;
 
 pub use engine::{
-    End, Engine, EngineConfig, Event, Logprob, Request, Sampling, Sink, Stats, SubmitError, Ticket,
-    Token, Usage,
+    End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
+    SubmitError, Ticket, Token, Usage,
 };
 pub use error::RuntimeError;
 pub use forward::{Logits, Step};

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use trine_format::ModelFile;
 use trine_kernels::nn::KvType;
 use trine_runtime::{
-    End, Engine, EngineConfig, Event, GeneratorConfig, LoadOptions, Model, Request, Sampler,
-    SamplerConfig, Sampling, Sequence, Session, Sink, SubmitError, Ticket, Usage,
+    End, Engine, EngineConfig, Event, GeneratorConfig, LoadOptions, Logits, Model, Pooling,
+    Request, Sampler, SamplerConfig, Sampling, Sequence, Session, Sink, Step, SubmitError, Ticket,
+    Usage,
 };
 
 fn model(name: &str, kv: KvType) -> Arc<Model> {
@@ -67,7 +68,7 @@ fn collect(events: &Receiver<Event>) -> (Vec<u32>, End, Usage) {
     loop {
         match events.recv_timeout(Duration::from_secs(60)).unwrap() {
             Event::Token(token) => ids.push(token.id),
-            Event::Prompt(_) => (),
+            Event::Begin(_) | Event::Prompt(_) | Event::Embedding(_) => (),
             Event::End(end, usage) => return (ids, end, usage),
         }
     }
@@ -144,11 +145,7 @@ fn memory_is_bounded_and_everything_is_served() {
     let model = tied();
     let mut sequence = Sequence::new(&model);
     let ids = [1];
-    let step = trine_runtime::Step {
-        sequence: &mut sequence,
-        ids: &ids,
-        logits: trine_runtime::Logits::None,
-    };
+    let step = Step { sequence: &mut sequence, ids: &ids, logits: Logits::None };
     model.step(&mut [step]).unwrap();
     let page = sequence.bytes();
     // For one request of 200 and 20 positions, or some shorter ones.
@@ -163,7 +160,7 @@ fn memory_is_bounded_and_everything_is_served() {
             assert!(engine.stats().kv_bytes <= config.kv_bytes as u64);
             match event {
                 Event::Token(token) => ids.push(token.id),
-                Event::Prompt(_) => (),
+                Event::Begin(_) | Event::Prompt(_) | Event::Embedding(_) => (),
                 Event::End(end, _) => {
                     assert_eq!(end, End::Length);
                     break;
@@ -191,8 +188,8 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     });
     let requests = both.map(|prompt| request(prompt, 2)).to_vec();
     let _tickets = engine.submit_all(requests, sinks.collect()).unwrap();
-    let (first, _) = events.recv_timeout(Duration::from_secs(60)).unwrap();
-    assert_eq!(first, 1);
+    let mut tokens = events.iter().filter(|(_, event)| matches!(event, Event::Token(_)));
+    assert_eq!(tokens.next().unwrap().0, 1);
 }
 
 #[test]
@@ -204,7 +201,8 @@ fn whoever_goes_away_is_forgotten_and_the_others_get_the_same() {
     let mut running: Vec<_> = (0..12).map(|seed| (seed, submit(&engine, request(seed)))).collect();
     running.retain(|(seed, (_, events))| {
         if seed % 3 == 0 {
-            let _first = events.recv_timeout(Duration::from_secs(60)).unwrap();
+            // It runs.
+            let _begin = events.recv_timeout(Duration::from_secs(60)).unwrap();
         }
         seed % 3 != 0
     });
@@ -229,7 +227,7 @@ fn what_does_not_fit_into_the_queue_is_refused_and_a_place_that_is_left_is_free(
     let long = || request(prompt(&model, 1, 10), 500);
     let (first, events) = submit(&engine, long());
     // It runs.
-    let _token = events.recv_timeout(Duration::from_secs(60)).unwrap();
+    let _begin = events.recv_timeout(Duration::from_secs(60)).unwrap();
     let waiting: Vec<_> = (0..2).map(|_| submit(&engine, long())).collect();
     let two = || (vec![long(), long()], vec![sink().0, sink().0]);
     let (requests, sinks) = two();
@@ -315,6 +313,7 @@ fn log_probabilities_of_a_prompt_are_those_of_its_logits() {
     // The second time, what is in the cache must not be left out.
     for _ in 0..2 {
         let (_ticket, events) = submit(&engine, wanted.clone());
+        let _begin = events.recv_timeout(Duration::from_secs(60)).unwrap();
         let Event::Prompt(found) = events.recv_timeout(Duration::from_secs(60)).unwrap() else {
             panic!("expected the prompt")
         };
@@ -337,6 +336,38 @@ fn log_probabilities_of_a_prompt_are_those_of_its_logits() {
         }
         assert_eq!(count, 100);
         assert_eq!(collect(&events).2.cached, 0);
+    }
+}
+
+#[test]
+fn embeddings_are_pooled_hidden_states_in_parts_or_whole() {
+    let model = tied();
+    let width = model.config().hidden_size;
+    let engine = engine(&model, EngineConfig { prompt_share: 7, ..EngineConfig::default() });
+    let text = prompt(&model, 1, 300);
+    let mut sequence = Sequence::new(&model);
+    let step = Step { sequence: &mut sequence, ids: &text, logits: Logits::Hidden };
+    let hidden = model.step(&mut [step]).unwrap().remove(0);
+    // Beside an answer, so that the prompt goes in small parts.
+    let (_other, other) = submit(&engine, request(prompt(&model, 2, 5), 400));
+    let _begin = other.recv_timeout(Duration::from_secs(60)).unwrap();
+    for pooling in [Pooling::Mean, Pooling::Last] {
+        let wanted = Request { embedding: Some(pooling), ..request(text.clone(), 9) };
+        let (_ticket, events) = submit(&engine, wanted);
+        let _begin = events.recv_timeout(Duration::from_secs(60)).unwrap();
+        let Event::Embedding(found) = events.recv_timeout(Duration::from_secs(60)).unwrap() else {
+            panic!("expected an embedding")
+        };
+        let expected = |i: usize| match pooling {
+            Pooling::Last => hidden[299 * width + i],
+            Pooling::Mean => hidden.chunks(width).map(|row| row[i]).sum::<f32>() / 300.0,
+        };
+        assert_eq!(found.len(), width);
+        for (i, found) in found.iter().enumerate() {
+            assert!((found - expected(i)).abs() < 1e-4, "{pooling:?}, {i}");
+        }
+        let (ids, end, usage) = collect(&events);
+        assert_eq!((ids.len(), end, usage.cached), (0, End::Length, 0));
     }
 }
 

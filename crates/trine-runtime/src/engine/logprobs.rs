@@ -1,4 +1,5 @@
-//! Log-probabilities of ids, from the model's own logits: no temperature, no penalties.
+//! Log-probabilities of ids, from the model's own logits: no temperature, no penalties. They are made
+//! as [`cross_entropy`](crate::cross_entropy) is.
 
 use trine_kernels::nn;
 
@@ -16,9 +17,8 @@ pub struct Logprob {
 impl Logprob {
     /// Of `id`, given `logits` `(V,)`, with the `top` likeliest.
     pub(super) fn new(logits: &[f32], id: u32, top: usize) -> Self {
-        let max = nn::largest(logits);
-        let sum: f64 = logits.iter().map(|logit| f64::from(nn::exp(logit - max))).sum();
-        let normalizer = f64::from(max) + sum.ln();
+        let (max, sum) = nn::exp_sum(logits);
+        let normalizer = f64::from(sum).ln() + f64::from(max);
         let logprob = |logit: f32| (f64::from(logit) - normalizer) as f32;
         let top = likeliest(logits, top).into_iter();
         Self {

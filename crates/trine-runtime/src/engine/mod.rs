@@ -31,7 +31,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 pub use logprobs::Logprob;
-pub use request::{End, Event, Request, Sampling, Token, Usage};
+pub use request::{End, Event, Pooling, Request, Sampling, Token, Usage};
 use scheduler::Scheduler;
 use stats::Counters;
 pub use stats::Stats;

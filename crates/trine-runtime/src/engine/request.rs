@@ -21,8 +21,20 @@ pub struct Request {
     /// Wants the same of the ids of the prompt. Such a prompt is gone through whole, whatever is in
     /// the prefix cache.
     pub prompt_logprobs: bool,
+    /// Wants the prompt's hidden states, pooled, and nothing else: no id is generated. Such a prompt is
+    /// gone through whole as well.
+    pub embedding: Option<Pooling>,
     /// When it is given up.
     pub deadline: Option<Instant>,
+}
+
+/// How the hidden states of a text become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last of them, which has seen the whole text.
+    Last,
 }
 
 /// How the next id is chosen: what [`Sampler`] does, after logits were moved.
@@ -41,8 +53,12 @@ pub struct Sampling {
 /// What an engine says about a request; the last event is [`Event::End`].
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// It runs now; nothing is generated yet.
+    Begin(Usage),
     /// The log-probability of every id of the prompt but the first, if they were asked for.
     Prompt(Vec<Logprob>),
+    /// The hidden states of the prompt, pooled, `(D,)`, if they were asked for.
+    Embedding(Vec<f32>),
     /// The next id.
     Token(Token),
     /// Nothing follows.
@@ -85,6 +101,11 @@ pub struct Usage {
 }
 
 impl Request {
+    /// Whether something is wanted of every id of the prompt, so that none may be left out.
+    pub(super) fn needs_whole_prompt(&self) -> bool {
+        self.prompt_logprobs || self.embedding.is_some()
+    }
+
     /// Positions that it needs at most: the last id has none.
     pub(super) fn positions(&self, limit: usize) -> usize {
         self.prompt.len().saturating_add(self.max_tokens.saturating_sub(1)).min(limit)

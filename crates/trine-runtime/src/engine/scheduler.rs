@@ -10,7 +10,7 @@ use super::choose::Chooser;
 use super::logprobs::Logprob;
 use super::prefix::{PrefixCache, common};
 use super::stats::{add, set};
-use super::{End, Event, Request, Shared, Sink, Token, Usage, Waiting};
+use super::{End, Event, Pooling, Request, Shared, Sink, Token, Usage, Waiting};
 use crate::{Logits, Sequence, Step};
 
 /// Ids of prompts in a pass when no text is generated meanwhile; more would use the weights no
@@ -45,6 +45,8 @@ struct Running {
     cached: usize,
     /// Log-probabilities of the prompt so far.
     prompt: Vec<Logprob>,
+    /// The sum of hidden states of the prompt so far, or the last of them, `(D,)`.
+    pooled: Vec<f32>,
     end: Option<End>,
 }
 
@@ -111,7 +113,8 @@ impl Scheduler {
         let ahead = self.running.iter().filter(|running| running.is_in_prompt());
         let common = ahead.map(|running| common(&running.request.prompt, &request.prompt)).max();
         let known = || self.prefixes.longest(&request.prompt);
-        !request.prompt_logprobs && common.is_some_and(|common| common >= WORTH_WAITING + known())
+        !request.needs_whole_prompt()
+            && common.is_some_and(|common| common >= WORTH_WAITING + known())
     }
 
     /// Whether the memory for a request is there, after prefixes were forgotten where that helps.
@@ -141,20 +144,22 @@ impl Scheduler {
         let Waiting { mut request, mut sink, cancelled } = waiting;
         // The last id needs no position.
         let limit = self.shared.model.config().max_position_embeddings;
-        request.max_tokens = request.max_tokens.min(limit + 1 - request.prompt.len());
+        let most = if request.embedding.is_some() { 0 } else { limit + 1 - request.prompt.len() };
+        request.max_tokens = request.max_tokens.min(most);
         let Ok(chooser) = Chooser::new(&request) else {
             // It was checked when it was taken.
             return sink(Event::End(End::Failed, Usage::default()));
         };
-        let found = match request.prompt_logprobs {
+        let found = match request.needs_whole_prompt() {
             true => None,
             false => self.prefixes.find(&request.prompt),
         };
         let sequence = found.unwrap_or_else(|| Sequence::new(&self.shared.model));
         let cached = sequence.positions();
         add(&self.shared.counters.cached_tokens, cached);
-        let (text, prompt) = (request.prompt.clone(), Vec::new());
-        let end = None;
+        sink(Event::Begin(Usage { prompt: request.prompt.len(), cached, generated: 0 }));
+        let text = request.prompt.clone();
+        let (prompt, pooled, end) = (Vec::new(), Vec::new(), None);
         self.running.push(Running {
             request,
             sink,
@@ -164,6 +169,7 @@ impl Scheduler {
             text,
             cached,
             prompt,
+            pooled,
             end,
         });
     }
@@ -191,6 +197,7 @@ impl Scheduler {
         for (running, &count) in self.running.iter_mut().zip(&ids) {
             let seen = running.sequence.positions();
             let logits = match running.text.len() - seen == count {
+                _ if running.request.embedding.is_some() => Logits::Hidden,
                 _ if running.wants_prompt_logprobs() => Logits::All,
                 true => Logits::Last,
                 false => Logits::None,
@@ -272,7 +279,8 @@ impl Running {
     }
 
     fn wants_prompt_logprobs(&self) -> bool {
-        self.request.prompt_logprobs && self.is_in_prompt()
+        let request = &self.request;
+        request.prompt_logprobs && request.embedding.is_none() && self.is_in_prompt()
     }
 
     fn usage(&self) -> Usage {
@@ -284,7 +292,8 @@ impl Running {
     fn follow(&mut self, count: usize, logits: &[f32], vocab: usize) {
         let seen = self.sequence.positions();
         let prompt = self.request.prompt.len();
-        if self.request.prompt_logprobs && seen <= prompt {
+        let wanted = self.request.prompt_logprobs && self.request.embedding.is_none();
+        if wanted && seen <= prompt {
             let top = self.request.logprobs.unwrap_or(0);
             let next = self.request.prompt[seen - count + 1..].iter();
             let rows = logits.chunks_exact(vocab).zip(next);
@@ -293,6 +302,9 @@ impl Running {
                 let prompt = std::mem::take(&mut self.prompt);
                 (self.sink)(Event::Prompt(prompt));
             }
+        }
+        if let Some(pooling) = self.request.embedding {
+            self.pool(pooling, logits, logits.len() / count.max(1));
         }
         if seen < self.text.len() {
             return;
@@ -305,6 +317,24 @@ impl Running {
         match self.chooser.choose(&logits[last..], &self.text) {
             Ok(token) => self.push(token),
             Err(_) => self.end = Some(End::Failed),
+        }
+    }
+
+    /// Takes hidden states `(T, D)` of the prompt into account, and gives them out after the last.
+    fn pool(&mut self, pooling: Pooling, hidden: &[f32], width: usize) {
+        let prompt = self.request.prompt.len();
+        self.pooled.resize(width, 0.0);
+        for row in hidden.chunks_exact(width) {
+            match pooling {
+                Pooling::Last => self.pooled.copy_from_slice(row),
+                Pooling::Mean => {
+                    let share = |(sum, x): (&mut f32, &f32)| *sum += x / prompt as f32;
+                    self.pooled.iter_mut().zip(row).for_each(share);
+                }
+            }
+        }
+        if self.sequence.positions() == prompt {
+            (self.sink)(Event::Embedding(std::mem::take(&mut self.pooled)));
         }
     }
 
