@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 failures = []
 
@@ -80,7 +80,7 @@ def look(args, server, address):
         page.keyboard.press("Enter")
 
     def finished(page):
-        page.wait_for_function("document.getElementById('send').textContent === 'Send'", timeout=60_000)
+        expect(page.locator("#send")).to_have_text("Send", timeout=60_000)
 
     def answers(page):
         return page.locator("article.assistant .body")
@@ -93,7 +93,7 @@ def look(args, server, address):
         foreign = []
         page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or foreign.append(r.url))
         page.goto(address)
-        page.wait_for_function("document.getElementById('model').textContent === 'served'")
+        expect(page.locator("#model")).to_have_text("served")
         shot(page, "empty")
         page.click("#open")
         page.fill("#max_tokens", "30")
@@ -128,7 +128,7 @@ def look(args, server, address):
               } })));
         }""")
         send(page, "And then?")
-        page.wait_for_function("[...document.querySelectorAll('article.assistant .body')].at(-1).textContent === 'It began.'")
+        expect(answers(page).last).to_have_text("It began.")
         check("a stream is shown as it comes", page.locator("#send").inner_text() == "Stop")
         page.keyboard.press("Escape")
         finished(page)
