@@ -90,6 +90,11 @@ def blocking(client):
     check("echo", echoed.choices[0].text.startswith("Once upon a time"))
     check("echoed log-probabilities", logprobs.token_logprobs[0] is None and len(logprobs.tokens) == len(logprobs.token_logprobs) == echoed.usage.total_tokens)
 
+    texts = ["The sun rises.", "Something else.", "The sun rises."]
+    vectors = [item.embedding for item in client.embeddings.create(model="served", input=texts).data]
+    length = sum(x * x for x in vectors[0])
+    check("embeddings", abs(length - 1) < 1e-4 and vectors[0] == vectors[2] != vectors[1], length)
+
     if len(text) > 8:
         stop = text[5:8]
         stopped = client.chat.completions.create(**asked, stop=[stop])

@@ -19,7 +19,8 @@ use crate::output::{bytes, note};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize,\n\
-/detokenize, /health, /metrics, and a chat page at /. Every option can be set in the environment instead.\n\n\
+/detokenize, /health, /metrics, and a chat page at /. Options that name a variable can be set in the\n\
+environment instead.\n\n\
 Try it: curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\\n  \
 -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
 pub(crate) struct Args {
