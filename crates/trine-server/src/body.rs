@@ -57,7 +57,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         let error = error.into_inner();
-        if error.is_data() && path != "." {
+        if !error.is_eof() && path != "." {
             return ApiError::param(path, error.to_string());
         }
         ApiError::new(

@@ -67,3 +67,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text::text(&app)).into_response()
 }
+
+/// `GET /openapi.json`: the endpoints and their parameters, for programs.
+pub(super) async fn openapi() -> Response {
+    let kind = "application/json";
+    ([(header::CONTENT_TYPE, kind)], include_str!("openapi.json")).into_response()
+}

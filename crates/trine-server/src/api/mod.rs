@@ -19,7 +19,8 @@ use trine_runtime::Usage;
 use crate::error::ApiError;
 use crate::{App, layers, page};
 
-/// All paths. Those that need no key: the page, which asks for one, and whether the server is up.
+/// All paths. Those that need no key: the page, which asks for one, whether the server is up, and what
+/// can be asked.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
@@ -37,6 +38,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/chat.js", get(page::script))
         .route("/markdown.js", get(page::markdown))
         .route("/health", get(info::health))
+        .route("/openapi.json", get(info::openapi))
         .merge(guarded)
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")

@@ -356,3 +356,47 @@ fn a_request_keeps_its_id() {
     let odd = server.request("GET", "/health", "X-Request-Id: a b\r\n", b"");
     assert!(odd.head.contains("x-request-id: ") && !odd.head.contains("a b"), "{}", odd.head);
 }
+
+/// Every path of the document is there, and takes what the document calls its parameters' types.
+#[test]
+fn the_openapi_document_describes_what_is_there() {
+    let server = Server::new();
+    let document: Value = serde_json::from_str(&server.get("/openapi.json").body).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    assert_eq!(paths.len(), 8);
+    for (path, methods) in paths {
+        for (method, operation) in methods.as_object().unwrap() {
+            let Some(content) = operation["requestBody"]["content"].as_object() else {
+                assert_eq!((&method[..], server.get(path).status), ("get", 200), "{path}");
+                continue;
+            };
+            assert_eq!(server.post(path, &json!({})).status, 400, "{path}");
+            let reference = content["application/json"]["schema"]["$ref"].as_str().unwrap();
+            let schema = document.pointer(&reference[1..]).unwrap();
+            for name in schema["required"].as_array().unwrap() {
+                // What is required is missed by name.
+                let missed = server.post(path, &json!({})).body;
+                assert!(missed.contains(name.as_str().unwrap()), "{path}: {missed}");
+            }
+            for (name, property) in schema["properties"].as_object().unwrap() {
+                // A list of lists of objects is the type of no parameter.
+                let wrong = with(sample(path), json!({name: [[{}]]}));
+                let answer = server.post(path, &wrong);
+                assert_eq!(answer.status, 400, "{path}, {name}, {property}: {}", answer.body);
+                assert!(answer.body.contains(&**name), "{path}: {}", answer.body);
+            }
+            assert_eq!(server.post(path, &sample(path)).status, 200, "{path}");
+        }
+    }
+}
+
+/// The least that a path can be asked.
+fn sample(path: &str) -> Value {
+    match path {
+        CHAT => json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+        COMPLETIONS => json!({"prompt": "Hi", "max_tokens": 1}),
+        "/v1/embeddings" => json!({"input": "Hi"}),
+        "/tokenize" => json!({"content": "Hi"}),
+        _ => json!({"tokens": [1, 2]}),
+    }
+}
