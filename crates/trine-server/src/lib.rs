@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `config` | [`ServerConfig`]: names, keys, limits |
 //! | `app` | [`App`]: engine, tokenizer, template and configuration, shared by all handlers |
-//! | `serve` | [`serve`]: connections, their limits, and the end that waits for what runs |
+//! | `serve` | [`serve()`]: connections, their limits, and the end that waits for what runs |
 //! | `layers` | around every request: an id, a log line, the key |
 //! | `body` | a JSON body, read within limits |
 //! | `error` | what is answered instead, in OpenAI's form, naming the parameter |

@@ -2,24 +2,21 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::{Child, Stdio};
 
 use super::{FIXTURE, Place};
 
-/// A server of the fixture at a free port; returns its address.
-fn start(place: &Place, args: &[&str]) -> (Child, BufReader<ChildStderr>, String) {
+/// A server of the fixture at a free port.
+fn start(place: &Place, args: &[&str]) -> Child {
     let mut command = place.command(&["serve", FIXTURE, "--port", "0", "--name", "tiny"]);
-    let mut child =
-        command.args(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    loop {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended without a word");
-        if let Some(address) = line.trim().strip_prefix("listening at http://") {
-            return (child, stderr, address.to_owned());
-        }
-    }
+    command.args(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Where a server says that it listens.
+fn address(stderr: &mut impl BufRead) -> String {
+    let lines = stderr.lines().map(Result::unwrap);
+    let address = |line: String| Some(line.strip_prefix("listening at http://")?.to_owned());
+    lines.filter_map(address).next().expect("it ended before it listened")
 }
 
 fn post(address: &str, headers: &str, body: &str) -> String {
@@ -39,7 +36,9 @@ fn post(address: &str, headers: &str, body: &str) -> String {
 fn it_answers_as_run_does_and_ends_when_told_to() {
     let place = Place::new();
     place.write("keys", "first\n\nsecond\n");
-    let (mut child, mut stderr, address) = start(&place, &["--api-key-file", "keys"]);
+    let mut child = start(&place, &["--api-key-file", "keys"]);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let address = address(&mut stderr);
     let secret = "a text that no log has";
     let body = format!(
         "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{secret}\"}}], \"temperature\": 0, \"max_tokens\": 8}}"
