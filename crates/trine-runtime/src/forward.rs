@@ -36,6 +36,8 @@ pub enum Logits {
     Last,
     /// Those after every id, `(T, V)`.
     All,
+    /// No logits, but what the head would be given, after every id: `(T, D)`, after the final norm.
+    Hidden,
 }
 
 impl Step<'_> {
@@ -53,13 +55,13 @@ impl Step<'_> {
         match self.logits {
             Logits::None => 0,
             Logits::Last => 1,
-            Logits::All => self.ids.len(),
+            Logits::All | Logits::Hidden => self.ids.len(),
         }
     }
 }
 
 impl Model {
-    /// Appends to sequences, and returns the logits that each step asked for.
+    /// Appends to sequences, and returns the logits, or hidden states, that each step asked for.
     ///
     /// All steps go over the weights together, as many ids at a time as pays. Every step computes the
     /// same bits as it would alone, whole or in parts.
@@ -126,28 +128,49 @@ impl Model {
     /// Final norm and head, where a step asks for it.
     fn logits(&self, steps: &[Step<'_>], hidden: &[f32]) -> Vec<Vec<f32>> {
         let (width, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        let mut rows = Vec::new();
+        // Of each step, what it wants of its own; and for the head, what all others want.
+        let (mut own, mut rows) = (Vec::with_capacity(steps.len()), Vec::new());
         let mut at = 0;
         for step in steps {
             at += step.ids.len() * width;
-            rows.extend_from_slice(&hidden[at - step.wanted() * width..at]);
-        }
-        let norm = &self.final_norm;
-        for row in rows.chunks_exact_mut(width) {
-            let x = row.to_vec();
-            nn::rms_norm(&x, &norm.weight, norm.eps, row);
+            let wanted = &hidden[at - step.wanted() * width..at];
+            match step.logits {
+                Logits::Hidden => own.push(self.normed(wanted)),
+                _ => {
+                    own.push(Vec::new());
+                    rows.extend(self.normed(wanted));
+                }
+            }
         }
         let mut logits = vec![0.0; rows.len() / width * vocab];
         if !logits.is_empty() {
             let head = self.head.as_ref().unwrap_or(&self.embed);
             head.matmul(&rows, rows.len() / width, &mut logits);
         }
-        if let [_] = steps {
+        if let [step] = steps
+            && step.logits != Logits::Hidden
+        {
             return vec![logits];
         }
         let mut rest = &logits[..];
-        let split = |step: &Step<'_>| Some(rest.split_off(..step.wanted() * vocab)?.to_vec());
-        steps.iter().filter_map(split).collect()
+        for (step, own) in steps.iter().zip(&mut own) {
+            if step.logits != Logits::Hidden {
+                let logits;
+                (logits, rest) = rest.split_at(step.wanted() * vocab);
+                own.extend_from_slice(logits);
+            }
+        }
+        own
+    }
+
+    /// Rows `(T, D)` after the final norm.
+    fn normed(&self, rows: &[f32]) -> Vec<f32> {
+        let (width, norm) = (self.config.hidden_size, &self.final_norm);
+        let mut normed = vec![0.0; rows.len()];
+        for (x, y) in rows.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
+            nn::rms_norm(x, &norm.weight, norm.eps, y);
+        }
+        normed
     }
 }
 

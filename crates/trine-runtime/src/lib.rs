@@ -10,6 +10,7 @@
 //! | `sampler` | [`Sampler`]: from logits to the next id |
 //! | `generator` | [`Generator`]: from a text to the ids that continue it, an iterator |
 //! | `speculative` | [`Drafter`]: guesses that are checked together, so that ids come sooner |
+//! | `engine` | [`Engine`]: a thread that serves many requests at once, by continuous batching |
 //! | `loss` | [`cross_entropy`]: how well logits predict a text |
 //!
 //! Projections are integer products, bit-identical on every ISA and thread count; the float parts
@@ -38,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod dense;
+mod engine;
 mod error;
 mod forward;
 mod generator;
@@ -49,6 +51,10 @@ mod session;
 mod speculative;
 mod weights;
 
+pub use engine::{
+    End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
+    SubmitError, Ticket, Token, Usage,
+};
 pub use error::RuntimeError;
 pub use forward::{Logits, Step};
 pub use generator::{Choose, Finish, Generator, GeneratorConfig, GeneratorStats};

@@ -1,5 +1,6 @@
 //! What a sequence has seen.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use trine_format::ModelConfig;
@@ -51,6 +52,20 @@ impl Sequence {
     /// Bytes that the keys and values take; pages that are shared with clones are counted too.
     pub fn bytes(&self) -> usize {
         self.pages.iter().map(|page| page.len()).sum()
+    }
+
+    /// Bytes that the keys and values of sequences take together: a page that is shared counts once.
+    pub fn distinct_bytes<'a>(sequences: impl IntoIterator<Item = &'a Self>) -> usize {
+        let pages = sequences.into_iter().flat_map(|sequence| &sequence.pages);
+        let distinct: HashMap<_, _> = pages.map(|page| (Arc::as_ptr(page), page.len())).collect();
+        distinct.into_values().sum()
+    }
+
+    /// Bytes that are still to be allocated for `positions` positions, at most: those of the pages
+    /// that are missing and of a copy of the last, which a clone may hold.
+    pub(crate) fn growth(&self, positions: usize) -> usize {
+        let missing = positions.div_ceil(KV_BLOCK).saturating_sub(self.pages.len());
+        (missing + 1) * self.shape.layers * self.shape.layer_bytes()
     }
 
     /// Forgets all but the first `positions` positions.
@@ -175,5 +190,8 @@ mod tests {
         assert!(Arc::ptr_eq(&original.pages[0], &clone.pages[0]));
         assert!(!Arc::ptr_eq(&original.pages[1], &clone.pages[1]));
         assert_eq!((original.positions(), clone.positions()), (100, 80));
+        let page = original.bytes() / 2;
+        assert_eq!(Sequence::distinct_bytes([&original, &clone, &original]), 3 * page);
+        assert_eq!((clone.growth(128), clone.growth(129)), (page, 2 * page));
     }
 }

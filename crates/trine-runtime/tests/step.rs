@@ -53,7 +53,7 @@ fn sequences_of_any_lengths_get_in_one_pass_what_each_gets_alone() {
                 let wanted = match logits {
                     Logits::None => 0,
                     Logits::Last => 1,
-                    Logits::All => new,
+                    Logits::All | Logits::Hidden => new,
                 };
                 expected.push(bits(&all[(seen + new - wanted) * vocab..]));
             }
@@ -66,6 +66,41 @@ fn sequences_of_any_lengths_get_in_one_pass_what_each_gets_alone() {
             assert_eq!(found.len(), cases.len());
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(bits(found), *expected, "{name}, {kv}, sequence {i}");
+            }
+        }
+    }
+}
+
+/// The head makes the logits of hidden states: so they are those of the model, in one pass with others.
+#[test]
+fn hidden_states_are_what_the_head_is_given() {
+    for name in ["tied-h64/packed", "untied-h192/bf16"] {
+        let model = model(name, KvType::F32);
+        let config = model.config();
+        let (vocab, width) = (config.vocab_size, config.hidden_size);
+        let file =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/fixtures").join(name);
+        let file = ModelFile::open(&file).unwrap();
+        let tied = config.tie_word_embeddings;
+        let head = if tied { trine_format::names::EMBED } else { trine_format::names::HEAD };
+        let head = file.dense(head).unwrap().to_f32();
+        let ids: Vec<u32> = (0..300).map(|at| (at * 31 + 7) % vocab as u32).collect();
+        let (mut first, mut second) = (Sequence::new(&model), Sequence::new(&model));
+        let steps = &mut [
+            Step { sequence: &mut first, ids: &ids[..5], logits: Logits::Last },
+            Step { sequence: &mut second, ids: &ids, logits: Logits::Hidden },
+        ];
+        let found = model.step(steps).unwrap();
+        assert_eq!((found[0].len(), found[1].len()), (vocab, 300 * width));
+        let logits = Session::new(&model).logits_of_all(&ids).unwrap();
+        assert_eq!(bits(&found[0]), bits(&logits[4 * vocab..5 * vocab]));
+        for t in [0, 4, 255, 256, 299] {
+            let hidden = &found[1][t * width..][..width];
+            for id in (0..vocab).step_by(97) {
+                let row = &head[id * width..][..width];
+                let expected: f32 = row.iter().zip(hidden).map(|(a, b)| a * b).sum();
+                let logit = logits[t * vocab + id];
+                assert!((logit - expected).abs() < 1e-3, "{name}, {t}, {id}: {logit}, {expected}");
             }
         }
     }

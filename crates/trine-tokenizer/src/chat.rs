@@ -154,6 +154,34 @@ impl ChatTemplate {
     }
 }
 
+impl ChatTemplate {
+    /// The ids of a conversation up to the answer: [`ChatTemplate::encode`], with a beginning of text
+    /// where the tokenizer puts one and the template did not.
+    ///
+    /// transformers renders without special tokens; a model that was trained with a beginning of text
+    /// gets it here.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`]; [`TokenizerError::Template`] when nothing is rendered.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode(tokenizer, messages, true)?;
+        if let Some(bos) = tokenizer.bos_id().filter(|_| tokenizer.adds_bos())
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        if ids.is_empty() {
+            let cause = "rendered an empty text".to_owned();
+            return Err(TokenizerError::Template { cause });
+        }
+        Ok(ids)
+    }
+}
+
 /// The engine's message, and where it wraps another error that at the bottom, which is the reason.
 fn template_error(error: Error) -> TokenizerError {
     let sources = std::iter::successors(std::error::Error::source(&error), |e| e.source());

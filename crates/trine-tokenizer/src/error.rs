@@ -77,6 +77,10 @@ pub enum TokenizerError {
     #[error("an empty text has no alphabet")]
     EmptyAlphabet,
 
+    /// Nothing to continue, and no token that would begin a text.
+    #[error("an empty prompt, and the tokenizer has no token that begins a text")]
+    NoPrompt,
+
     /// A chat template does not compile, or refuses the conversation.
     #[error("chat template: {cause}")]
     Template {

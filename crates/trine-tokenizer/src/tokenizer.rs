@@ -117,6 +117,19 @@ impl Tokenizer {
         self.ids(text, Specials::Parsed, add_special_tokens)
     }
 
+    /// Ids of a text to continue: [`Tokenizer::encode`] with special tokens, and of an empty text the
+    /// token that begins a document or, where there is none, ends the one before.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; [`TokenizerError::NoPrompt`] for an empty text without such a token.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode(text, true)?;
+        if ids.is_empty() {
+            ids.extend(self.bos_id().or(self.eos_id()));
+        }
+        if ids.is_empty() { Err(TokenizerError::NoPrompt) } else { Ok(ids) }
+    }
+
     /// Ids of a text in which the names of special tokens are just text, and nothing is added.
     ///
     /// For documents and for what users write: whatever the text says, no special token comes out.

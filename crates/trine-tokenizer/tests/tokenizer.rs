@@ -261,3 +261,24 @@ fn broken_parts_that_the_library_panics_on_are_refused() {
         assert!(matches!(error, TokenizerError::Json { .. }), "{error}");
     }
 }
+
+#[test]
+fn a_prompt_begins_as_texts_and_conversations_do() {
+    let tokenizer = bpe();
+    assert_eq!(tokenizer.prompt("The cat").unwrap(), tokenizer.encode("The cat", true).unwrap());
+    assert!(!tokenizer.prompt("").unwrap().is_empty());
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    let template = ChatTemplate::new(template).unwrap();
+    let messages = [Message::new("user", "The cat")];
+    let ids = template.prompt(&tokenizer, &messages).unwrap();
+    let rendered = template.encode(&tokenizer, &messages, true).unwrap();
+    assert!(ids.ends_with(&rendered));
+    let bos = tokenizer.bos_id().filter(|_| tokenizer.adds_bos());
+    assert_eq!(ids.len(), rendered.len() + usize::from(bos.is_some()));
+    assert_eq!(bos.map(|_| ids[0]), bos);
+    let nothing = Tokenizer::characters("abc").unwrap();
+    match nothing.bos_id().or(nothing.eos_id()) {
+        Some(first) => assert_eq!(nothing.prompt("").unwrap(), [first]),
+        None => assert!(matches!(nothing.prompt(""), Err(TokenizerError::NoPrompt))),
+    }
+}

@@ -55,6 +55,8 @@ enum Command {
     Run(commands::run::Args),
     /// Talk to a model
     Chat(commands::chat::Args),
+    /// Serve a model to OpenAI's clients and to people, with a chat page
+    Serve(commands::serve::Args),
     /// Write a model's logits at every position, in f32
     Logits(commands::logits::Args),
     /// Measure prefill and decode, as tokens a second and as a share of what this machine can do
@@ -128,6 +130,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => commands::inspect::run(&args)?,
         Command::Run(args) => commands::run::run(&args)?,
         Command::Chat(args) => commands::chat::run(&args)?,
+        Command::Serve(args) => commands::serve::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
         Command::Bench(args) => commands::bench::run(&args)?,
         Command::Download(args) => commands::download::run(&args)?,

@@ -101,15 +101,7 @@ impl Loaded {
 
     /// The ids of a text to continue: a beginning-of-text token first where the model wants one.
     pub(crate) fn prompt_ids(&self, text: &str) -> anyhow::Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text, true)?;
-        if ids.is_empty() {
-            // Nothing to continue: begin where a document begins, after the end of another.
-            ids.extend(self.tokenizer.bos_id().or(self.tokenizer.eos_id()));
-        }
-        if ids.is_empty() {
-            bail!("an empty prompt, and the tokenizer has no token that begins a text");
-        }
-        Ok(ids)
+        Ok(self.tokenizer.prompt(text)?)
     }
 
     /// The ids of a conversation up to the answer, as the model's template renders it.
@@ -118,17 +110,6 @@ impl Loaded {
         template: &ChatTemplate,
         messages: &[Message],
     ) -> anyhow::Result<Vec<u32>> {
-        let mut ids = template.encode(&self.tokenizer, messages, true)?;
-        // transformers renders without special tokens; a model trained with a beginning of text
-        // gets it here unless the template wrote it.
-        if let Some(bos) = self.tokenizer.bos_id().filter(|_| self.tokenizer.adds_bos())
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
-        }
-        if ids.is_empty() {
-            bail!("the chat template rendered an empty text");
-        }
-        Ok(ids)
+        Ok(template.prompt(&self.tokenizer, messages)?)
     }
 }

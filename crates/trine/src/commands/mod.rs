@@ -11,6 +11,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod synth_model;
 pub(crate) mod tokenizer;
 pub(crate) mod train;

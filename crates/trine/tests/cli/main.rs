@@ -16,6 +16,8 @@ mod life;
 mod models;
 mod report;
 #[cfg(unix)]
+mod serve;
+#[cfg(unix)]
 mod signals;
 mod streams;
 mod tokenizers;

@@ -1,0 +1,83 @@
+//! From a request's logits to its next id.
+
+use std::collections::HashMap;
+
+use super::logprobs::Logprob;
+use super::request::{Request, Sampling, Token};
+use crate::{RuntimeError, Sampler};
+
+/// What one request needs for choosing ids.
+pub(super) struct Chooser {
+    sampler: Sampler,
+    sampling: Sampling,
+    logprobs: Option<usize>,
+    /// How often ids were generated; only where penalties ask.
+    counts: HashMap<u32, u32>,
+}
+
+impl Chooser {
+    pub(super) fn new(request: &Request) -> Result<Self, RuntimeError> {
+        let sampling = request.sampling.clone();
+        let sampler = Sampler::new(sampling.sampler)?;
+        Ok(Self { sampler, sampling, logprobs: request.logprobs, counts: HashMap::new() })
+    }
+
+    /// The next id, given logits `(V,)` and the text so far.
+    pub(super) fn choose(&mut self, logits: &[f32], text: &[u32]) -> Result<Token, RuntimeError> {
+        let Sampling { presence_penalty, frequency_penalty, logit_bias, .. } = &self.sampling;
+        let id = if logit_bias.is_empty() && self.counts.is_empty() {
+            self.sampler.sample(logits, text)?
+        } else {
+            let mut moved = logits.to_vec();
+            for (&id, &count) in &self.counts {
+                moved[id as usize] -= presence_penalty + frequency_penalty * count as f32;
+            }
+            for &(id, bias) in logit_bias {
+                moved[id as usize] += bias;
+            }
+            self.sampler.sample(&moved, text)?
+        };
+        if *presence_penalty != 0.0 || *frequency_penalty != 0.0 {
+            *self.counts.entry(id).or_default() += 1;
+        }
+        let logprob = self.logprobs.map(|top| Logprob::new(logits, id, top));
+        Ok(Token { id, logprob })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
+        let request = Request { sampling, ..Request::default() };
+        let mut chooser = Chooser::new(&request).unwrap();
+        (0..n).map(|_| chooser.choose(logits, &[]).unwrap().id).collect()
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_every_time() {
+        let logits = [3.0, 2.5, 0.0];
+        let presence = Sampling { presence_penalty: 1.0, ..Sampling::default() };
+        assert_eq!(ids(presence, &logits, 4), [0, 1, 0, 0]);
+        let frequency = Sampling { frequency_penalty: 1.0, ..Sampling::default() };
+        assert_eq!(ids(frequency, &logits, 5), [0, 1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn biases_move_and_forbid() {
+        let bias = |id, bias| Sampling { logit_bias: vec![(id, bias)], ..Sampling::default() };
+        assert_eq!(ids(bias(2, 100.0), &[3.0, 2.5, 0.0], 1), [2]);
+        assert_eq!(ids(bias(0, f32::NEG_INFINITY), &[3.0, 2.5, 0.0], 1), [1]);
+    }
+
+    #[test]
+    fn log_probabilities_are_the_models_whatever_moved_the_choice() {
+        let sampling = Sampling { logit_bias: vec![(1, 10.0)], ..Sampling::default() };
+        let request = Request { sampling, logprobs: Some(1), ..Request::default() };
+        let logprob = Chooser::new(&request).unwrap().choose(&[0.0, 0.0], &[]).unwrap().logprob;
+        let Logprob { id, logprob, top } = logprob.unwrap();
+        assert_eq!((id, top[0].0), (1, 0));
+        assert!((logprob - 0.5f32.ln()).abs() < 1e-6);
+    }
+}

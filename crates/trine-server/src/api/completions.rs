@@ -1,0 +1,215 @@
+//! `/v1/completions`: texts continued, with `echo` and `logprobs` as evaluations need them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use trine_runtime::{Logprob, Usage};
+
+use super::prompts::{Prompt, Prompts};
+use super::{number, usage};
+use crate::app::seconds;
+use crate::error::ApiError;
+use crate::events::{self, Chunks};
+use crate::generation::{Generation, Piece};
+use crate::params::{Params, TOP_LOGPROBS};
+use crate::{App, body};
+
+/// Ids generated where a request does not say how many, as OpenAI has it.
+const MAX_TOKENS: usize = 16;
+
+#[derive(Deserialize)]
+struct Completion {
+    prompt: Prompts,
+    max_tokens: Option<usize>,
+    logprobs: Option<usize>,
+    #[serde(default)]
+    echo: Option<bool>,
+}
+
+/// `POST /v1/completions`
+pub(super) async fn handle(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let bytes = body::read(&app, request).await?;
+    let Completion { prompt, max_tokens, logprobs, echo } = body::parse(&bytes)?;
+    let params: Params = body::parse(&bytes)?;
+    params.check(&app)?;
+    if let Some(logprobs) = logprobs.filter(|logprobs| *logprobs > TOP_LOGPROBS) {
+        let message = format!("expected at most {TOP_LOGPROBS}, found {logprobs}");
+        return Err(ApiError::param("logprobs", message));
+    }
+    let stops = params.stops()?;
+    let echo = echo == Some(true);
+    let prompts = prompt.read(&app, "prompt", params.n()).await?;
+    let seed = params.seed(&app);
+    let mut requests = Vec::new();
+    for (prompt, i) in prompts.iter().flat_map(|prompt| (0..params.n()).map(move |i| (prompt, i))) {
+        let seed = seed.wrapping_add(i as u64);
+        let max_tokens = max_tokens.unwrap_or(MAX_TOKENS);
+        let request = params.request(&app, prompt.ids.clone(), max_tokens, seed)?;
+        let prompt_logprobs = echo && logprobs.is_some();
+        requests.push(trine_runtime::Request { logprobs, prompt_logprobs, ..request });
+    }
+    let choices = requests.len();
+    let generation = Generation::start(&app, "prompt", requests, &stops)?;
+    let answer = Answer {
+        id: format!("cmpl-{:016x}", app.unique()),
+        created: seconds(),
+        n: params.n(),
+        echo,
+        wants_logprobs: logprobs.is_some(),
+        wants_usage: params.wants_usage(),
+        prompts,
+        offsets: vec![0; choices],
+        begun: vec![false; choices],
+        used: vec![Usage::default(); choices],
+        app,
+    };
+    if params.streams() {
+        return Ok(events::stream(generation, answer));
+    }
+    let pieces = events::collect(generation).await?;
+    Ok(Json(answer.whole(pieces)).into_response())
+}
+
+/// What is common to all chunks of an answer.
+struct Answer {
+    app: Arc<App>,
+    id: String,
+    created: u64,
+    /// Choices of each prompt.
+    n: usize,
+    echo: bool,
+    wants_logprobs: bool,
+    wants_usage: bool,
+    prompts: Vec<Prompt>,
+    /// Characters of a choice whose tokens were listed.
+    offsets: Vec<usize>,
+    /// Whether a choice's prompt was sent, where it is to be.
+    begun: Vec<bool>,
+    used: Vec<Usage>,
+}
+
+impl Answer {
+    fn object(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.app.config.model,
+            "choices": choices,
+        })
+    }
+
+    fn choice(&self, index: usize, text: &str, logprobs: Value, reason: Option<&str>) -> Value {
+        json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
+    }
+
+    /// Text of a choice's prompt.
+    fn prompt(&self, index: usize) -> String {
+        let Prompt { ids, text } = &self.prompts[index / self.n];
+        let decode = || self.app.tokenizer.decode(ids, false).unwrap_or_default();
+        text.clone().unwrap_or_else(decode)
+    }
+
+    /// The tokens of a piece, in OpenAI's lists; the first of a prompt has no log-probability.
+    fn logprobs(&mut self, piece: &Piece) -> Value {
+        if !self.wants_logprobs {
+            return Value::Null;
+        }
+        let (mut tokens, mut chosen, mut likeliest, mut offsets) = (vec![], vec![], vec![], vec![]);
+        let offset = &mut self.offsets[piece.index];
+        let text = |id: u32| self.app.tokenizer.decode(&[id], false).unwrap_or_default();
+        let mut add = |id: u32, logprob: Option<&Logprob>| {
+            let token = text(id);
+            offsets.push(*offset);
+            *offset += token.chars().count();
+            likeliest.push(logprob.map_or(Value::Null, |logprob| {
+                let mut top = Map::new();
+                let all = logprob.top.iter().copied().chain([(logprob.id, logprob.logprob)]);
+                for (id, logprob) in all {
+                    // Two tokens may have the same text: the likelier is named.
+                    top.entry(text(id)).or_insert_with(|| number(logprob).into());
+                }
+                top.into()
+            }));
+            chosen.push(logprob.map(|logprob| number(logprob.logprob)));
+            tokens.push(token);
+        };
+        if let Some(prompt) = &piece.prompt {
+            add(self.prompts[piece.index / self.n].ids[0], None);
+            prompt.iter().for_each(|logprob| add(logprob.id, Some(logprob)));
+        }
+        piece.logprobs.iter().for_each(|logprob| add(logprob.id, Some(logprob)));
+        json!({
+            "tokens": tokens,
+            "token_logprobs": chosen,
+            "top_logprobs": likeliest,
+            "text_offset": offsets,
+        })
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(|prompt| prompt.ids.len()).sum()
+    }
+
+    fn whole(mut self, pieces: Vec<Piece>) -> Value {
+        let mut choices: Vec<Piece> = Vec::new();
+        for index in 0..self.used.len() {
+            choices.push(Piece { index, ..Piece::default() });
+        }
+        for piece in pieces {
+            let choice = &mut choices[piece.index];
+            choice.text += &piece.text;
+            choice.logprobs.extend(piece.logprobs);
+            choice.prompt = choice.prompt.take().or(piece.prompt);
+            choice.end = choice.end.or(piece.end);
+        }
+        let used: Vec<_> = choices.iter().filter_map(|choice| Some(choice.end?.usage)).collect();
+        let mut whole = Vec::new();
+        for piece in &choices {
+            let logprobs = self.logprobs(piece);
+            let text = match self.echo {
+                true => self.prompt(piece.index) + &piece.text,
+                false => piece.text.clone(),
+            };
+            let reason = piece.end.map(|end| end.reason);
+            whole.push(self.choice(piece.index, &text, logprobs, reason));
+        }
+        let mut whole = self.object(whole);
+        whole["usage"] = usage(self.prompt_tokens(), &used);
+        whole
+    }
+}
+
+impl Chunks for Answer {
+    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        let index = piece.index;
+        let logprobs = self.logprobs(&piece);
+        let mut text = piece.text;
+        if self.echo && !std::mem::replace(&mut self.begun[index], true) {
+            text.insert_str(0, &self.prompt(index));
+        }
+        if let Some(end) = piece.end {
+            self.used[index] = end.usage;
+        }
+        let reason = piece.end.map(|end| end.reason);
+        vec![self.object(vec![self.choice(index, &text, logprobs, reason)])]
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        if !self.wants_usage {
+            return Vec::new();
+        }
+        let mut chunk = self.object(Vec::new());
+        chunk["usage"] = usage(self.prompt_tokens(), &self.used);
+        vec![chunk]
+    }
+}

@@ -1,0 +1,75 @@
+//! What all handlers share.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
+use trine_runtime::Engine;
+use trine_tokenizer::{ChatTemplate, Tokenizer};
+
+use crate::ServerConfig;
+use crate::metrics::Metrics;
+
+/// A model that is being served.
+pub struct App {
+    pub(crate) engine: Engine,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+    /// Ids that end an answer.
+    pub(crate) stop: Vec<u32>,
+    pub(crate) config: ServerConfig,
+    pub(crate) metrics: Metrics,
+    /// When it began, in seconds since 1970.
+    pub(crate) created: u64,
+    /// Whether it is ending.
+    pub(crate) draining: AtomicBool,
+    /// One permit for each text that may be tokenized at a time.
+    pub(crate) tokenizing: Semaphore,
+    /// Makes names that nobody else has given.
+    names: RandomState,
+    count: AtomicU64,
+}
+
+impl App {
+    /// A model with its tokenizer, the template of its conversations if it has one, and the ids that
+    /// end an answer.
+    pub fn new(
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        stop: Vec<u32>,
+        config: ServerConfig,
+    ) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            engine,
+            tokenizer,
+            template,
+            stop,
+            config,
+            metrics: Metrics::default(),
+            created: seconds(),
+            draining: AtomicBool::new(false),
+            tokenizing: Semaphore::new(threads),
+            names: RandomState::new(),
+            count: AtomicU64::new(0),
+        }
+    }
+
+    /// Most positions of a text.
+    pub(crate) fn context(&self) -> usize {
+        self.engine.model().config().max_position_embeddings
+    }
+
+    /// A number that differs every time, also between runs: for names and for seeds.
+    pub(crate) fn unique(&self) -> u64 {
+        self.names.hash_one(self.count.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Now, in seconds since 1970.
+pub(crate) fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,203 @@
+//! Parameters that chat and completions share, in OpenAI's and vLLM's names, checked.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::Value;
+use trine_runtime::{Request, SamplerConfig, Sampling};
+
+use crate::App;
+use crate::error::ApiError;
+
+/// Most stop strings, and their length in bytes.
+const STOPS: usize = 16;
+const STOP_BYTES: usize = 512;
+
+/// Most of the likeliest tokens whose log-probabilities can be asked for.
+pub(crate) const TOP_LOGPROBS: usize = 20;
+
+/// Parameters of a request, as they were sent. What is not named here is ignored, as servers do.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Params {
+    pub(crate) model: Option<String>,
+    n: Option<usize>,
+    #[serde(default)]
+    pub(crate) stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    seed: Option<i64>,
+    stop: Option<OneOrMany>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    repetition_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    /// Go on after the ids that end an answer.
+    ignore_eos: Option<bool>,
+    // What would change the answer and is not there is refused and not ignored.
+    response_format: Option<ResponseFormat>,
+    tools: Option<Vec<Value>>,
+    functions: Option<Vec<Value>>,
+    best_of: Option<usize>,
+    suffix: Option<String>,
+    use_beam_search: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// A string or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Params {
+    /// Number of choices.
+    pub(crate) fn n(&self) -> usize {
+        self.n.unwrap_or(1)
+    }
+
+    pub(crate) fn streams(&self) -> bool {
+        self.stream == Some(true)
+    }
+
+    pub(crate) fn wants_usage(&self) -> bool {
+        self.stream_options.unwrap_or_default().include_usage == Some(true)
+    }
+
+    /// Refuses what another model or server would have to do.
+    pub(crate) fn check(&self, app: &App) -> Result<(), ApiError> {
+        check_model(app, self.model.as_deref())?;
+        if let Some(format) = self.response_format.as_ref().filter(|format| format.kind != "text") {
+            let found = &format.kind;
+            let message = format!("expected \"text\", which this server can do, found {found:?}");
+            return Err(ApiError::param("response_format.type", message));
+        }
+        let some = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        for (name, is_asked_for) in [
+            ("tools", some(&self.tools)),
+            ("functions", some(&self.functions)),
+            ("best_of", self.best_of.is_some_and(|best| best != self.n())),
+            ("suffix", self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty())),
+            ("use_beam_search", self.use_beam_search == Some(true)),
+        ] {
+            if is_asked_for {
+                return Err(ApiError::param(name, "this server cannot do it"));
+            }
+        }
+        let (n, limit) = (self.n(), app.config.max_choices);
+        if !(1..=limit).contains(&n) {
+            return Err(ApiError::param("n", format!("expected 1 to {limit}, found {n}")));
+        }
+        Ok(())
+    }
+
+    /// The stop strings.
+    pub(crate) fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let stops = match &self.stop {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop.clone()],
+            Some(OneOrMany::Many(stops)) => stops.clone(),
+        };
+        if stops.len() > STOPS {
+            let message = format!("expected at most {STOPS} strings, found {}", stops.len());
+            return Err(ApiError::param("stop", message));
+        }
+        let wrong = |stop: &&String| stop.is_empty() || stop.len() > STOP_BYTES;
+        if let Some(stop) = stops.iter().find(wrong) {
+            let message = format!("expected 1 to {STOP_BYTES} bytes, found {}", stop.len());
+            return Err(ApiError::param("stop", message));
+        }
+        Ok(stops)
+    }
+
+    /// The request of a choice, one of [`Self::n`].
+    pub(crate) fn request(
+        &self,
+        app: &App,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        seed: u64,
+    ) -> Result<Request, ApiError> {
+        let sampler = SamplerConfig {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: match self.top_k.unwrap_or(0) {
+                -1 => 0,
+                top_k => usize::try_from(top_k).map_err(|_| {
+                    ApiError::param("top_k", format!("expected -1 or more, found {top_k}"))
+                })?,
+            },
+            top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            seed,
+        };
+        let penalty = |name, value: Option<f32>| match value.unwrap_or(0.0) {
+            value if (-2.0..=2.0).contains(&value) => Ok(value),
+            value => Err(ApiError::param(name, format!("expected -2 to 2, found {value}"))),
+        };
+        let sampling = Sampling {
+            sampler,
+            presence_penalty: penalty("presence_penalty", self.presence_penalty)?,
+            frequency_penalty: penalty("frequency_penalty", self.frequency_penalty)?,
+            logit_bias: self.biases(app)?,
+        };
+        let stop = match self.ignore_eos {
+            Some(true) => Vec::new(),
+            _ => app.stop.clone(),
+        };
+        let max_tokens = max_tokens.min(app.config.max_tokens);
+        let deadline = Instant::now().checked_add(app.config.request_timeout);
+        Ok(Request { prompt, max_tokens, stop, sampling, deadline, ..Request::default() })
+    }
+
+    /// The seed of the first choice; those of the others follow it.
+    pub(crate) fn seed(&self, app: &App) -> u64 {
+        self.seed.map_or_else(|| app.unique(), |seed| seed as u64)
+    }
+
+    fn biases(&self, app: &App) -> Result<Vec<(u32, f32)>, ApiError> {
+        let vocab = app.engine.model().config().vocab_size;
+        let bias = |(id, &bias): (&String, &f32)| {
+            let param = || format!("logit_bias[{id:?}]");
+            if !(-100.0..=100.0).contains(&bias) {
+                return Err(ApiError::param(
+                    param(),
+                    format!("expected -100 to 100, found {bias}"),
+                ));
+            }
+            match id.parse::<u32>() {
+                Ok(id) if (id as usize) < vocab => Ok((id, bias)),
+                _ => Err(ApiError::param(param(), format!("expected a token id below {vocab}"))),
+            }
+        };
+        self.logit_bias.iter().flatten().map(bias).collect()
+    }
+}
+
+/// Refuses a request for another model.
+pub(crate) fn check_model(app: &App, name: Option<&str>) -> Result<(), ApiError> {
+    let served = &app.config.model;
+    match name {
+        Some(name) if name != served => {
+            let message = format!("model {name:?} is not served here: expected {served:?}");
+            let error = ApiError::new(axum::http::StatusCode::NOT_FOUND, message);
+            Err(error.with_code("model_not_found"))
+        }
+        _ => Ok(()),
+    }
+}

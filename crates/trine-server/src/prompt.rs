@@ -1,0 +1,72 @@
+//! Text to ids, on threads that may take their time: no answer waits for a long prompt of another.
+
+use std::sync::Arc;
+
+use trine_tokenizer::{Message, TokenizerError};
+
+use crate::App;
+use crate::error::ApiError;
+
+/// Ids of what a tokenizer makes of something, for parameter `param`; as many at a time as there are
+/// threads.
+async fn ids(
+    app: &Arc<App>,
+    param: &str,
+    encode: impl FnOnce(&App) -> Result<Vec<u32>, TokenizerError> + Send + 'static,
+) -> Result<Vec<u32>, ApiError> {
+    let closed = || ApiError::internal("the tokenizer is gone");
+    let _permit = app.tokenizing.acquire().await.map_err(|_| closed())?;
+    let shared = app.clone();
+    let ids = tokio::task::spawn_blocking(move || encode(&shared)).await;
+    ids.map_err(|_| closed())?.map_err(|error| ApiError::text(param, &error))
+}
+
+/// Ids of a text to continue, as many as the context has at most.
+pub(crate) async fn of_text(
+    app: &Arc<App>,
+    param: &str,
+    text: String,
+) -> Result<Vec<u32>, ApiError> {
+    let ids = ids(app, param, move |app| app.tokenizer.prompt(&text)).await?;
+    within(app, param, ids)
+}
+
+/// Ids of a conversation up to the answer.
+pub(crate) async fn of_messages(
+    app: &Arc<App>,
+    messages: Vec<Message>,
+) -> Result<Vec<u32>, ApiError> {
+    let param = "messages";
+    if app.template.is_none() {
+        let message = "the model has no chat template: use /v1/completions";
+        return Err(ApiError::param(param, message));
+    }
+    let ids = ids(app, param, move |app| match &app.template {
+        Some(template) => template.prompt(&app.tokenizer, &messages),
+        None => Ok(Vec::new()),
+    });
+    within(app, param, ids.await?)
+}
+
+/// Ids of a text, and nothing else.
+pub(crate) async fn tokens(
+    app: &Arc<App>,
+    param: &str,
+    text: String,
+    add_special: bool,
+    parse_special: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let encode = move |app: &App| match parse_special {
+        true => app.tokenizer.encode(&text, add_special),
+        false => app.tokenizer.encode_plain(&text),
+    };
+    ids(app, param, encode).await
+}
+
+/// Refuses more ids than the model has positions.
+pub(crate) fn within(app: &App, param: &str, ids: Vec<u32>) -> Result<Vec<u32>, ApiError> {
+    if ids.len() > app.context() {
+        return Err(ApiError::too_long(param, ids.len(), app.context()));
+    }
+    Ok(ids)
+}

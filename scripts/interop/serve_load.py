@@ -1,0 +1,163 @@
+"""How does `trine serve` hold under load: speed, prefixes, clients that leave, memory?
+
+    pip install aiohttp
+    cargo build --release
+    trine synth-model --shape 30m --tokenizer TOKENIZER MODEL      or any model that `trine serve` reads
+    python scripts/interop/serve_load.py MODEL [--clients 200] [--seconds 60] [--trine target/release/trine]
+
+Prints, for a server on this machine: tokens a second of one stream and of eight; the first token of
+a prompt that is new and of the same prompt again; the first token of a short prompt alone and while a
+long one goes through. Then many clients ask greedily for a while, half of them leaving in the middle,
+and every answer that stays must be that of the idle server. Exits with 1 when one is not, when
+anything is left running, or when memory grew by more than a tenth in the second half.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import aiohttp
+
+
+def start(trine, model, running):
+    command = [trine, "serve", model, "--port", "0", "--max-running", str(running), "--max-waiting", "1000"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TRINE_LOG": "warn"})
+    for line in server.stderr:
+        found = re.match(r"listening at (\S+)", line)
+        if found:
+            return server, found[1]
+    sys.exit("the server did not start")
+
+
+def resident(server):
+    """Megabytes that the server has in memory."""
+    with open(f"/proc/{server.pid}/status") as status:
+        return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1000
+
+
+class Client:
+    def __init__(self, session, address, context, vocab):
+        self.session, self.address, self.context, self.vocab = session, address, context, vocab
+
+    def prompt(self, seed, tokens):
+        return random.Random(seed).choices(range(self.vocab), k=tokens)
+
+    async def stream(self, prompt, tokens, leave=None):
+        """Text, seconds to the first token, seconds from it to the last, tokens; leaves after some."""
+        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+        begin, first, text, count, used = time.perf_counter(), None, "", 0, 0
+        async with self.session.post(f"{self.address}/v1/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                if not line.startswith(b"data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                used = chunk.get("usage", {}).get("completion_tokens", used)
+                if chunk["choices"]:
+                    first = first or time.perf_counter()
+                    text, count = text + chunk["choices"][0]["text"], count + 1
+                    if leave is not None and count >= leave:
+                        return None
+        return text, first - begin, time.perf_counter() - first, used
+
+
+async def speed(client):
+    for streams in (1, 8):
+        rates = []
+        for sample in range(3):
+            prompts = [client.prompt(1000 * streams + 10 * sample + i, 8) for i in range(streams)]
+            begin = time.perf_counter()
+            found = await asyncio.gather(*(client.stream(prompt, 256) for prompt in prompts))
+            rates.append(sum(one[3] for one in found) / (time.perf_counter() - begin))
+        print(f"{streams} streams of 256 tokens: {statistics.median(rates):.0f} tok/s")
+    long = min(client.context - 64, 2000)
+    prompt = client.prompt(1, long)
+    _, cold, _, _ = await client.stream(prompt, 2)
+    _, warm, _, _ = await client.stream(prompt, 2)
+    print(f"first token after {long} tokens: {cold:.3f} s, again {warm:.3f} s, {cold / warm:.0f} times sooner")
+    _, idle, _, _ = await client.stream(client.prompt(2, 8), 2)
+    other = asyncio.create_task(client.stream(client.prompt(3, long), 2))
+    await asyncio.sleep(0.02)
+    _, busy, _, _ = await client.stream(client.prompt(4, 8), 2)
+    await other
+    print(f"first token of a short prompt: alone {idle:.3f} s, beside {long} tokens {busy:.3f} s")
+
+
+async def soak(client, server, clients, seconds):
+    """Many clients, half of which leave; returns what went wrong."""
+    prompts = [client.prompt(7, 40) + client.prompt(100 + i, 10) for i in range(20)]
+    expected = [(await client.stream(prompt, 40))[0] for prompt in prompts]
+    end = time.monotonic() + seconds
+    same = other = left = 0
+    memory = []
+
+    async def one(number):
+        nonlocal same, other, left
+        draw = random.Random(number)
+        while time.monotonic() < end:
+            which = draw.randrange(len(prompts))
+            leave = draw.randrange(1, 30) if draw.random() < 0.5 else None
+            found = await client.stream(prompts[which], 40, leave)
+            if found is None:
+                left += 1
+            elif found[0] == expected[which]:
+                same += 1
+            else:
+                other += 1
+
+    async def watch():
+        while time.monotonic() < end:
+            memory.append(resident(server))
+            await asyncio.sleep(min(5, seconds / 20))
+
+    await asyncio.gather(watch(), *(one(number) for number in range(clients)))
+    for _ in range(100):
+        async with client.session.get(f"{client.address}/health") as response:
+            health = await response.json()
+        if health["running"] + health["waiting"] == 0:
+            break
+        await asyncio.sleep(0.1)
+    half = memory[len(memory) // 2]
+    print(f"{clients} clients, {seconds} s: {same} answers as an idle server's, {other} others, {left} left in the middle")
+    print(f"memory: {half:.0f} MB at half time, {max(memory[len(memory) // 2:]):.0f} MB at most after it")
+    busy = health["running"] + health["waiting"]
+    wrong = [f"{other} answers differ"] * (other > 0) + [f"{busy} requests are stuck"] * (busy > 0)
+    return wrong + ["memory grew"] * (max(memory[len(memory) // 2 :]) > 1.1 * half)
+
+
+async def run(args, server, address):
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with session.get(f"{address}/v1/models") as response:
+            model = (await response.json())["data"][0]
+        client = Client(session, address, model["max_model_len"], model["meta"]["vocab_size"])
+        await speed(client)
+        return await soak(client, server, args.clients, args.seconds)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--trine", default="target/release/trine")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--running", type=int, default=32)
+    args = parser.parse_args()
+    server, address = start(args.trine, args.model, args.running)
+    try:
+        wrong = asyncio.run(run(args, server, address))
+    finally:
+        server.kill()
+    print("\n".join(wrong) or "as it should be")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
