@@ -57,6 +57,8 @@ enum Command {
     Chat(commands::chat::Args),
     /// Write a model's logits at every position, in f32
     Logits(commands::logits::Args),
+    /// Score a model: perplexity of texts, multiple choice, generated answers; or compare two
+    Eval(commands::eval::Args),
     /// Measure prefill and decode, as tokens a second and as a share of what this machine can do
     Bench(commands::bench::Args),
     /// Download a model from the Hugging Face hub and print where it is
@@ -129,6 +131,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => commands::run::run(&args)?,
         Command::Chat(args) => commands::chat::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
+        Command::Eval(args) => commands::eval::run(&args)?,
         Command::Bench(args) => commands::bench::run(&args)?,
         Command::Download(args) => commands::download::run(&args)?,
         Command::SynthModel(args) => commands::synth_model::run(&args)?,
