@@ -5,6 +5,7 @@
 
 mod bitllama2c;
 mod blocks;
+mod evaluation;
 mod fixtures;
 mod life;
 mod parity;

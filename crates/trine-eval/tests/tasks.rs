@@ -346,3 +346,24 @@ fn every_built_in_task_reads_the_sets_that_are_here() {
         }
     }
 }
+
+#[test]
+fn the_page_about_tasks_says_what_is_accepted() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/add-a-task.md");
+    let page = fs::read_to_string(page).unwrap();
+    let blocks: Vec<&str> =
+        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let task = Task::parse(blocks[0], "the page").unwrap();
+    let record =
+        json!({ "country": "Peru", "cities": ["Rome", "Lima"], "right": 1, "continent": "a" });
+    let (options, gold) = choice(task.request(0, &doc(record.clone()), &[doc(record)], 1).unwrap());
+    let question = "Question: What is the capital of Peru?\nAnswer:";
+    assert_eq!(
+        options[0],
+        (format!("Geography.\n\n{question} Lima\n\n{question}"), " Rome".into())
+    );
+    assert_eq!(gold, [1]);
+    let header = "name = \"t\"\nversion = 1\nkind = \"generation\"\nmetrics = [\"exact_match\"]\nfiles = [\"t.jsonl\"]\n";
+    let form = "[[form]]\nneeds = []\nprompt = \"p\"\ntarget = \"t\"\n";
+    Task::parse(&format!("{header}{}{form}", blocks[1]), "the page").unwrap();
+}
