@@ -5,7 +5,6 @@
 
 mod bitllama2c;
 mod blocks;
-mod evaluation;
 mod fixtures;
 mod life;
 mod parity;
