@@ -73,7 +73,8 @@ fn prompts_are_continued_together_as_each_alone() {
     prompts.push(vec![5; limit - 2]);
     prompts.push(prompts[3][..1].to_vec());
     let mut plain = OneByOne::new(limit, |ids: &[u32]| Session::new(&model).logits_of_all(ids));
-    let mut done = |_: usize, ids: &[u32]| Ok(ids.len() >= 4 && ids[ids.len() - 1].is_multiple_of(3));
+    let mut done =
+        |_: usize, ids: &[u32]| Ok(ids.len() >= 4 && ids[ids.len() - 1].is_multiple_of(3));
     let expected = plain.generate(&prompts, 12, &mut done).unwrap();
     assert_eq!(RuntimeModel::new(&model).generate(&prompts, 12, &mut done).unwrap(), expected);
     assert!(
