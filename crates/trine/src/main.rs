@@ -59,6 +59,8 @@ enum Command {
     Serve(commands::serve::Args),
     /// Write a model's logits at every position, in f32
     Logits(commands::logits::Args),
+    /// Score a model: perplexity of texts, multiple choice, generated answers; or compare two
+    Eval(commands::eval::Args),
     /// Measure prefill and decode, as tokens a second and as a share of what this machine can do
     Bench(commands::bench::Args),
     /// Download a model from the Hugging Face hub and print where it is
@@ -132,6 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(&args)?,
         Command::Serve(args) => commands::serve::run(&args)?,
         Command::Logits(args) => commands::logits::run(&args)?,
+        Command::Eval(args) => commands::eval::run(&args)?,
         Command::Bench(args) => commands::bench::run(&args)?,
         Command::Download(args) => commands::download::run(&args)?,
         Command::SynthModel(args) => commands::synth_model::run(&args)?,

@@ -339,3 +339,47 @@ impl Drop for BenchProgress {
         self.bar.finish_and_clear();
     }
 }
+
+/// Shows the items of an evaluation on stderr.
+pub(crate) struct EvalProgress {
+    bar: ProgressBar,
+    /// Whether a person watches; else lines are printed.
+    watched: bool,
+    name: String,
+    /// Items, windows or tokens: what is counted.
+    unit: &'static str,
+    total: u64,
+    last_line: Instant,
+}
+
+impl EvalProgress {
+    /// A display for the task or text `name`, of so many units.
+    pub(crate) fn new(name: &str, total: usize, unit: &'static str) -> Self {
+        let (watched, total) = (std::io::stderr().is_terminal(), total as u64);
+        let bar = if watched { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        let style = "{msg}  {bar:30} {pos}/{len}  {per_sec}  {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        bar.set_message(name.to_owned());
+        Self { bar, watched, name: name.to_owned(), unit, total, last_line: Instant::now() }
+    }
+
+    /// So many are known; the first time these are from before.
+    pub(crate) fn on_known(&mut self, known: usize) {
+        let first = self.bar.position() == 0;
+        self.bar.set_position(known as u64);
+        if first {
+            self.bar.reset_eta();
+        }
+        if !self.watched && self.last_line.elapsed() >= LOG_EVERY {
+            self.last_line = Instant::now();
+            let (known, total) = (output::count(known as u64), output::count(self.total));
+            note!("{}: {known} of {total} {}", self.name, self.unit);
+        }
+    }
+}
+
+impl Drop for EvalProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -8,6 +8,7 @@
 
 mod bench;
 mod data;
+mod eval;
 mod hub;
 mod input;
 #[cfg(unix)]

@@ -1,0 +1,118 @@
+//! Items of a task from local files: JSON lines or CSV.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::task::Doc;
+use crate::{EvalError, Task};
+
+/// The items of a task, and the examples it may show before them.
+#[derive(Debug)]
+pub struct Data {
+    /// Where the items came from.
+    pub path: PathBuf,
+    /// The items, in the order of the file.
+    pub items: Vec<Doc>,
+    /// Examples, in the order they are taken.
+    pub shots: Vec<Doc>,
+    /// BLAKE3 of both files, in hexadecimal.
+    pub hash: String,
+}
+
+impl Data {
+    /// The data of `task` for `count` examples: from the file `place`, or from a file with one of the
+    /// task's names in the folder `place` or a folder of it.
+    ///
+    /// # Errors
+    /// No such file (with how to get it), two of them, a line that is no record.
+    pub fn open(task: &Task, place: &Path, count: usize) -> Result<Self, EvalError> {
+        let path = match place.is_file() {
+            true => place.to_owned(),
+            false => find(task, place, task.files(), task.source())?,
+        };
+        let (items, mut hasher) = (read(&path)?, blake3::Hasher::new());
+        let bytes = |path: &Path| fs::read(path).map_err(EvalError::io(path, "read"));
+        hasher.update(&bytes(&path)?);
+        let mut shots = task.shot_examples().to_vec();
+        if let Some((files, source)) = task.shot_files().filter(|_| count > 0) {
+            let folder = if place.is_file() { place.parent().unwrap_or(place) } else { place };
+            let path = find(task, folder, files, source)?;
+            shots = read(&path)?;
+            hasher.update(&bytes(&path)?);
+        }
+        Ok(Self { path, items, shots, hash: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// The file with one of `names` in `dir` or a folder of it; earlier names win.
+fn find(
+    task: &Task,
+    dir: &Path,
+    names: &[String],
+    source: Option<&str>,
+) -> Result<PathBuf, EvalError> {
+    let mut folders = vec![dir.to_owned()];
+    let entries = fs::read_dir(dir).map_err(EvalError::io(dir, "list"))?;
+    let mut inner: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    inner.retain(|path| path.is_dir());
+    inner.sort();
+    folders.extend(inner);
+    for name in names {
+        let mut found =
+            folders.iter().map(|folder| folder.join(name)).filter(|path| path.is_file());
+        let (first, second) = (found.next(), found.next());
+        match (first, second) {
+            (Some(first), Some(second)) => {
+                let (task, name) = (task.name().to_owned(), name.clone());
+                return Err(EvalError::Ambiguous { task, name, first, second });
+            }
+            (Some(path), None) => return Ok(path),
+            (None, _) => {}
+        }
+    }
+    let source_hint = match (source, names.first()) {
+        (Some(source), Some(name)) => format!(
+            "where there is a network, Python writes it: `from datasets import load_dataset; \
+             {source}.to_json(\"{name}\")`"
+        ),
+        _ => "name its folder or the file itself with --data".to_owned(),
+    };
+    let (task, files, dir) = (task.name().to_owned(), names.to_vec(), dir.to_owned());
+    Err(EvalError::NoData { task, files, dir, source_hint })
+}
+
+/// The records of a file: CSV by its ending, else JSON lines.
+fn read(path: &Path) -> Result<Vec<Doc>, EvalError> {
+    let text = fs::read_to_string(path).map_err(EvalError::io(path, "read"))?;
+    let fault = |line, cause| EvalError::Data { path: path.to_owned(), line, cause };
+    let docs: Vec<Doc> = match path.extension().is_some_and(|ending| ending == "csv") {
+        true => {
+            let mut reader = csv::Reader::from_reader(text.as_bytes());
+            let header = reader.headers().map_err(|error| fault(1, error.to_string()))?.clone();
+            let mut docs = Vec::new();
+            for record in reader.records() {
+                let record = record.map_err(|error| {
+                    let line = error.position().map_or(1, |position| position.line() as usize);
+                    fault(line, error.to_string())
+                })?;
+                let fields = header.iter().zip(&record);
+                docs.push(fields.map(|(k, v)| (k.to_owned(), Value::from(v))).collect());
+            }
+            docs
+        }
+        false => {
+            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+            let doc = |(index, line): (usize, &str)| {
+                serde_json::from_str(line)
+                    .map_err(|error| fault(index + 1, format!("expected a JSON object: {error}")))
+            };
+            lines.map(doc).collect::<Result<_, _>>()?
+        }
+    };
+    if docs.is_empty() {
+        return Err(fault(1, "expected at least one record, found none".to_owned()));
+    }
+    Ok(docs)
+}

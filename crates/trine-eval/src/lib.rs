@@ -1,0 +1,53 @@
+//! Perplexity and task scores from any logits function.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `model` | [`LanguageModel`]: what is evaluated; [`OneByOne`]: any logits function as one |
+//! | `runtime` | [`RuntimeModel`]: the packed runtime, which computes what texts have in common once |
+//! | `encode` | texts to ids, with the boundaries of lm-evaluation-harness |
+//! | `perplexity` | [`perplexity`](perplexity()): of a text, in sliding windows |
+//! | `task` | [`Task`]: a TOML file that says how records become texts and answers scores |
+//! | `data` | [`Data`]: records of local files |
+//! | `evaluate` | [`Evaluation`]: a task, item by item; [`Summary`]: its scores with their errors |
+//! | `metrics`, `answer`, `math` | from likelihoods and from generated text to scores |
+//! | `store` | [`Store`]: results of items, kept as they come |
+//! | `statistics` | standard errors, and two models on the same items |
+//! | `reference` | published scores |
+//!
+//! Scores mean what they mean in lm-evaluation-harness, down to the token at which a continuation
+//! begins; `scripts/interop/lm_eval_agreement.py` compares every likelihood. A log-likelihood is in
+//! nats. Results depend on model, task and data only: not on batches, threads or what was computed
+//! before.
+//!
+//! This crate knows nothing of HTTP, of training and of the terminal.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod data;
+mod encode;
+mod error;
+mod evaluate;
+mod fingerprint;
+mod math;
+mod metrics;
+mod model;
+mod perplexity;
+mod reference;
+mod runtime;
+mod statistics;
+mod store;
+mod task;
+
+pub use data::Data;
+pub use encode::{encode, encode_pair, prefix_id};
+pub use error::EvalError;
+pub use evaluate::{Evaluation, Score, Settings, Summary, TooLong, paired_scores};
+pub use fingerprint::fingerprint;
+pub use model::{Continuation, Done, Item, LanguageModel, Likelihood, OneByOne, Work};
+pub use perplexity::{Perplexity, Size, Windows, perplexity, windows};
+pub use reference::{Reference, ReferenceRow};
+pub use runtime::RuntimeModel;
+pub use statistics::{Difference, mean, paired};
+pub use store::{Record, Store};
+pub use task::{Doc, Extract, Generation, Kind, Metric, Request, Task, names as task_names};

@@ -1,0 +1,556 @@
+//! A task: how records of a file become texts, and how the model's answers become scores.
+//!
+//! Tasks are small TOML files. Those in `tasks/` are part of the program; anybody's own are given by
+//! path. Prompts are Jinja templates, lists and answers Jinja expressions, both over the fields of a
+//! record (and `doc`, the whole of it). As the same set exists in several forms, a task may have
+//! several `[[form]]`s; the first whose fields a file has is taken.
+
+mod builtin;
+mod template;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+pub use builtin::names;
+use template::Templates;
+
+use crate::EvalError;
+
+/// A record of a data set.
+pub type Doc = Map<String, Value>;
+
+/// How an answer is had from a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Which of several continuations is the likeliest.
+    MultipleChoice,
+    /// How likely one continuation is.
+    Continuation,
+    /// What the model writes.
+    Generation,
+}
+
+impl Kind {
+    /// Its name in task files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MultipleChoice => "multiple_choice",
+            Self::Continuation => "continuation",
+            Self::Generation => "generation",
+        }
+    }
+}
+
+/// What an item is scored by, as lm-evaluation-harness defines it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Whether the likeliest option is right; of a continuation, whether it is the greedy one.
+    Acc,
+    /// As `Acc`, with log-likelihoods divided by the number of characters of the option.
+    AccNorm,
+    /// Probability of the right options together, among that of all.
+    Mc2,
+    /// `exp` of the mean loss of the continuations.
+    Perplexity,
+    /// Whether what was extracted from the text is the answer.
+    ExactMatch,
+}
+
+impl Metric {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+            Self::Mc2 => "mc2",
+            Self::Perplexity => "perplexity",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Acc => &[Kind::MultipleChoice, Kind::Continuation],
+            Self::AccNorm | Self::Mc2 => &[Kind::MultipleChoice],
+            Self::Perplexity => &[Kind::Continuation],
+            Self::ExactMatch => &[Kind::Generation],
+        }
+    }
+}
+
+/// A task file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    name: String,
+    version: u32,
+    /// Name of the task of lm-evaluation-harness that asks the same.
+    harness: Option<String>,
+    kind: Kind,
+    metrics: Vec<Metric>,
+    /// Names that the file of items may have.
+    files: Vec<String>,
+    /// Expression of Python's `datasets` that has them.
+    source: Option<String>,
+    /// Field by which items are also reported apart.
+    group: Option<String>,
+    /// Template of what stands before everything else.
+    #[serde(default)]
+    description: String,
+    /// Between a prompt and its answer.
+    #[serde(default = "space")]
+    delimiter: String,
+    #[serde(default)]
+    shots: Shots,
+    generation: Option<Generation>,
+    form: Vec<Form>,
+}
+
+fn space() -> String {
+    " ".to_owned()
+}
+
+/// Answered examples before the question.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Shots {
+    /// How many there are unless told otherwise.
+    count: usize,
+    /// Names that a file of them may have.
+    files: Vec<String>,
+    source: Option<String>,
+    /// Field that an example has in common with the item.
+    same: Option<String>,
+    /// Examples that stand in the task file.
+    examples: Vec<Doc>,
+}
+
+/// What to do with what the model writes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// Texts that end it.
+    pub until: Vec<String>,
+    /// Ways to find the answer in it, each with a score of its own.
+    #[serde(default)]
+    pub extract: Vec<Extract>,
+    /// Expressions of which all matches are left out before texts are compared.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// Capitals are the same as small letters.
+    #[serde(default)]
+    pub ignore_case: bool,
+    /// Punctuation (ASCII) is left out.
+    #[serde(default)]
+    pub ignore_punctuation: bool,
+    /// Answers are LaTeX, which is normalised as Minerva does.
+    #[serde(default)]
+    pub math: bool,
+}
+
+/// How to find an answer in a text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extract {
+    /// Part of the score's name.
+    pub name: String,
+    /// A regular expression; the first of its groups that matched is the answer.
+    pub pattern: String,
+    /// Which match: 0 the first, -1 the last.
+    #[serde(default)]
+    pub which: i64,
+}
+
+/// How records of one form become texts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Form {
+    /// Fields of such a record.
+    needs: Vec<String>,
+    /// Template of the question.
+    prompt: Option<String>,
+    /// Expression: the question with each option in it, instead of `prompt` and `choices`.
+    contexts: Option<String>,
+    /// Expression: the options.
+    choices: Option<String>,
+    /// Expression: number of the right option, the option, or a list of numbers.
+    gold: Option<String>,
+    /// Template of the answer, where there are no options.
+    target: Option<String>,
+    /// Expression: a list of answers that are right, where there is more than one.
+    targets: Option<String>,
+}
+
+/// What a model is asked about an item.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Contexts and continuations.
+    Choice {
+        /// Of every option.
+        options: Vec<(String, String)>,
+        /// Characters of every option, as `acc_norm` counts them.
+        chars: Vec<usize>,
+        /// Numbers of those that are right.
+        gold: Vec<usize>,
+    },
+    /// A context and what follows.
+    Continuation(String, String),
+    /// A text to continue.
+    Generation {
+        /// The text.
+        prompt: String,
+        /// Answers that are right.
+        targets: Vec<String>,
+    },
+}
+
+/// A task that was read and checked.
+#[derive(Debug)]
+pub struct Task {
+    spec: Spec,
+    templates: Templates,
+    toml: String,
+}
+
+impl Task {
+    /// A built-in task by name, or one of a file by a path that ends in `.toml`.
+    ///
+    /// # Errors
+    /// A name that is none; a file that cannot be read or is no task.
+    pub fn open(name: &str) -> Result<Self, EvalError> {
+        if name.ends_with(".toml") {
+            let path = Path::new(name);
+            let text =
+                std::fs::read_to_string(path).map_err(EvalError::io(path, "read the task"))?;
+            return Self::parse(&text, name);
+        }
+        let known = || names().map(str::to_owned).collect();
+        let text = builtin::text(name)
+            .ok_or_else(|| EvalError::UnknownTask { name: name.to_owned(), known: known() })?;
+        Self::parse(text, name)
+    }
+
+    /// A task from the text of its file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// What is no TOML, a key that is missing, unknown or of the wrong type (with its line), a template
+    /// that does not parse, metrics or forms that do not fit the kind.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, EvalError> {
+        let refuse = |cause: String| EvalError::Task { origin: origin.to_owned(), cause };
+        let spec: Spec = toml::from_str(text).map_err(|error| refuse(error.to_string()))?;
+        check(&spec).map_err(refuse)?;
+        let templates = Templates::new();
+        for (at, name, text) in spec.templates() {
+            templates.check_text(text).map_err(|e| refuse(format!("{at}`{name}`: {e}")))?;
+        }
+        for (at, name, text) in spec.expressions() {
+            templates.check_expression(text).map_err(|e| refuse(format!("{at}`{name}`: {e}")))?;
+        }
+        for (name, pattern) in spec.patterns() {
+            fancy_regex::Regex::new(pattern).map_err(|e| refuse(format!("`{name}`: {e}")))?;
+        }
+        Ok(Self { spec, templates, toml: text.to_owned() })
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Changes whenever scores may.
+    pub fn version(&self) -> u32 {
+        self.spec.version
+    }
+
+    /// The task of lm-evaluation-harness that asks the same.
+    pub fn harness(&self) -> Option<&str> {
+        self.spec.harness.as_deref()
+    }
+
+    /// How answers are had.
+    pub fn kind(&self) -> Kind {
+        self.spec.kind
+    }
+
+    /// What items are scored by.
+    pub fn metrics(&self) -> &[Metric] {
+        &self.spec.metrics
+    }
+
+    /// Examples before a question, unless told otherwise.
+    pub fn shots(&self) -> usize {
+        self.spec.shots.count
+    }
+
+    /// Names that its file may have.
+    pub fn files(&self) -> &[String] {
+        &self.spec.files
+    }
+
+    /// Where items come from, for people with a network.
+    pub fn source(&self) -> Option<&str> {
+        self.spec.source.as_deref()
+    }
+
+    /// Names and source of a file of examples; `None` where it needs none.
+    pub fn shot_files(&self) -> Option<(&[String], Option<&str>)> {
+        let shots = &self.spec.shots;
+        (!shots.files.is_empty()).then_some((&shots.files, shots.source.as_deref()))
+    }
+
+    /// Examples that stand in the task itself.
+    pub fn shot_examples(&self) -> &[Doc] {
+        &self.spec.shots.examples
+    }
+
+    /// What is done with generated text.
+    pub fn generation(&self) -> Option<&Generation> {
+        self.spec.generation.as_ref()
+    }
+
+    /// The text of its file.
+    pub fn toml(&self) -> &str {
+        &self.toml
+    }
+
+    /// The group an item belongs to.
+    pub fn group(&self, doc: &Doc) -> Option<String> {
+        match doc.get(self.spec.group.as_ref()?)? {
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+
+    /// What to ask about an item, after the first `count` examples of `pool` that fit it.
+    ///
+    /// # Errors
+    /// [`EvalError::Item`] with the field: no form fits, a template fails, an answer is none of the
+    /// options, fewer examples than asked for.
+    pub fn request(
+        &self,
+        index: usize,
+        doc: &Doc,
+        pool: &[Doc],
+        count: usize,
+    ) -> Result<Request, EvalError> {
+        let refuse = |(field, cause)| EvalError::Item {
+            task: self.spec.name.clone(),
+            item: index,
+            field,
+            cause,
+        };
+        let preamble = self.preamble(doc, pool, count).map_err(refuse)?;
+        self.ask(doc, &preamble).map_err(refuse)
+    }
+
+    /// Description and answered examples.
+    fn preamble(&self, doc: &Doc, pool: &[Doc], count: usize) -> Result<String, Fault> {
+        let mut text = self.templates.text("description", &self.spec.description, doc)?;
+        let same = self.spec.shots.same.as_ref();
+        let fits = |shot: &&Doc| same.is_none_or(|field| shot.get(field) == doc.get(field));
+        let shots: Vec<_> = pool.iter().filter(fits).take(count).collect();
+        if shots.len() < count {
+            let of = same.map_or(String::new(), |field| format!(" with the same {field}"));
+            let cause = format!("expected {count} examples{of}, found {}", shots.len());
+            return Err(("shots", cause));
+        }
+        for shot in shots {
+            let (prompt, answer) = match self.ask(shot, "")? {
+                Request::Choice { options, gold, .. } => {
+                    let right = gold.first().and_then(|gold| options.into_iter().nth(*gold));
+                    right.ok_or(("gold", "expected a right option in an example".to_owned()))?
+                }
+                Request::Continuation(prompt, target) => (prompt, self.delimited(&target)),
+                Request::Generation { prompt, targets } => {
+                    let answer = match &self.form(shot)?.target {
+                        Some(target) => self.templates.text("target", target, shot)?,
+                        None => targets.into_iter().next().unwrap_or_default(),
+                    };
+                    (prompt, self.delimited(&answer))
+                }
+            };
+            text.push_str(&format!("{prompt}{answer}\n\n"));
+        }
+        Ok(text)
+    }
+
+    fn delimited(&self, answer: &str) -> String {
+        format!("{}{answer}", self.spec.delimiter)
+    }
+
+    fn form(&self, doc: &Doc) -> Result<&Form, Fault> {
+        let fits = |form: &&Form| form.needs.iter().all(|field| doc.contains_key(field));
+        self.spec.form.iter().find(fits).ok_or_else(|| {
+            let forms: Vec<_> = self.spec.form.iter().map(|form| form.needs.join(", ")).collect();
+            let found: Vec<_> = doc.keys().map(String::as_str).collect();
+            let expected = forms.join("; or ");
+            ("form", format!("expected the fields {expected}; found {}", found.join(", ")))
+        })
+    }
+
+    fn ask(&self, doc: &Doc, preamble: &str) -> Result<Request, Fault> {
+        let (form, templates) = (self.form(doc)?, &self.templates);
+        let text = |name, template: &Option<String>| {
+            templates.text(name, template.as_deref().unwrap_or_default(), doc)
+        };
+        match self.spec.kind {
+            Kind::Continuation => {
+                let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);
+                Ok(Request::Continuation(prompt, text("target", &form.target)?))
+            }
+            Kind::Generation => {
+                let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);
+                let targets = match &form.targets {
+                    Some(targets) => templates.texts("targets", targets, doc)?,
+                    None => vec![text("target", &form.target)?],
+                };
+                Ok(Request::Generation { prompt, targets })
+            }
+            Kind::MultipleChoice => {
+                let (texts, options): (Vec<String>, Vec<_>) = match &form.contexts {
+                    Some(contexts) => {
+                        let contexts = templates.texts("contexts", contexts, doc)?;
+                        let target = self.delimited(&text("target", &form.target)?);
+                        let option = |c: &String| (format!("{preamble}{c}"), target.clone());
+                        let options = contexts.iter().map(option).collect();
+                        (contexts, options)
+                    }
+                    None => {
+                        let expression = form.choices.as_deref().unwrap_or_default();
+                        let choices = templates.texts("choices", expression, doc)?;
+                        let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);
+                        let option = |c: &String| (prompt.clone(), self.delimited(c));
+                        let options = choices.iter().map(option).collect();
+                        (choices, options)
+                    }
+                };
+                if options.is_empty() {
+                    return Err(("choices", "expected at least one option, found none".to_owned()));
+                }
+                let gold = form.gold.as_deref().unwrap_or_default();
+                let gold = right(&templates.value("gold", gold, doc)?, &texts)?;
+                let chars = texts.iter().map(|text| text.chars().count()).collect();
+                Ok(Request::Choice { options, chars, gold })
+            }
+        }
+    }
+}
+
+/// A field, and what is wrong with it.
+type Fault = (&'static str, String);
+
+/// Numbers of the right options.
+fn right(gold: &Value, options: &[String]) -> Result<Vec<usize>, Fault> {
+    let one = |gold: &Value| {
+        let index = match gold {
+            Value::String(text) => options.iter().position(|option| option == text),
+            number => number.as_u64().map(|index| index as usize),
+        };
+        index.filter(|index| *index < options.len()).ok_or_else(|| {
+            let (last, options) = (options.len() - 1, options.join("`, `"));
+            ("gold", format!("expected 0 to {last}, or one of `{options}`; found {gold}"))
+        })
+    };
+    match gold {
+        Value::Array(all) => all.iter().map(one).collect(),
+        gold => Ok(vec![one(gold)?]),
+    }
+}
+
+/// What the types of a task file do not say.
+fn check(spec: &Spec) -> Result<(), String> {
+    let name_fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if spec.name.is_empty() || spec.name.starts_with('.') || !spec.name.chars().all(name_fits) {
+        return Err(format!("`name`: expected letters, digits, _ and -, found `{}`", spec.name));
+    }
+    let kind = spec.kind.name();
+    if spec.metrics.is_empty() {
+        return Err("`metrics`: expected at least one, found none".to_owned());
+    }
+    if let Some(metric) = spec.metrics.iter().find(|metric| !metric.kinds().contains(&spec.kind)) {
+        return Err(format!("`metrics`: `{}` is no metric of the kind `{kind}`", metric.name()));
+    }
+    if spec.files.is_empty() {
+        return Err("`files`: expected at least one name, found none".to_owned());
+    }
+    if spec.generation.is_some() != (spec.kind == Kind::Generation) {
+        return Err(format!(
+            "`generation`: a task has it if it is of the kind `generation`; this is `{kind}`"
+        ));
+    }
+    if spec.form.is_empty() {
+        return Err("`form`: expected at least one, found none".to_owned());
+    }
+    for (index, form) in spec.form.iter().enumerate() {
+        let has = BTreeMap::from([
+            ("prompt", form.prompt.is_some()),
+            ("contexts", form.contexts.is_some()),
+            ("choices", form.choices.is_some()),
+            ("gold", form.gold.is_some()),
+            ("target", form.target.is_some()),
+            ("targets", form.targets.is_some()),
+        ]);
+        let has: Vec<_> = has.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
+        let accepted: &[&[&str]] = match spec.kind {
+            Kind::MultipleChoice => {
+                &[&["choices", "gold", "prompt"], &["contexts", "gold", "target"]]
+            }
+            Kind::Continuation => &[&["prompt", "target"]],
+            Kind::Generation => {
+                &[&["prompt", "target"], &["prompt", "targets"], &["prompt", "target", "targets"]]
+            }
+        };
+        if !accepted.contains(&&has[..]) {
+            let expected: Vec<_> = accepted.iter().map(|names| names.join(", ")).collect();
+            let (number, expected, found) = (index + 1, expected.join("; or "), has.join(", "));
+            return Err(format!("`form` {number}: a {kind} has {expected}; found {found}"));
+        }
+    }
+    Ok(())
+}
+
+impl Spec {
+    /// All templates, with where they stand.
+    fn templates(&self) -> Vec<(String, &'static str, &str)> {
+        let mut all = vec![(String::new(), "description", &self.description[..])];
+        for (index, form) in self.form.iter().enumerate() {
+            let at = format!("`form` {}, ", index + 1);
+            for (name, text) in [("prompt", &form.prompt), ("target", &form.target)] {
+                all.extend(text.iter().map(|text| (at.clone(), name, &text[..])));
+            }
+        }
+        all
+    }
+
+    /// All expressions, with where they stand.
+    fn expressions(&self) -> Vec<(String, &'static str, &str)> {
+        let mut all = Vec::new();
+        for (index, form) in self.form.iter().enumerate() {
+            let at = format!("`form` {}, ", index + 1);
+            for (name, text) in [
+                ("contexts", &form.contexts),
+                ("choices", &form.choices),
+                ("gold", &form.gold),
+                ("targets", &form.targets),
+            ] {
+                all.extend(text.iter().map(|text| (at.clone(), name, &text[..])));
+            }
+        }
+        all
+    }
+
+    /// All regular expressions.
+    fn patterns(&self) -> Vec<(&'static str, &str)> {
+        let Some(generation) = &self.generation else { return Vec::new() };
+        let extract = generation.extract.iter().map(|e| ("generation.extract", &e.pattern[..]));
+        let ignore = generation.ignore.iter().map(|pattern| ("generation.ignore", &pattern[..]));
+        extract.chain(ignore).collect()
+    }
+}

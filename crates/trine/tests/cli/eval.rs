@@ -1,0 +1,160 @@
+//! Scores of a model.
+
+use super::{FIXTURE, Place};
+
+/// Thirty questions with four answers, of which one is far too long for the model.
+fn with_items() -> Place {
+    let place = Place::with_gguf();
+    let line = |i: usize| {
+        let query = if i == 9 { "so ".repeat(2000) } else { format!("What is {i} and {}?", i * i) };
+        let choices = [1, 2, 3, 4].map(|c| format!("about {}", (i + 3) * c));
+        serde_json::json!({ "query": query, "choices": choices, "gold": i % 4 }).to_string() + "\n"
+    };
+    std::fs::create_dir(place.path("sets")).unwrap();
+    place.write("sets/arc_easy.jsonl", (0..30).map(line).collect::<String>());
+    place
+}
+
+fn eval(place: &Place, args: &[&str]) -> serde_json::Value {
+    let args = [&["eval"], args, &["--json"]].concat();
+    serde_json::from_str(&place.ok(&args)).unwrap()
+}
+
+#[test]
+fn scores_are_the_same_shared_and_one_by_one_and_in_every_format() {
+    let place = with_items();
+    let tasks = ["-t", "arc_easy", "--no-keep"];
+    let found = eval(&place, &[&["model.gguf"], &tasks[..]].concat());
+    let task = &found["models"][0]["tasks"]["arc_easy"];
+    assert_eq!((&task["items"], &task["scored"]), (&30.into(), &29.into()));
+    assert_eq!(task["skipped"]["longer than the context"], 1);
+    assert_eq!((&task["chance"], &task["lm_eval_task"]), (&0.25.into(), &"arc_easy".into()));
+    let stderr = task["metrics"]["acc_norm"]["stderr"].as_f64().unwrap();
+    assert!(stderr > 0.01 && stderr < 0.12, "{task}");
+    for other in [&[FIXTURE][..], &["model.gguf", "--one-by-one"]] {
+        let same = eval(&place, &[other, &tasks].concat());
+        assert_eq!(same["models"][0]["tasks"], found["models"][0]["tasks"]);
+    }
+    assert!(!place.exists("evals"));
+}
+
+#[test]
+fn results_are_kept_and_an_interrupted_evaluation_goes_on() {
+    let place = with_items();
+    let args = ["eval", "model.gguf", "-t", "arc_easy", "-d", "sets", "-o", "kept"];
+    let first = place.run(&[&args[..], &["--limit", "7"]].concat());
+    assert!(first.stderr.contains("7 items"), "{}", first.stderr);
+    let whole = place.run(&args);
+    assert!(whole.stderr.contains("23 items") && whole.stderr.contains("7 known before"));
+    let again = place.run(&args);
+    assert!(again.stderr.contains("0 items") && again.stderr.contains("30 known before"));
+    assert_eq!(again.stdout, whole.stdout);
+    assert!(whole.stdout.contains("of 30 items 1 left out (longer than the context)"));
+    assert_eq!(place.ok(&[&args[..4], &["--no-keep"]].concat()), whole.stdout);
+    // Another way to hold keys and values is another evaluation.
+    let other = place.run(&[&args[..], &["--kv", "int8"]].concat());
+    assert!(other.stderr.contains("30 items"), "{}", other.stderr);
+    assert_eq!(std::fs::read_dir(place.path("kept")).unwrap().count(), 2);
+}
+
+#[test]
+fn two_models_are_compared_on_the_same_items() {
+    let place = with_items();
+    let other = FIXTURE.replace("tied-h64", "untied-h192");
+    let args = ["model.gguf", &other, "-t", "arc_easy", "--reference"];
+    let found = eval(&place, &args);
+    let (a, b) =
+        (&found["models"][0]["tasks"]["arc_easy"], &found["models"][1]["tasks"]["arc_easy"]);
+    let value = |task: &serde_json::Value| task["metrics"]["acc"]["value"].as_f64().unwrap();
+    let compared = &found["comparison"]["arc_easy"]["acc"];
+    let items = compared["items"].as_u64().unwrap();
+    assert!(items >= 28, "{compared}");
+    let difference = compared["difference"].as_f64().unwrap();
+    if a["scored"] == b["scored"] {
+        assert!((difference - (value(b) - value(a))).abs() < 1e-9, "{found}");
+    }
+    let p = compared["p"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&p), "{compared}");
+    let same = eval(&place, &["model.gguf", FIXTURE, "-t", "arc_easy"]);
+    assert_eq!(same["comparison"]["arc_easy"]["acc"]["difference"], 0.0);
+    assert_eq!(same["comparison"]["arc_easy"]["acc"]["p"], 1.0);
+    let table = place.ok(&[&["eval"], &args[..]].concat());
+    for part in ["± error", "BitNet 2B4T", "74.79", "95 % interval", "arXiv 2504.12285"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn texts_have_a_perplexity_that_more_context_changes() {
+    let place = Place::with_gguf();
+    let text = "It was the best of times, it was the worst of times.\n".repeat(40);
+    place.write("a.txt", &text);
+    let measure = |options: &[&str]| {
+        let found = eval(&place, &[&["model.gguf", "--text", "a.txt"], options].concat());
+        found["models"][0]["texts"][0].clone()
+    };
+    let found = measure(&["--window", "64"]);
+    let number = |found: &serde_json::Value, key: &str| found[key].as_f64().unwrap();
+    assert_eq!((&found["bytes"], &found["words"]), (&text.len().into(), &(12 * 40).into()));
+    assert_eq!((&found["window"], &found["stride"]), (&64.into(), &64.into()));
+    let nats = -number(&found, "log_likelihood");
+    let bits = nats / text.len() as f64 / std::f64::consts::LN_2;
+    assert!((number(&found, "bits_per_byte") - bits).abs() < 1e-12);
+    let tokens = number(&found, "tokens");
+    assert!((number(&found, "token_perplexity").ln() - nats / tokens).abs() < 1e-9);
+    let slower = measure(&["--window", "64", "--stride", "16"]);
+    assert_eq!(slower["tokens"], found["tokens"]);
+    assert_ne!(slower["log_likelihood"], found["log_likelihood"]);
+    let plain = measure(&["--window", "64", "--one-by-one"]);
+    assert_eq!(plain["log_likelihood"], found["log_likelihood"]);
+    place.refused(
+        &["eval", "model.gguf", "--text", "a.txt", "--window", "9999"],
+        &["a.txt", "window 9999: expected 1 to 512"],
+    );
+}
+
+#[test]
+fn a_task_of_ones_own_is_a_file() {
+    let place = Place::with_gguf();
+    let task = r#"
+        name = "capitals"
+        version = 3
+        kind = "continuation"
+        metrics = ["perplexity", "acc"]
+        files = ["capitals.jsonl"]
+        [[form]]
+        needs = ["country", "city"]
+        prompt = "The capital of {{country}} is"
+        target = " {{city}}"
+    "#;
+    place.write("capitals.toml", task);
+    place.write(
+        "capitals.jsonl",
+        "{\"country\":\"France\",\"city\":\"Paris\"}\n{\"country\":\"Peru\",\"city\":\"Lima\"}\n",
+    );
+    let found = eval(&place, &["model.gguf", "-t", "capitals.toml"]);
+    let task = &found["models"][0]["tasks"]["capitals"];
+    assert_eq!((&task["version"], &task["scored"]), (&3.into(), &2.into()));
+    assert!(task["metrics"]["perplexity"]["value"].as_f64().unwrap() > 1.0);
+    place.edit("capitals.toml", "{{city}}", "{{town}}");
+    place.refused_later(
+        &["eval", "model.gguf", "-t", "capitals.toml"],
+        &["capitals, item 0, `target`", "undefined"],
+    );
+    place.edit("capitals.toml", "version = 3", "version = 3\ncolour = 1");
+    place.refused(&["eval", "model.gguf", "-t", "capitals.toml"], &["capitals.toml", "colour"]);
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_before_a_model_is_loaded() {
+    let place = Place::new();
+    place.refused(&["eval", "none.gguf"], &["--tasks", "--text"]);
+    place.refused(&["eval", "none.gguf", "-t", "arc"], &["no task `arc`", "arc_easy"]);
+    place.refused(
+        &["eval", "none.gguf", "-t", "piqa"],
+        &["no piqa.jsonl in .", "load_dataset(\"baber/piqa\""],
+    );
+    place.refused(&["eval", "none.gguf", "--text", "none.txt"], &["none.txt"]);
+    let list = place.ok(&["eval", "--list"]);
+    assert!(list.contains("| hellaswag ") && list.contains("minerva_math500"), "{list}");
+}
