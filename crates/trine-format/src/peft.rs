@@ -11,6 +11,7 @@ use safetensors::{Dtype as StDtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
 use crate::hf::header::header;
+use crate::hf::read::plain;
 use crate::names::{self, adapter};
 use crate::{AtomicDir, FormatError, ModelConfig, Projection, map_file};
 
@@ -188,7 +189,8 @@ fn read_matrices(
                 }
                 let (from, to) = info.data_offsets;
                 let bytes = &file[start + from..start + to];
-                widen(info.dtype, bytes).ok_or_else(|| refuse(format!("{:?}", info.dtype)))
+                let count = shape[0] * shape[1];
+                widen(info.dtype, bytes, count).ok_or_else(|| refuse(format!("{:?}", info.dtype)))
             };
             let [a_shape, b_shape] = shapes(config, rank, *p);
             matrices.insert((layer, *p), [read(&a, a_shape)?, read(&b, b_shape)?]);
@@ -202,14 +204,10 @@ fn read_matrices(
     }
 }
 
-fn widen(dtype: StDtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || bytes.as_chunks::<2>().0.iter().copied();
-    match dtype {
-        StDtype::F32 => Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        StDtype::F16 => Some(pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
-        StDtype::BF16 => Some(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
-        _ => None,
-    }
+fn widen(dtype: StDtype, bytes: &[u8], count: usize) -> Option<Vec<f32>> {
+    let mut numbers = vec![0.0; count];
+    plain(dtype)?.decode(bytes, &mut numbers);
+    Some(numbers)
 }
 
 #[cfg(test)]

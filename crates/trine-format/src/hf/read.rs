@@ -303,7 +303,7 @@ fn scale_name(weight: &str) -> String {
     format!("{weight}_scale")
 }
 
-fn plain(dtype: StDtype) -> Option<Dtype> {
+pub(crate) fn plain(dtype: StDtype) -> Option<Dtype> {
     match dtype {
         StDtype::F32 => Some(Dtype::F32),
         StDtype::F16 => Some(Dtype::F16),

@@ -3,7 +3,7 @@
 //! A side is filled anew for each product and keeps its memory: the sides of a training step are some
 //! megabytes each, and clearing fresh pages would take longer than filling them.
 
-use super::{COLS, GROUP, Pair, ROWS, STEP};
+use super::{COLS, GROUP, Pair, ROWS, STEP, is_fast};
 use crate::activations::Activations;
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, bfloat as arch, dispatch};
@@ -227,7 +227,7 @@ fn join(even: f32, odd: f32) -> Pair {
 
 /// Puts a row times `scale` to `to`, a step of pairs every so many.
 fn fill_row(row: &[f32], scale: f32, to: &mut [Pair], every: usize) {
-    if !arch::join_row(row, scale, to, every) {
+    if !(is_fast() && arch::join_row(row, scale, to, every)) {
         dispatch(isa(), FillRow { row, scale, to, every });
     }
 }
@@ -398,6 +398,7 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
         let (pairs, len) = (pairs(k), (GROUP / W * W).min(width - first));
         // What follows the last column stays 0, and so does what follows the last line.
         let mut both = [[0.0; GROUP]; 2];
+        let fast = is_fast();
         for p in 0..pairs {
             for (i, line) in both.iter_mut().enumerate() {
                 lines.prefetch(simd, 2 * p + i + AHEAD, first, len);
@@ -407,7 +408,7 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
                 }
             }
             let [even, odd] = &both;
-            if arch::join_lines::<W>([even, odd], &mut data[p * W..], pairs * W) {
+            if fast && arch::join_lines::<W>([even, odd], &mut data[p * W..], pairs * W) {
                 continue;
             }
             let [even, odd] = [even, odd].map(|line| line.as_chunks::<W>().0);

@@ -61,7 +61,7 @@ pub fn accumulate(sum: &mut Gradients, part: Gradients, share: f64) -> Result<()
 pub fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
     let mut sum = 0.0;
     for gradient in gradients.values() {
-        sum += squares(gradient)?;
+        sum += squares(&view(gradient)?);
     }
     Ok(sum.sqrt())
 }
@@ -71,11 +71,12 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
 /// # Errors
 /// As [`global_norm`].
 pub fn norm(gradient: &Tensor) -> Result<f64, TrainError> {
-    Ok(squares(gradient)?.sqrt())
+    Ok(squares(&view(gradient)?).sqrt())
 }
 
-/// Chunks of a fixed size are summed in order: the same bits for any number of threads.
-fn squares(gradient: &Tensor) -> Result<f64, TrainError> {
+/// The sum of all squares. Chunks of a fixed size are summed in order: the same bits for any number of
+/// threads.
+pub(super) fn squares(numbers: &[f32]) -> f64 {
     let squares = |chunk: &[f32]| {
         let mut lanes = [0.0; 8];
         let (whole, rest) = chunk.as_chunks::<8>();
@@ -87,11 +88,9 @@ fn squares(gradient: &Tensor) -> Result<f64, TrainError> {
         let rest = rest.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
         lanes.iter().sum::<f64>() + rest
     };
-    let gradient = view(gradient)?;
-    let gradient: &[f32] = &gradient;
-    let mut sums = vec![0.0; gradient.len().div_ceil(CHUNK)];
+    let mut sums = vec![0.0; numbers.len().div_ceil(CHUNK)];
     parallel::for_each(&mut sums, |i, sum| {
-        *sum = squares(&gradient[i * CHUNK..][..CHUNK.min(gradient.len() - i * CHUNK)]);
+        *sum = squares(&numbers[i * CHUNK..numbers.len().min((i + 1) * CHUNK)]);
     });
-    Ok(sums.iter().sum())
+    sums.iter().sum()
 }

@@ -12,8 +12,9 @@
 use candle_core::{Result, Tensor};
 use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
-use trine_kernels::{AlignedBuf, dot, parallel};
+use trine_kernels::{AlignedBuf, parallel};
 
+use super::gradients::squares;
 use super::moment::Moment;
 use super::rounding::Rounding;
 use super::{CHUNK, in_place};
@@ -69,7 +70,7 @@ impl NewtonSchulz {
         next.resize(s * l);
         gram.resize(s * s);
         polynomial.resize(s * s);
-        let inverse = (1.0 / (norm(matrix) + 1e-7)) as f32;
+        let inverse = (1.0 / (squares(matrix).sqrt() + 1e-7)) as f32;
         if rows > columns {
             transpose(matrix, rows, columns, x);
         } else {
@@ -110,16 +111,6 @@ impl NewtonSchulz {
             matrix.copy_from_slice(x);
         }
     }
-}
-
-/// The Frobenius norm, summed in chunks of a fixed size and in their order.
-fn norm(matrix: &[f32]) -> f64 {
-    let mut sums = vec![0.0; matrix.len().div_ceil(CHUNK)];
-    parallel::for_each(&mut sums, |i, sum| {
-        let chunk = &matrix[i * CHUNK..matrix.len().min((i + 1) * CHUNK)];
-        *sum = f64::from(dot(chunk, chunk));
-    });
-    sums.iter().sum::<f64>().sqrt()
 }
 
 fn scale(x: &mut [f32], factor: f32) {
