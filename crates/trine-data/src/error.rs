@@ -210,4 +210,33 @@ pub enum DataError {
         /// Tokens of a sequence.
         seq_len: usize,
     },
+
+    /// Conversations that cannot be divided into some to learn from and some to validate on.
+    #[error(
+        "{}: {conversations} conversations, of which a share of {fraction} leaves none to {lacks}",
+        path.display()
+    )]
+    Split {
+        /// The file of conversations.
+        path: PathBuf,
+        /// Conversations that can be learned from.
+        conversations: usize,
+        /// Share that was to validate.
+        fraction: f64,
+        /// What none is left for.
+        lacks: &'static str,
+    },
+
+    /// Rows of another length than the sequences of a batch.
+    #[error(
+        "{}: rows for sequences of {row} tokens, expected {seq_len}: prepare the data anew", path.display()
+    )]
+    RowLength {
+        /// The shard.
+        path: PathBuf,
+        /// Tokens of a sequence that a row holds.
+        row: usize,
+        /// Tokens of a sequence that was asked for.
+        seq_len: usize,
+    },
 }

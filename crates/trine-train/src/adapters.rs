@@ -20,6 +20,8 @@ pub struct Adapters {
     rank: usize,
     alpha: f64,
     targets: Vec<Projection>,
+    /// The model that they belong to, as its user named it.
+    base: Option<String>,
     params: Params,
 }
 
@@ -81,7 +83,7 @@ impl Adapters {
             }
         }
         let params = Params::from_vars(vars);
-        Ok(Self { rank, alpha, targets: targets.to_vec(), params })
+        Ok(Self { rank, alpha, targets: targets.to_vec(), base: None, params })
     }
 
     /// Adapters from a file.
@@ -97,26 +99,38 @@ impl Adapters {
             vars.insert(a_name, Var::from_vec(a.clone(), a_shape, &Device::Cpu)?);
             vars.insert(b_name, Var::from_vec(b.clone(), b_shape, &Device::Cpu)?);
         }
-        let (targets, params) = (lora.targets.clone(), Params::from_vars(vars));
-        Ok(Self { rank: lora.rank, alpha: lora.alpha, targets, params })
+        let (targets, base) = (lora.targets.clone(), lora.base.clone());
+        let params = Params::from_vars(vars);
+        Ok(Self { rank: lora.rank, alpha: lora.alpha, targets, base, params })
     }
 
-    /// What a file of them holds; `base` is how the user named the model.
+    /// The same adapters with the name of the model that they belong to.
+    #[must_use]
+    pub fn for_base(self, base: Option<String>) -> Self {
+        Self { base, ..self }
+    }
+
+    /// What a file of them holds.
     ///
     /// # Errors
-    /// None, but for what Candle may refuse.
-    pub fn to_lora(&self, layers: usize, base: Option<String>) -> Result<Lora, TrainError> {
+    /// Numbers that are not finite.
+    pub fn to_lora(&self, layers: usize) -> Result<Lora, TrainError> {
         let mut matrices = BTreeMap::new();
         for layer in 0..layers {
             for p in &self.targets {
                 let [a, b] = names::adapter(layer, *p);
                 let values = |name: &str| -> candle_core::Result<Vec<f32>> {
-                    Ok(view(self.params.get(name)?)?.to_vec())
+                    let values = view(self.params.get(name)?)?;
+                    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                        let found = values[at];
+                        candle_core::bail!("{name}: element {at} is {found}: that is not kept");
+                    }
+                    Ok(values.to_vec())
                 };
                 matrices.insert((layer, *p), [values(&a)?, values(&b)?]);
             }
         }
-        let targets = self.targets.clone();
+        let (targets, base) = (self.targets.clone(), self.base.clone());
         Ok(Lora { rank: self.rank, alpha: self.alpha, targets, base, matrices })
     }
 

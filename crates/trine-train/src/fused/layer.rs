@@ -193,7 +193,7 @@ impl<'a> Layer<'a> {
     fn ternarize(&self, p: Projection, weights: &mut Weights) -> Result<()> {
         let name = names::projection(self.index, p);
         if let Some(frozen) = self.model.frozen_weights(&name) {
-            *weights = Weights::Ternary(frozen.clone());
+            *weights = Weights::Frozen(frozen.clone());
             return Ok(());
         }
         let (out, inp) = self.model.config().projection_shape(p);
@@ -261,9 +261,9 @@ impl<'a> Layer<'a> {
         weights: &[Weights],
         p: Projection,
     ) -> Result<Option<impl std::ops::Deref<Target = [f32]> + use<'a>>> {
-        match weights[p as usize] {
-            Weights::Ternary(_) => Ok(None),
-            Weights::Full => self.param(&names::projection(self.index, p)).map(Some),
+        match weights[p as usize].trits() {
+            Some(_) => Ok(None),
+            None => self.param(&names::projection(self.index, p)).map(Some),
         }
     }
 

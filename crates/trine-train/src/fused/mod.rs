@@ -22,10 +22,11 @@ mod head;
 mod layer;
 mod products;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use trine_data::Batch;
+use trine_data::{Batch, IGNORED};
 use trine_format::{Quantization, names};
 use trine_kernels::{AlignedBuf, parallel};
 
@@ -59,6 +60,8 @@ pub struct Engine {
     states: Vec<LayerState>,
     /// The gradient of an input of projections.
     scratch: Buffer,
+    /// The rows that predict something, `(n, D)`, where not all do.
+    learned: Buffer,
     gradients: Gradients,
 }
 
@@ -159,6 +162,7 @@ impl Engine {
             inputs: Vec::new(),
             states: Vec::new(),
             scratch: Buffer::default(),
+            learned: Buffer::default(),
             gradients: Gradients::new(),
         }
     }
@@ -168,18 +172,49 @@ impl Engine {
         self.options
     }
 
-    /// Mean cross entropy of a batch in nats, and the gradients of all parameters that are trained. These lie in memory of
-    /// the engine, and are those of this batch until the next call.
+    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, and the gradients of
+    /// all parameters that are trained. These lie in memory of the engine, and are those of this batch
+    /// until the next call.
     ///
     /// # Errors
-    /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
+    /// More tokens than positions, ids outside the vocabulary, nothing to be predicted, masters that are
+    /// not finite.
     pub fn gradients(&mut self, model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients)> {
+        self.weighted_gradients(model, batch, 1.0 / batch.learned().max(1) as f32)
+    }
+
+    /// As [`Self::gradients`], the gradients being those of the sum of the targets' losses times `weight`.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn weighted_gradients(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        weight: f32,
+    ) -> Result<(f32, Gradients)> {
         let layers = model.config().num_hidden_layers;
         let extent = self.forward(model, batch, true)?;
-        let Self { options, products, head, inputs, states, scratch, gradients } = self;
+        let Self { options, products, head, inputs, states, scratch, learned, gradients } = self;
         let mut found = Found::new(model.trained(), gradients)?;
-        let loss =
-            head.backward(model, products, &mut inputs[layers], &batch.targets, &mut found)?;
+        let rows = Learned::of(batch)?;
+        let weights = vec![weight; rows.ids.len()];
+        let targets = head::Targets { ids: &rows.ids, weights: &weights };
+        let width = model.config().hidden_size;
+        let x = &mut inputs[layers];
+        let loss = match &rows.at {
+            None => head.backward(model, products, x, targets, &mut found)?,
+            Some(at) => {
+                gather(at, width, x, learned);
+                let loss = head.backward(model, products, learned, targets, &mut found)?;
+                // What predicts nothing has no gradient.
+                x.fill(0.0);
+                for (row, from) in at.iter().zip(learned.chunks_exact(width)) {
+                    x[row * width..][..width].copy_from_slice(from);
+                }
+                loss
+            }
+        };
         for index in (0..layers).rev() {
             let (below, above) = inputs.split_at_mut(index + 1);
             let (x, dx) = (&mut below[index], &above[0]);
@@ -191,17 +226,25 @@ impl Engine {
             layer.backward(x, state, dx, scratch, &mut found)?;
         }
         add_embedding(model, batch, &inputs[0], &mut found)?;
-        Ok((loss, found.finish()?))
+        Ok((rows.mean(loss), found.finish()?))
     }
 
-    /// Mean cross entropy of a batch in nats, with the head in f32.
+    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, with the head in f32.
     ///
     /// # Errors
     /// As [`Self::gradients`].
     pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
         self.forward(model, batch, false)?;
-        let output = model.config().num_hidden_layers % 2;
-        self.head.evaluate(model, &self.inputs[output], &batch.targets)
+        let x = &self.inputs[model.config().num_hidden_layers % 2];
+        let rows = Learned::of(batch)?;
+        let loss = match &rows.at {
+            None => self.head.evaluate(model, x, &rows.ids)?,
+            Some(at) => {
+                gather(at, model.config().hidden_size, x, &mut self.learned);
+                self.head.evaluate(model, &self.learned, &rows.ids)?
+            }
+        };
+        Ok(rows.mean(loss))
     }
 
     /// Runs all layers. For a backward pass, `inputs` are then the input of every layer and the output of
@@ -219,7 +262,8 @@ impl Engine {
             let positions = config.max_position_embeddings;
             candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
         }
-        for id in batch.inputs.iter().chain(&batch.targets) {
+        let predicted = batch.targets.iter().filter(|id| **id != IGNORED);
+        for id in batch.inputs.iter().chain(predicted) {
             if *id as usize >= config.vocab_size {
                 candle_core::bail!("id {id} outside a vocabulary of {}", config.vocab_size);
             }
@@ -243,6 +287,40 @@ impl Engine {
             layer.forward(x, &mut self.states[index % states], Some(y))?;
         }
         Ok(extent)
+    }
+}
+
+/// The targets of a batch that are to be predicted.
+struct Learned<'a> {
+    ids: Cow<'a, [u32]>,
+    /// The rows that predict them, unless all do.
+    at: Option<Vec<usize>>,
+}
+
+impl<'a> Learned<'a> {
+    fn of(batch: &'a Batch) -> Result<Self> {
+        let n = batch.learned();
+        if n == 0 {
+            candle_core::bail!("a batch in which nothing is to be predicted");
+        }
+        if n == batch.targets.len() {
+            return Ok(Self { ids: Cow::Borrowed(&batch.targets), at: None });
+        }
+        let at = batch.targets.iter().enumerate().filter(|(_, id)| **id != IGNORED);
+        let (at, ids): (Vec<_>, Vec<_>) = at.map(|(at, id)| (at, *id)).unzip();
+        Ok(Self { ids: Cow::Owned(ids), at: Some(at) })
+    }
+
+    fn mean(&self, sum: f64) -> f32 {
+        (sum / self.ids.len() as f64) as f32
+    }
+}
+
+/// Some rows of `x` `(M, D)`, one after the other.
+fn gather(rows: &[usize], width: usize, x: &[f32], out: &mut Buffer) {
+    out.resize(rows.len() * width);
+    for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+        out.copy_from_slice(&x[row * width..][..width]);
     }
 }
 
@@ -377,6 +455,12 @@ mod tests {
         let mut documents = batch(2, 40, 37);
         documents.starts = Some((0..80).map(|i| (i % 40 - i % 40 % 13) as u32).collect());
         check(&model(config()), &documents, "documents");
+        for (i, target) in documents.targets.iter_mut().enumerate() {
+            if i % 7 < 4 || (20..33).contains(&i) {
+                *target = IGNORED;
+            }
+        }
+        check(&model(config()), &documents, "answers");
         let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
         check(&model(silu), &batch(3, 17, 37), "SiLU without sub-norms");
         let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };

@@ -1,5 +1,7 @@
 //! Projections and their gradients, in whichever arithmetic was asked for.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_kernels::bf16::{self, Left, Right, multiply};
@@ -41,11 +43,22 @@ impl Precision {
 pub(super) enum Weights {
     /// Trits with a scale.
     Ternary(PackedMatrix),
+    /// Those of a model whose weights stay as they are.
+    Frozen(Arc<PackedMatrix>),
     /// The masters themselves.
     Full,
 }
 
 impl Weights {
+    /// The trits, unless the masters themselves are multiplied.
+    pub(super) fn trits(&self) -> Option<&PackedMatrix> {
+        match self {
+            Self::Ternary(trits) => Some(trits),
+            Self::Frozen(trits) => Some(trits),
+            Self::Full => None,
+        }
+    }
+
     /// Ternarizes masters `(out, in)`, if the model is ternary.
     pub(super) fn refill(
         &mut self,
@@ -141,11 +154,8 @@ impl Products {
     pub(super) fn forward<'a>(&mut self, input: &Input, work: &mut [(Projection<'a>, &mut [f32])]) {
         match input {
             Input::Codes(x) => {
-                let ternary = |p: &Projection<'a>| match p.weights {
-                    Weights::Ternary(weights) => weights,
-                    Weights::Full => unreachable!("codes meet trits"),
-                };
-                let pairs = work.iter_mut().map(|(p, y)| (ternary(p), &mut **y));
+                let trits = |p: &Projection<'a>| p.weights.trits().expect("codes meet trits");
+                let pairs = work.iter_mut().map(|(p, y)| (trits(p), &mut **y));
                 trine_kernels::bitlinear_all(&mut pairs.collect::<Vec<_>>(), x);
             }
             Input::Floats(x) => {
@@ -192,23 +202,23 @@ impl Products {
         let rows = dy.len() / p.out;
         if self.is_bf16() {
             let mut scale = 1.0;
-            match p.weights {
-                Weights::Ternary(weights) => {
+            match p.weights.trits() {
+                Some(weights) => {
                     scale = weights.scale();
                     self.right.fill_trits(weights);
                 }
-                Weights::Full => self.right.fill_rows(p.masters, p.out, p.inp),
+                None => self.right.fill_rows(p.masters, p.out, p.inp),
             }
             self.left.fill_rows(dy, rows, p.out);
             return multiply(&self.left, self.right.all(), scale, store, dx);
         }
-        let weights = match p.weights {
-            Weights::Ternary(weights) => {
+        let weights = match p.weights.trits() {
+            Some(weights) => {
                 self.floats.resize(p.out * p.inp);
                 weights.dequantize(&mut self.floats);
                 &self.floats
             }
-            Weights::Full => p.masters,
+            None => p.masters,
         };
         matmul([rows, p.out, p.inp], Matrix::plain(dy), Matrix::plain(weights), store, dx);
     }
