@@ -7,7 +7,7 @@ use candle_core::Device;
 use trine_format::{ModelConfig, ModelFile, Quantization, TokenizerFiles};
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
-use crate::adapters::Adapters;
+use crate::adapters::{Adapters, Dropout};
 use crate::config::{FinetuneConfig, Method, require};
 use crate::fused::Engine;
 use crate::quantizers::stored;
@@ -17,6 +17,7 @@ use crate::{Bitnet, Params, RunConfig, TrainError};
 pub struct Base {
     path: PathBuf,
     config: ModelConfig,
+    has_masters: bool,
     finetune: FinetuneConfig,
     tokenizer: TokenizerFiles,
     /// Identifies its weights.
@@ -40,6 +41,7 @@ impl Base {
         };
         let file = open(path, finetune.method)?;
         let mut config = file.config().clone();
+        let has_masters = config.quantization != Quantization::Offline;
         let seq_len = run.data.seq_len;
         let positions = config.max_position_embeddings;
         let most = format!("at most the {positions} positions of {}", path.display());
@@ -74,7 +76,7 @@ impl Base {
             tokenizer.set_chat_template(&text);
         }
         let hash = hash(path)?;
-        Ok(Self { path: path.to_owned(), config, finetune, tokenizer, hash })
+        Ok(Self { path: path.to_owned(), config, has_masters, finetune, tokenizer, hash })
     }
 
     /// Where it is.
@@ -85,6 +87,12 @@ impl Base {
     /// The network that is trained.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Whether it has master weights. Those that are made of trits alone are all alike, and far from where
+    /// a trit flips.
+    pub fn has_masters(&self) -> bool {
+        self.has_masters
     }
 
     /// BLAKE3 of its weights, in hexadecimal.
@@ -140,14 +148,18 @@ impl Base {
         let lora = &self.finetune.lora;
         let targets = lora.projections()?;
         let adapters = Adapters::init(&self.config, lora.rank, lora.alpha, &targets, run.seed)?;
-        self.adapted(adapters.for_base(Some(self.finetune.base.clone())))
+        self.adapted(run, adapters.for_base(Some(self.finetune.base.clone())))
     }
 
     /// The model with adapters.
     ///
     /// # Errors
     /// As [`Self::model`].
-    pub(crate) fn adapted(&self, adapters: Adapters) -> Result<Bitnet, TrainError> {
+    pub(crate) fn adapted(
+        &self,
+        run: &RunConfig,
+        adapters: Adapters,
+    ) -> Result<Bitnet, TrainError> {
         let file = open(&self.path, self.finetune.method)?;
         let model = match self.config.quantization {
             Quantization::None => {
@@ -161,7 +173,8 @@ impl Base {
             let (path, message) = (self.path.clone(), message.to_owned());
             return Err(TrainError::Checkpoint { path, message });
         }
-        Ok(model.with_adapters(adapters))
+        let dropout = Dropout { share: self.finetune.lora.dropout, seed: run.seed };
+        Ok(model.with_adapters(adapters.with_dropout(dropout)))
     }
 }
 

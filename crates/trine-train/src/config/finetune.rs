@@ -26,7 +26,7 @@ pub struct FinetuneConfig {
     pub too_long: TooLong,
     /// A Jinja file to render conversations with, and to save with the model; empty for the model's own.
     pub chat_template: String,
-    /// Makes the projections of a full-precision model ternary; `quantizer.warmup_steps` does it little by
+    /// Makes the projections of a full-precision model ternary; `quantizer.lambda_steps` does it little by
     /// little. For `method = "full"`.
     pub ternarize: bool,
     /// Adds RMSNorms before the output and down projections, where the model has none (BitDistill, arXiv

@@ -12,16 +12,19 @@ use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
 use super::{Buffer, Extent, Found, is_ternary};
 use crate::Bitnet;
+use crate::adapters::Mask;
 use crate::ops::{Attention, view};
 
 /// Rows of which a thread makes the gradients of a gate at a time.
 const GATE_ROWS: usize = 16;
 
-/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before.
+/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before,
+/// but for what is left out of it.
 #[derive(Default)]
 struct Kept {
     input: Input,
     floats: Buffer,
+    mask: Option<Mask>,
 }
 
 /// What the backward pass needs of a layer's forward pass.
@@ -71,6 +74,12 @@ impl<'a> Layer<'a> {
         Self { model, index, extent, products, act }
     }
 
+    /// What is left out of an input of adapters in this step, the inputs of a layer being numbered.
+    fn mask(&self, input: usize) -> Option<Mask> {
+        let dropout = self.model.adapters()?.dropout();
+        dropout.mask(self.model.step(), self.extent.dropped?, 4 * self.index + input)
+    }
+
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs.
     pub(super) fn forward(
         &mut self,
@@ -84,6 +93,7 @@ impl<'a> Layer<'a> {
         for p in Projection::ALL {
             self.ternarize(p, &mut state.weights[p as usize])?;
         }
+        state.qkv_input.mask = self.mask(0);
         self.normed(x, width, Some(&names::input_norm(self.index)), &mut state.qkv_input)?;
         let heads_width = config.num_attention_heads * config.head_dim;
         let kv_width = config.num_key_value_heads * config.head_dim;
@@ -99,12 +109,14 @@ impl<'a> Layer<'a> {
         self.attention().forward(&mut state.q, &mut state.k, &state.v, &mut state.y);
 
         let sub_norm = config.sub_norms.then(|| names::attn_sub_norm(self.index));
+        state.o_input.mask = self.mask(1);
         self.normed(&state.y, heads_width, sub_norm.as_deref(), &mut state.o_input)?;
         state.middle.resize(rows * width);
         self.project(&state.weights, &state.o_input, [(Projection::O, &mut state.middle)])?;
         add(&mut state.middle, x);
 
         let norm = names::post_attention_norm(self.index);
+        state.gate_input.mask = self.mask(2);
         self.normed(&state.middle, width, Some(&norm), &mut state.gate_input)?;
         let inner = config.intermediate_size;
         state.gate.resize(rows * inner);
@@ -114,6 +126,7 @@ impl<'a> Layer<'a> {
         let sub_norm = config.sub_norms.then(|| names::ffn_sub_norm(self.index));
         let weight = sub_norm.map(|name| self.param(&name)).transpose()?;
         let (gate, up, act) = (&state.gate, &state.up, self.act);
+        state.down_input.mask = self.mask(3);
         self.keep(&mut state.down_input, inner, |row, to| {
             let at = row * inner;
             nn::gate_into(act, &gate[at..][..inner], &up[at..][..inner], to);
@@ -230,6 +243,12 @@ impl<'a> Layer<'a> {
         to.input.refill(ternary, rows, cols, |row, to| {
             to.copy_from_slice(&floats[row * cols..][..cols]);
         });
+        if let Some(mask) = to.mask {
+            parallel::for_each_chunk(&mut to.floats, cols, |row, x| {
+                let factors = (row * cols..).map(|at| mask.factor(at));
+                x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            });
+        }
     }
 
     /// Outputs of projections with the same input.
@@ -309,7 +328,8 @@ impl<'a> Layer<'a> {
         let Some(adapters) = self.model.adapters() else { return Ok(()) };
         for (p, dy) in dys {
             adapters.with(self.index, *p, |adapter| {
-                self.products.adapter_gradients(&kept.floats, adapter, rows, dy, dx, found)
+                let (x, mask) = (&kept.floats, kept.mask);
+                self.products.adapter_gradients(x, mask, adapter, rows, dy, dx, found)
             })?;
         }
         Ok(())

@@ -136,6 +136,8 @@ struct Extent<'a> {
     tokens: usize,
     /// The first position that each one sees, `(B, T)`.
     starts: Option<&'a [u32]>,
+    /// The ids `(B, T)` of a training step, in which adapters leave something out.
+    dropped: Option<&'a [u32]>,
 }
 
 impl Extent<'_> {
@@ -257,7 +259,8 @@ impl Engine {
     ) -> Result<Extent<'a>> {
         let config = model.config();
         let starts = batch.starts.as_deref();
-        let extent = Extent { batch: batch.batch, tokens: batch.seq_len, starts };
+        let dropped = backward.then_some(&batch.inputs[..]);
+        let extent = Extent { batch: batch.batch, tokens: batch.seq_len, starts, dropped };
         if extent.tokens > config.max_position_embeddings {
             let positions = config.max_position_embeddings;
             candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
@@ -358,7 +361,7 @@ fn is_ternary(model: &Bitnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::Adapters;
+    use crate::adapters::{Adapters, Dropout};
     use crate::optimizer::collect;
     use trine_format::{HiddenAct, ModelConfig, Projection};
 
@@ -492,6 +495,43 @@ mod tests {
         let full = ModelConfig { quantization: Quantization::None, ..config() };
         let model = model(full).with_adapters(adapters(&some));
         check(&model, &batch(3, 17, 37), "adapters in full precision");
+    }
+
+    /// The gradients of what is left out are those of a loss that leaves it out: along them, the loss
+    /// changes as much as they say.
+    #[test]
+    fn dropout_has_the_gradients_of_its_loss() {
+        let full = ModelConfig { quantization: Quantization::None, ..config() };
+        let dropout = Dropout { share: 0.3, seed: 4 };
+        let adapters = adapters(&Projection::ALL).with_dropout(dropout);
+        let model = model(full).with_adapters(adapters);
+        let batch = batch(2, 20, 37);
+        let mut losses = Vec::new();
+        for recompute in [false, true] {
+            let mut engine = Engine::new(Options { precision: Precision::F32, recompute }, false);
+            let (loss, gradients) = engine.gradients(&model, &batch).unwrap();
+            assert_ne!(engine.evaluate(&model, &batch).unwrap(), loss);
+            let gradients: Gradients =
+                gradients.iter().map(|(name, g)| (name.clone(), g.copy().unwrap())).collect();
+            let square: f64 = crate::optimizer::global_norm(&gradients).unwrap().powi(2);
+            let mut moved = |by: f64| {
+                for (name, var) in model.trained().iter() {
+                    let gradient = view(&gradients[name]).unwrap();
+                    let step = |w: &mut [f32]| {
+                        w.iter_mut().zip(&gradient[..]).for_each(|(w, g)| *w += by as f32 * g);
+                    };
+                    in_place(var, step).unwrap();
+                }
+                f64::from(engine.gradients(&model, &batch).unwrap().0)
+            };
+            let by = 0.002;
+            let (above, below) = (moved(by), moved(-2.0 * by));
+            moved(by);
+            let slope = (above - below) / (2.0 * by);
+            assert!((slope / square - 1.0).abs() < 0.01, "{slope}, not {square}");
+            losses.push(loss);
+        }
+        assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use trine_kernels::{Activations, PackedMatrix, parallel};
 use trine_ternary::TernaryError;
 
 use super::{Buffer, Found};
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Mask};
 use crate::ops::view;
 
 /// In what the products of gradients are computed, and those of weights that are not ternary.
@@ -282,10 +282,12 @@ impl Products {
     }
 
     /// The gradients of an adapter, and what it adds to that of its input: of `dy` `(M, out)` and the
-    /// input `x`, to `dx`, both `(M, in)`.
+    /// input `x`, to `dx`, both `(M, in)`; what `mask` leaves out of the one gets nothing in the other.
+    #[expect(clippy::too_many_arguments, reason = "a product has many sides")]
     pub(super) fn adapter_gradients(
         &mut self,
         x: &[f32],
+        mask: Option<Mask>,
         adapter: Adapter<'_>,
         rows: usize,
         dy: &[f32],
@@ -310,8 +312,21 @@ impl Products {
         found.write(a_name, |da| {
             self.product([rank, rows, inp], Matrix::turned(&low_gradient), x, Store::Set, da);
         })?;
-        let low_side = Matrix::plain(&low_gradient);
-        self.product([rows, rank, inp], low_side, Matrix::plain(&a), Store::Add, dx);
+        let (low_side, a) = (Matrix::plain(&low_gradient), Matrix::plain(&a));
+        match mask {
+            None => self.product([rows, rank, inp], low_side, a, Store::Add, dx),
+            Some(mask) => {
+                let mut all = std::mem::take(&mut self.floats);
+                all.resize(rows * inp);
+                self.product([rows, rank, inp], low_side, a, Store::Set, &mut all);
+                parallel::for_each_chunk(dx, inp, |row, dx| {
+                    for (at, dx) in (row * inp..).zip(dx) {
+                        *dx += mask.factor(at) * all[at];
+                    }
+                });
+                self.floats = all;
+            }
+        }
         (self.low, self.low_gradient) = (low, low_gradient);
         Ok(())
     }

@@ -93,7 +93,7 @@ impl Start {
         let mut model = match &self.base {
             Some(base) if lora => {
                 let lora = Lora::read(path, &self.expected)?;
-                base.adapted(Adapters::from_lora(&lora, &self.expected)?)?
+                base.adapted(config, Adapters::from_lora(&lora, &self.expected)?)?
             }
             _ => self.masters(config, path)?,
         };

@@ -57,6 +57,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return print(&plan, &limits, args.json).map(|()| ExitCode::SUCCESS);
     }
     check_memory(&plan, &config, args.force)?;
+    if finetune.method == Method::Full && !base.has_masters() {
+        note!(
+            "{} has trits without masters: those that are made of them begin far from where trits flip. \
+             A checkpoint with masters learns sooner",
+            finetune.base
+        );
+    }
     let mut trainer = if run.resume {
         let data = data::of_run(&config, &dir)?;
         Trainer::resume_finetune(config, data, base, &dir)?
