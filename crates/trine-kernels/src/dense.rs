@@ -153,7 +153,7 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const T: usize>(
 
 /// [`dots`]; memory is asked for what lies `ahead` bytes after the rows meanwhile, unless that is 0.
 #[inline(always)]
-fn dots_ahead<S: Simd, E: Element, const R: usize, const T: usize>(
+pub(crate) fn dots_ahead<S: Simd, E: Element, const R: usize, const T: usize>(
     simd: S,
     rows: [&[E]; R],
     tokens: [&[f32]; T],

@@ -27,6 +27,7 @@
 //! | `packed`, `trits5`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
 //! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
+//! | `low_rank` | what adapters add to a projection |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
 //! | [`bf16`], [`gemm`] | products in bfloat16 and f32, of which gradients are made |
 //! | `product` | what products of dense weights share: tiles and cache blocks |
@@ -49,6 +50,7 @@ mod dense;
 pub mod gemm;
 mod isa;
 pub mod limits;
+mod low_rank;
 pub mod nn;
 mod packed;
 pub mod parallel;
@@ -63,6 +65,7 @@ pub use aligned::AlignedBuf;
 pub use block::{BlockKind, BlockMatrix, HeadRows, Top, TwoStageHead, block_matmul};
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
+pub use low_rank::{LowRank, LowRankProduct, LowRankType, low_rank_add};
 pub use packed::{PackedMatrix, Packing};
 pub use parallel::threads;
 pub use ternary::{bitlinear, bitlinear_add, bitlinear_all, bitlinear_gated, matmul_i32};

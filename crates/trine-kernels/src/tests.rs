@@ -21,9 +21,11 @@ use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmu
 
 pub(crate) mod block;
 mod kv;
+mod low_rank;
 mod nn;
 use block::*;
 use kv::*;
+use low_rank::*;
 use nn::*;
 
 /// At and around the sizes of blocks, vectors and lanes, and none at all.
@@ -371,6 +373,8 @@ stamp!(
     kv_attention_is_the_same_in_any_company,
     kv_attention_keeps_poison_to_its_own,
     kv_attention_of_extremes_matches_scalar,
+    low_rank_products_match_scalar,
+    low_rank_products_are_the_same_in_any_company,
     results_do_not_depend_on_threads,
 ]);
 

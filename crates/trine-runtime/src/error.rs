@@ -51,6 +51,27 @@ pub enum RuntimeError {
     /// A sequence that was made for a model of another shape, or with another KV cache.
     #[error("a sequence of another model: expected one that was made for this model")]
     ForeignSequence,
+    /// Adapters beside projections that have norms, where they would read the input before or after it.
+    #[error(
+        "a model with a norm before every projection takes no adapters: none can be trained for it"
+    )]
+    AdapterOfNorms,
+    /// A matrix of an adapter that does not fit the model.
+    #[error(
+        "adapter tensor `{tensor}`: the model expects {} x {} numbers, found {found}",
+        .shape[0], .shape[1]
+    )]
+    AdapterShape {
+        /// Name of the tensor.
+        tensor: String,
+        /// Rows and columns that were expected.
+        shape: [usize; 2],
+        /// How many numbers there are.
+        found: usize,
+    },
+    /// An adapter that was made for a model of another shape.
+    #[error("an adapter of another model: expected one that was made for this model")]
+    ForeignAdapter,
     /// Heads that the KV cache has no layout for.
     #[error("heads of {head_dim} features: expected 1 to {limit}")]
     HeadDim {

@@ -6,6 +6,7 @@ use trine_format::ModelConfig;
 use trine_kernels::{AlignedBuf, nn, parallel};
 
 use crate::RuntimeError;
+use crate::adapter::{Adapted, same};
 use crate::linear::{Input, forward_all, forward_gated};
 use crate::sequence::Sequence;
 use crate::weights::{Layer, Model};
@@ -64,10 +65,12 @@ impl Model {
     /// Appends to sequences, and returns the logits, or hidden states, that each step asked for.
     ///
     /// All steps go over the weights together, as many ids at a time as pays. Every step computes the
-    /// same bits as it would alone, whole or in parts.
+    /// same bits as it would alone, whole or in parts, with whatever adapter its sequence has. An adapter
+    /// is read once for steps that follow each other.
     ///
     /// # Errors
-    /// No ids, an id outside the vocabulary, a full context, a sequence of another model; all
+    /// No ids, an id outside the vocabulary, a full context, a sequence or an adapter of another
+    /// model; all
     /// sequences are then as before.
     pub fn step(&self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
         for step in &*steps {
@@ -194,6 +197,26 @@ fn passes(lengths: impl Iterator<Item = usize>) -> Vec<Vec<(usize, Range<usize>)
     passes
 }
 
+/// Which rows of a pass have adapters: those of steps that follow each other with the same one are
+/// multiplied together.
+fn adapted(steps: &[Step<'_>]) -> Vec<Adapted> {
+    let (mut adapted, mut at) = (Vec::<Adapted>::new(), 0);
+    for step in steps {
+        let rows = at..at + step.ids.len();
+        at = rows.end;
+        let Some(adapter) = step.sequence.adapter() else { continue };
+        match adapted.last_mut() {
+            Some(last)
+                if last.rows.end == rows.start && same(Some(&last.adapter), Some(adapter)) =>
+            {
+                last.rows.end = rows.end;
+            }
+            _ => adapted.push(Adapted { adapter: adapter.clone(), rows }),
+        }
+    }
+    adapted
+}
+
 /// Scratch of a pass, which all layers use one after another.
 struct Pass<'m> {
     model: &'m Model,
@@ -203,6 +226,8 @@ struct Pass<'m> {
     sin: Vec<f32>,
     /// What lies between projections: room for the larger of the two parts of a layer.
     buffer: AlignedBuf<f32>,
+    /// The tokens that have adapters.
+    adapted: Vec<Adapted>,
 }
 
 impl<'m> Pass<'m> {
@@ -221,7 +246,7 @@ impl<'m> Pass<'m> {
         let heads = config.num_attention_heads + config.num_key_value_heads;
         let width = (2 * heads * config.head_dim).max(config.intermediate_size);
         let buffer = AlignedBuf::new(tokens * width);
-        Self { model, tokens, cos, sin, buffer }
+        Self { model, tokens, cos, sin, buffer, adapted: adapted(steps) }
     }
 
     /// Adds the attention part of a layer to `x` `(T, D)`.
@@ -234,7 +259,7 @@ impl<'m> Pass<'m> {
         let (k, rest) = rest.split_at_mut(self.tokens * kv_heads * d);
         let (v, rest) = rest.split_at_mut(self.tokens * kv_heads * d);
         let y = &mut rest[..self.tokens * heads * d];
-        let input = Input::new(x, self.tokens, Some(&layer.input_norm));
+        let input = Input::new(x, self.tokens, Some(&layer.input_norm), &self.adapted);
         forward_all([&layer.q, &layer.k, &layer.v], &input, [&mut *q, k, v]);
 
         let (cos, sin) = (&self.cos, &self.sin);
@@ -262,17 +287,17 @@ impl<'m> Pass<'m> {
         let views: Vec<_> =
             views.map(|(step, pages)| step.sequence.view(pages, index, step.ids.len())).collect();
         nn::attention_kv(self.model.kv, heads, kv_heads, &views, q, y);
-        let input = Input::new(y, self.tokens, layer.attn_sub_norm.as_ref());
+        let input = Input::new(y, self.tokens, layer.attn_sub_norm.as_ref(), &self.adapted);
         layer.o.add_to(&input, x);
     }
 
     /// Adds the feed-forward part of a layer to `x` `(T, D)`.
     fn feed_forward(&mut self, layer: &Layer, x: &mut [f32]) {
-        let input = Input::new(x, self.tokens, Some(&layer.post_attention_norm));
+        let input = Input::new(x, self.tokens, Some(&layer.post_attention_norm), &self.adapted);
         // (T, F)
         let h = &mut self.buffer[..self.tokens * self.model.config.intermediate_size];
         forward_gated(self.model.gate(), &layer.gate, &layer.up, &input, h);
-        let input = Input::new(h, self.tokens, layer.ffn_sub_norm.as_ref());
+        let input = Input::new(h, self.tokens, layer.ffn_sub_norm.as_ref(), &self.adapted);
         layer.down.add_to(&input, x);
     }
 }

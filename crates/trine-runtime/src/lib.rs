@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | `adapter` | [`Adapter`]: what a low-rank adapter adds to the projections of a sequence |
 //! | `weights` | [`Model`]: weights in memory, in the layout the kernels multiply |
 //! | `linear`, `dense` | projections on ternary and on full-precision weights |
 //! | `sequence` | [`Sequence`]: keys and values of the positions that were seen |
@@ -38,6 +39,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod dense;
 mod engine;
 mod error;
@@ -51,6 +53,7 @@ mod session;
 mod speculative;
 mod weights;
 
+pub use adapter::Adapter;
 pub use engine::{
     End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
     SubmitError, Ticket, Token, Usage,
@@ -63,4 +66,5 @@ pub use sampler::{Sampler, SamplerConfig};
 pub use sequence::Sequence;
 pub use session::Session;
 pub use speculative::{Draft, Drafter};
+pub use trine_kernels::LowRankType;
 pub use weights::{LoadOptions, Model};

@@ -1,16 +1,22 @@
-//! Projections, and their inputs on the way in.
+//! Projections, their inputs on the way in, and what adapters add to their outputs.
 
 use std::cell::OnceCell;
 
 use trine_kernels::nn::{self, Gate};
 use trine_kernels::{Activations, PackedMatrix, parallel};
 
+use crate::adapter::{Adapted, Place, adapt, adapts};
 use crate::dense::DenseMatrix;
+
+/// Tokens of which a thread adds up outputs, or multiplies gates, at a time.
+const ADDED: usize = 16;
 
 /// A projection: its weights, and the norm of its input in a model that has projection norms.
 pub(crate) struct Projected {
     pub(crate) linear: Linear,
     pub(crate) norm: Option<Norm>,
+    /// Where it is in its model, which says what adapters have for it.
+    pub(crate) place: Place,
 }
 
 /// The weights of a projection: ternary, or dense in a full-precision baseline.
@@ -30,10 +36,12 @@ pub(crate) struct Norm {
 }
 
 /// Activations `(tokens, cols)` on their way into projections: each form is made at most once, for
-/// all that share them, and the floats only where some projection is not ternary.
+/// all that share them, and the floats only where some projection is not ternary or has an adapter.
 pub(crate) struct Input<'a> {
     rows: Rows<'a>,
     tokens: usize,
+    /// The rows that have adapters, in their order.
+    adapted: &'a [Adapted],
     floats: OnceCell<Vec<f32>>,
     quantized: OnceCell<Activations>,
 }
@@ -62,9 +70,14 @@ impl Rows<'_> {
 
 impl<'a> Input<'a> {
     /// `x`, `(tokens, cols)`, after `norm` if there is one.
-    pub(crate) fn new(x: &'a [f32], tokens: usize, norm: Option<&'a Norm>) -> Self {
+    pub(crate) fn new(
+        x: &'a [f32],
+        tokens: usize,
+        norm: Option<&'a Norm>,
+        adapted: &'a [Adapted],
+    ) -> Self {
         let rows = Rows { x, cols: x.len() / tokens, norm };
-        Self { rows, tokens, floats: OnceCell::new(), quantized: OnceCell::new() }
+        Self { rows, tokens, adapted, floats: OnceCell::new(), quantized: OnceCell::new() }
     }
 
     fn floats(&self) -> &[f32] {
@@ -80,10 +93,29 @@ impl<'a> Input<'a> {
     }
 
     fn quantized(&self) -> &Activations {
-        let rows = self.rows;
+        let rows = match self.floats.get() {
+            Some(x) => Rows { x, norm: None, ..self.rows },
+            None => self.rows,
+        };
         self.quantized.get_or_init(|| {
             Activations::from_rows(self.tokens, rows.cols, |t, row| rows.write(t, row))
         })
+    }
+
+    /// Whether adapters add something to one of these projections; then their input is made first, as
+    /// codes can be made of it.
+    fn adapts<const N: usize>(&self, projections: [&Projected; N]) -> bool {
+        let adapts = projections.into_iter().any(|p| adapts(self.adapted, p.place));
+        if adapts {
+            self.floats();
+        }
+        adapts
+    }
+
+    /// Adds to the outputs of projections what adapters make of their input.
+    fn adapt<'o, const N: usize>(&self, outs: [(&Projected, &'o mut [f32]); N]) {
+        let outs = outs.map(|(p, out)| (p.place, out));
+        adapt(self.adapted, self.floats(), self.tokens, outs);
     }
 }
 
@@ -96,22 +128,33 @@ impl Projected {
         }
     }
 
-    /// `out` `(T, rows)`.
-    pub(crate) fn forward(&self, input: &Input<'_>, out: &mut [f32]) {
+    /// `out` `(T, rows)`, without what adapters add.
+    fn forward(&self, input: &Input<'_>, out: &mut [f32]) {
         if let Some(norm) = &self.norm {
-            return self.linear.forward(&Input::new(input.floats(), input.tokens, Some(norm)), out);
+            let normed = Input::new(input.floats(), input.tokens, Some(norm), &[]);
+            return self.linear.forward(&normed, out);
         }
         self.linear.forward(input, out);
     }
 
     /// Adds the output to `x` `(T, rows)`.
     pub(crate) fn add_to(&self, input: &Input<'_>, x: &mut [f32]) {
-        if let Some(weights) = self.ternary() {
-            return trine_kernels::bitlinear_add(weights, input.quantized(), x);
+        let adapts = input.adapts([self]);
+        match self.ternary() {
+            Some(weights) if !adapts => {
+                return trine_kernels::bitlinear_add(weights, input.quantized(), x);
+            }
+            _ => (),
         }
         let mut out = vec![0.0; x.len()];
         self.forward(input, &mut out);
-        x.iter_mut().zip(&out).for_each(|(x, y)| *x += y);
+        if adapts {
+            input.adapt([(self, &mut out)]);
+        }
+        let width = x.len() / input.tokens;
+        parallel::for_each_chunk(x, width * ADDED, |i, x| {
+            x.iter_mut().zip(&out[i * width * ADDED..]).for_each(|(x, y)| *x += y);
+        });
     }
 }
 
@@ -119,14 +162,20 @@ impl Projected {
 pub(crate) fn forward_all<const N: usize>(
     projections: [&Projected; N],
     input: &Input<'_>,
-    outs: [&mut [f32]; N],
+    mut outs: [&mut [f32]; N],
 ) {
+    let adapts = input.adapts(projections);
+    let pairs = projections.into_iter().zip(&mut outs);
     if projections.iter().any(|p| p.ternary().is_none()) {
-        return projections.into_iter().zip(outs).for_each(|(p, out)| p.forward(input, out));
+        pairs.for_each(|(p, out)| p.forward(input, out));
+    } else {
+        let ternary = pairs.filter_map(|(p, out)| Some((p.ternary()?, &mut **out)));
+        trine_kernels::bitlinear_all(&mut ternary.collect::<Vec<_>>(), input.quantized());
     }
-    let pairs = projections.into_iter().zip(outs);
-    let mut pairs: Vec<_> = pairs.filter_map(|(p, out)| Some((p.ternary()?, out))).collect();
-    trine_kernels::bitlinear_all(&mut pairs, input.quantized());
+    if adapts {
+        let mut projections = projections.into_iter();
+        input.adapt(outs.map(|out| (projections.next().expect("one for each output"), out)));
+    }
 }
 
 /// `out = activation(gate(input)) * up(input)`, `(T, rows)`.
@@ -137,13 +186,17 @@ pub(crate) fn forward_gated(
     input: &Input<'_>,
     out: &mut [f32],
 ) {
-    if let (Some(gate), Some(up)) = (gate.ternary(), up.ternary()) {
+    if !input.adapts([gate, up])
+        && let (Some(gate), Some(up)) = (gate.ternary(), up.ternary())
+    {
         return trine_kernels::bitlinear_gated(activation, gate, up, input.quantized(), out);
     }
     let mut ups = vec![0.0; out.len()];
-    gate.forward(input, out);
-    up.forward(input, &mut ups);
-    nn::gate(activation, out, &ups);
+    forward_all([gate, up], input, [&mut *out, &mut ups]);
+    let chunk = out.len() / input.tokens * ADDED;
+    parallel::for_each_chunk(out, chunk, |i, out| {
+        nn::gate(activation, out, &ups[i * chunk..][..out.len()]);
+    });
 }
 
 impl Linear {

@@ -7,7 +7,7 @@ use trine_format::ModelConfig;
 use trine_kernels::nn::{KV_BLOCK, KvLayout, KvPage, KvSequence};
 use trine_kernels::parallel;
 
-use crate::{Model, RuntimeError};
+use crate::{Adapter, Model, RuntimeError};
 
 /// A sequence: the keys and values of its positions. It belongs to a model, but does not borrow it.
 ///
@@ -20,6 +20,8 @@ pub struct Sequence {
     /// For 64 positions each: the blocks of all key/value heads of the first layer, of the second...
     pages: Vec<Arc<KvPage>>,
     positions: usize,
+    /// What keys and values were computed with.
+    adapter: Option<Arc<Adapter>>,
 }
 
 /// What a sequence must have in common with its model.
@@ -41,7 +43,19 @@ impl Shape {
 impl Sequence {
     /// An empty sequence for `model`.
     pub fn new(model: &Model) -> Self {
-        Self { shape: shape(&model.config, model.kv), pages: Vec::new(), positions: 0 }
+        Self::with_adapter(model, None)
+    }
+
+    /// An empty sequence for `model` beside an adapter, if there is one. It stays with the sequence and
+    /// its clones, as keys and values depend on it; [`Model::step`] refuses one of another model.
+    pub fn with_adapter(model: &Model, adapter: Option<Arc<Adapter>>) -> Self {
+        let shape = shape(&model.config, model.kv);
+        Self { shape, pages: Vec::new(), positions: 0, adapter }
+    }
+
+    /// The adapter, if it has one.
+    pub fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
     }
 
     /// Number of positions seen.
@@ -76,10 +90,13 @@ impl Sequence {
 
     /// Whether it is a sequence for `model`.
     pub(crate) fn check(&self, model: &Model) -> Result<(), RuntimeError> {
-        if self.shape == shape(&model.config, model.kv) {
-            return Ok(());
+        if self.shape != shape(&model.config, model.kv) {
+            return Err(RuntimeError::ForeignSequence);
         }
-        Err(RuntimeError::ForeignSequence)
+        match &self.adapter {
+            Some(adapter) if !adapter.fits(&model.config) => Err(RuntimeError::ForeignAdapter),
+            _ => Ok(()),
+        }
     }
 
     /// Makes room for `tokens` more positions, in pages that nobody else sees.
@@ -155,7 +172,7 @@ mod tests {
     fn sequence() -> Sequence {
         let layout = KvLayout::new(KvType::F32, 2).unwrap();
         let shape = Shape { layers: 2, heads: 3, kv_heads: 3, layout };
-        Sequence { shape, pages: Vec::new(), positions: 0 }
+        Sequence { shape, pages: Vec::new(), positions: 0, adapter: None }
     }
 
     fn append(sequence: &mut Sequence, tokens: std::ops::Range<usize>) {

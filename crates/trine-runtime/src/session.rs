@@ -1,8 +1,10 @@
 //! One sequence on a model, for those who need no more.
 
+use std::sync::Arc;
+
 use crate::forward::{Logits, Step};
 use crate::sequence::Sequence;
-use crate::{Model, RuntimeError};
+use crate::{Adapter, Model, RuntimeError};
 
 /// One sequence on a model: what it has seen is in its cache.
 pub struct Session<'m> {
@@ -13,7 +15,13 @@ pub struct Session<'m> {
 impl<'m> Session<'m> {
     /// An empty sequence.
     pub fn new(model: &'m Model) -> Self {
-        Self { model, sequence: Sequence::new(model) }
+        Self::with_adapter(model, None)
+    }
+
+    /// An empty sequence beside an adapter, if there is one; an adapter of another model is refused with
+    /// the first ids.
+    pub fn with_adapter(model: &'m Model, adapter: Option<Arc<Adapter>>) -> Self {
+        Self { model, sequence: Sequence::with_adapter(model, adapter) }
     }
 
     /// Number of positions seen.

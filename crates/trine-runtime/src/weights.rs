@@ -184,7 +184,8 @@ fn load_layer(
             None => None,
             Some(eps) => Some(norm(file, &names::projection_norm(layer, p), eps)?),
         };
-        Ok(Projected { linear: linears.next().expect("one for each projection"), norm })
+        let linear = linears.next().expect("one for each projection");
+        Ok(Projected { linear, norm, place: (layer, p) })
     };
     let norm = |name: String| norm(file, &name, config.rms_norm_eps);
     let sub_norm = |name: String| config.sub_norms.then(|| norm(name)).transpose();

@@ -2,15 +2,27 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
-use trine_runtime::Engine;
+use trine_runtime::{Adapter, Engine};
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::ServerConfig;
 use crate::metrics::Metrics;
+
+/// An adapter that is served beside the model, under a name of its own.
+#[derive(Clone, Debug)]
+pub struct ServedAdapter {
+    /// What requests name.
+    pub name: String,
+    /// What it was loaded from, as clients are told.
+    pub root: String,
+    /// What the model is run with.
+    pub adapter: Arc<Adapter>,
+}
 
 /// A model that is being served.
 pub struct App {
@@ -20,6 +32,7 @@ pub struct App {
     /// Ids that end an answer.
     pub(crate) stop: Vec<u32>,
     pub(crate) config: ServerConfig,
+    pub(crate) adapters: Vec<ServedAdapter>,
     pub(crate) metrics: Metrics,
     /// When it began, in seconds since 1970.
     pub(crate) created: u64,
@@ -49,6 +62,7 @@ impl App {
             template,
             stop,
             config,
+            adapters: Vec::new(),
             metrics: Metrics::default(),
             created: seconds(),
             draining: AtomicBool::new(false),
@@ -56,6 +70,13 @@ impl App {
             names: RandomState::new(),
             count: AtomicU64::new(0),
         }
+    }
+
+    /// The same, with adapters beside the model. Of those with the same name the first is served, and
+    /// none with the model's.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Vec<ServedAdapter>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// Most positions of a text.

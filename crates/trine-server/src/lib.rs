@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | `config` | [`ServerConfig`]: names, keys, limits |
-//! | `app` | [`App`]: engine, tokenizer, template and configuration, shared by all handlers |
+//! | `app` | [`App`]: engine, adapters, tokenizer, template and configuration, shared by all handlers |
 //! | `serve` | [`serve()`]: connections, their limits, and the end that waits for what runs |
 //! | `layers` | around every request: an id, a log line, the key |
 //! | `body` | a JSON body, read within limits |
@@ -36,6 +36,6 @@ mod prompt;
 mod serve;
 mod stop;
 
-pub use app::App;
+pub use app::{App, ServedAdapter};
 pub use config::ServerConfig;
 pub use serve::serve;

@@ -1,11 +1,12 @@
 //! Parameters that chat and completions share, in OpenAI's and vLLM's names, checked.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::Value;
-use trine_runtime::{Request, SamplerConfig, Sampling};
+use trine_runtime::{Adapter, Request, SamplerConfig, Sampling};
 
 use crate::App;
 use crate::error::ApiError;
@@ -79,9 +80,9 @@ impl Params {
         self.stream_options.unwrap_or_default().include_usage == Some(true)
     }
 
-    /// Refuses what another model or server would have to do.
-    pub(crate) fn check(&self, app: &App) -> Result<(), ApiError> {
-        check_model(app, self.model.as_deref())?;
+    /// What is to answer. Refuses what another model or server would have to do.
+    pub(crate) fn check(&self, app: &App) -> Result<Served, ApiError> {
+        let served = Served::find(app, self.model.as_deref())?;
         if let Some(format) = self.response_format.as_ref().filter(|format| format.kind != "text") {
             let found = &format.kind;
             let message = format!("expected \"text\", which this server can do, found {found:?}");
@@ -103,7 +104,7 @@ impl Params {
         if !(1..=limit).contains(&n) {
             return Err(ApiError::param("n", format!("expected 1 to {limit}, found {n}")));
         }
-        Ok(())
+        Ok(served)
     }
 
     /// The stop strings.
@@ -189,15 +190,31 @@ impl Params {
     }
 }
 
-/// Refuses a request for another model.
-pub(crate) fn check_model(app: &App, name: Option<&str>) -> Result<(), ApiError> {
-    let served = &app.config.model;
-    match name {
-        Some(name) if name != served => {
-            let message = format!("model {name:?} is not served here: expected {served:?}");
-            let error = ApiError::new(axum::http::StatusCode::NOT_FOUND, message);
-            Err(error.with_code("model_not_found"))
+/// The model, or one of its adapters.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Beside the model.
+    pub(crate) adapter: Option<Arc<Adapter>>,
+}
+
+impl Served {
+    /// What a request names; the model itself when it names nothing.
+    pub(crate) fn find(app: &App, name: Option<&str>) -> Result<Self, ApiError> {
+        let base = &app.config.model;
+        let name = name.unwrap_or(base);
+        if name == base {
+            return Ok(Self { name: base.clone(), adapter: None });
         }
-        _ => Ok(()),
+        if let Some(served) = app.adapters.iter().find(|served| served.name == name) {
+            let adapter = Some(served.adapter.clone());
+            return Ok(Self { name: served.name.clone(), adapter });
+        }
+        let adapters = app.adapters.iter().map(|served| format!(" or {:?}", served.name));
+        let others: String = adapters.collect();
+        let message = format!("model {name:?} is not served here: expected {base:?}{others}");
+        let error = ApiError::new(axum::http::StatusCode::NOT_FOUND, message);
+        Err(error.with_code("model_not_found"))
     }
 }

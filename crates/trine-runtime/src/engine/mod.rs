@@ -15,6 +15,9 @@
 //! 6. It ends by a stop id, its length, its deadline, or because its [`Ticket`] was dropped; what it
 //!    has seen goes into the prefix cache.
 //!
+//! Requests with different adapters go through the model together; what is computed once for several
+//! requests is so only for those with the same adapter.
+//!
 //! A token's bits do not depend on what goes through beside it (see [`Model::step`]), so every
 //! request gets the ids that it would get alone.
 

@@ -1,15 +1,18 @@
 //! What is asked of the engine, and what comes back.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::logprobs::Logprob;
-use crate::{Model, RuntimeError, Sampler, SamplerConfig};
+use crate::{Adapter, Model, RuntimeError, Sampler, SamplerConfig};
 
 /// A text to be continued.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The ids to continue; at least one.
     pub prompt: Vec<u32>,
+    /// What the model is run with, if with any.
+    pub adapter: Option<Arc<Adapter>>,
     /// Most ids to generate; fewer where the context ends. With 0, only the prompt is gone through.
     pub max_tokens: usize,
     /// Ids that end the text; they are not part of it.
@@ -124,6 +127,9 @@ impl Request {
         let biased = self.sampling.logit_bias.iter().map(|(id, _)| id);
         if let Some(&id) = self.prompt.iter().chain(biased).find(|id| **id as usize >= vocab_size) {
             return Err(RuntimeError::TokenId { id, vocab_size });
+        }
+        if self.adapter.as_ref().is_some_and(|adapter| !adapter.fits(config)) {
+            return Err(RuntimeError::ForeignAdapter);
         }
         let finite = |name, value: f32| match value.is_finite() {
             true => Ok(()),

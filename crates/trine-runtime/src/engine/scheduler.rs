@@ -11,6 +11,7 @@ use super::logprobs::Logprob;
 use super::prefix::{PrefixCache, common};
 use super::stats::{add, set};
 use super::{End, Event, Pooling, Request, Shared, Sink, Token, Usage, Waiting};
+use crate::adapter::same;
 use crate::{Logits, Sequence, Step};
 
 /// Ids of prompts in a pass when no text is generated meanwhile; more would use the weights no
@@ -25,6 +26,7 @@ const WORTH_WAITING: usize = 64;
 
 pub(super) struct Scheduler {
     shared: Arc<Shared>,
+    /// Those with the same adapter follow each other.
     running: Vec<Running>,
     prefixes: PrefixCache,
 }
@@ -107,12 +109,14 @@ impl Scheduler {
         true
     }
 
-    /// Whether a prompt that is being gone through begins like this one, for longer than what the
-    /// prefix cache has.
+    /// Whether a prompt that is being gone through, with the same adapter, begins like this one, for
+    /// longer than what the prefix cache has.
     fn is_being_computed(&self, request: &Request) -> bool {
-        let ahead = self.running.iter().filter(|running| running.is_in_prompt());
+        let adapter = request.adapter.as_ref();
+        let same = |running: &Running| same(running.request.adapter.as_ref(), adapter);
+        let ahead = self.running.iter().filter(|running| running.is_in_prompt() && same(running));
         let common = ahead.map(|running| common(&running.request.prompt, &request.prompt)).max();
-        let known = || self.prefixes.longest(&request.prompt);
+        let known = || self.prefixes.longest(&request.prompt, adapter);
         !request.needs_whole_prompt()
             && common.is_some_and(|common| common >= WORTH_WAITING + known())
     }
@@ -152,15 +156,19 @@ impl Scheduler {
         };
         let found = match request.needs_whole_prompt() {
             true => None,
-            false => self.prefixes.find(&request.prompt),
+            false => self.prefixes.find(&request.prompt, request.adapter.as_ref()),
         };
-        let sequence = found.unwrap_or_else(|| Sequence::new(&self.shared.model));
+        let adapter = request.adapter.clone();
+        let sequence = found.unwrap_or_else(|| Sequence::with_adapter(&self.shared.model, adapter));
         let cached = sequence.positions();
         add(&self.shared.counters.cached_tokens, cached);
         sink(Event::Begin(Usage { prompt: request.prompt.len(), cached, generated: 0 }));
         let text = request.prompt.clone();
         let (prompt, pooled, end) = (Vec::new(), Vec::new(), None);
-        self.running.push(Running {
+        let adapter = request.adapter.as_ref();
+        let last = self.running.iter().rposition(|r| same(r.request.adapter.as_ref(), adapter));
+        let place = last.map_or(self.running.len(), |last| last + 1);
+        let running = Running {
             request,
             sink,
             cancelled,
@@ -171,7 +179,8 @@ impl Scheduler {
             prompt,
             pooled,
             end,
-        });
+        };
+        self.running.insert(place, running);
     }
 
     /// Marks what nobody wants any more or what took too long.

@@ -58,7 +58,7 @@ pub(super) async fn handle(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&app, request).await?;
     let (chat, params): (Chat, Params) = (body::parse(&bytes)?, body::parse(&bytes)?);
-    params.check(&app)?;
+    let served = params.check(&app)?;
     let logprobs = chat.logprobs()?;
     let stops = params.stops()?;
     let max_tokens = chat.max_completion_tokens.or(chat.max_tokens).unwrap_or(usize::MAX);
@@ -72,7 +72,8 @@ pub(super) async fn handle(
     let requests = (0..params.n()).map(|i| {
         let seed = seed.wrapping_add(i as u64);
         let request = params.request(&app, ids.clone(), max_tokens, seed)?;
-        Ok(trine_runtime::Request { logprobs, ..request })
+        let adapter = served.adapter.clone();
+        Ok(trine_runtime::Request { adapter, logprobs, ..request })
     });
     let requests = requests.collect::<Result<Vec<_>, _>>()?;
     let choices = requests.len();
@@ -80,6 +81,7 @@ pub(super) async fn handle(
     let answer = Answer {
         id: format!("chatcmpl-{:016x}", app.unique()),
         created: seconds(),
+        model: served.name,
         wants_logprobs: logprobs.is_some(),
         wants_usage: params.wants_usage(),
         prompts,
@@ -141,6 +143,8 @@ struct Answer {
     app: Arc<App>,
     id: String,
     created: u64,
+    /// What answers.
+    model: String,
     wants_logprobs: bool,
     wants_usage: bool,
     /// Ids of the prompt.
@@ -156,7 +160,7 @@ impl Answer {
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": self.app.config.model,
+            "model": self.model,
             "choices": choices,
         })
     }

@@ -40,7 +40,7 @@ pub(super) async fn handle(
     let bytes = body::read(&app, request).await?;
     let Completion { prompt, max_tokens, logprobs, echo } = body::parse(&bytes)?;
     let params: Params = body::parse(&bytes)?;
-    params.check(&app)?;
+    let served = params.check(&app)?;
     if let Some(logprobs) = logprobs.filter(|logprobs| *logprobs > TOP_LOGPROBS) {
         let message = format!("expected at most {TOP_LOGPROBS}, found {logprobs}");
         return Err(ApiError::param("logprobs", message));
@@ -55,13 +55,15 @@ pub(super) async fn handle(
         let max_tokens = max_tokens.unwrap_or(MAX_TOKENS);
         let request = params.request(&app, prompt.ids.clone(), max_tokens, seed)?;
         let prompt_logprobs = echo && logprobs.is_some();
-        requests.push(trine_runtime::Request { logprobs, prompt_logprobs, ..request });
+        let adapter = served.adapter.clone();
+        requests.push(trine_runtime::Request { adapter, logprobs, prompt_logprobs, ..request });
     }
     let choices = requests.len();
     let generation = Generation::start(&app, "prompt", requests, &stops)?;
     let answer = Answer {
         id: format!("cmpl-{:016x}", app.unique()),
         created: seconds(),
+        model: served.name,
         n: params.n(),
         echo,
         wants_logprobs: logprobs.is_some(),
@@ -84,6 +86,8 @@ struct Answer {
     app: Arc<App>,
     id: String,
     created: u64,
+    /// What answers.
+    model: String,
     /// Choices of each prompt.
     n: usize,
     echo: bool,
@@ -103,7 +107,7 @@ impl Answer {
             "id": self.id,
             "object": "text_completion",
             "created": self.created,
-            "model": self.app.config.model,
+            "model": self.model,
             "choices": choices,
         })
     }

@@ -17,7 +17,7 @@ use super::prompts::Prompts;
 use crate::error::ApiError;
 use crate::events;
 use crate::generation::Generation;
-use crate::params::check_model;
+use crate::params::Served;
 use crate::{App, body};
 
 #[derive(Deserialize)]
@@ -55,7 +55,7 @@ pub(super) async fn handle(
     request: Request<Body>,
 ) -> Result<Json<Value>, ApiError> {
     let asked: Embeddings = body::json(&app, request).await?;
-    check_model(&app, asked.model.as_deref())?;
+    let served = Served::find(&app, asked.model.as_deref())?;
     let width = app.engine.model().config().hidden_size;
     if let Some(dimensions) = asked.dimensions.filter(|dimensions| *dimensions != width) {
         let message = format!("expected {width}, the model's width, found {dimensions}");
@@ -70,6 +70,7 @@ pub(super) async fn handle(
     let tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let requests = prompts.into_iter().map(|prompt| trine_runtime::Request {
         prompt: prompt.ids,
+        adapter: served.adapter.clone(),
         embedding,
         deadline,
         ..trine_runtime::Request::default()
@@ -95,7 +96,7 @@ pub(super) async fn handle(
     Ok(Json(json!({
         "object": "list",
         "data": data.collect::<Vec<_>>(),
-        "model": app.config.model,
+        "model": served.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     })))
 }

@@ -10,27 +10,37 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::{App, metrics as text, params};
+use crate::params::Served;
+use crate::{App, metrics as text};
 
-fn description(app: &App) -> Value {
+/// The model, or an adapter beside it: which is then its `parent`, as in vLLM's lists.
+fn description(app: &App, name: &str) -> Value {
     let config = app.engine.model().config();
+    let adapter = app.adapters.iter().find(|served| served.name == name);
+    let adapter = adapter.filter(|_| name != app.config.model);
     json!({
-        "id": app.config.model,
+        "id": name,
         "object": "model",
         "created": app.created,
         "owned_by": "trine",
+        "root": adapter.map_or(name, |served| &served.root),
+        "parent": adapter.map(|_| &app.config.model),
         "max_model_len": app.context(),
         "meta": {
             "vocab_size": config.vocab_size,
             "parameters": config.parameter_count(),
             "chat": app.template.is_some(),
+            "adapter_rank": adapter.map(|served| served.adapter.rank()),
         },
     })
 }
 
 /// `GET /v1/models`
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [description(&app)]}))
+    let names = app.adapters.iter().map(|served| &served.name);
+    let names = std::iter::once(&app.config.model).chain(names);
+    let data: Vec<Value> = names.map(|name| description(&app, name)).collect();
+    Json(json!({"object": "list", "data": data}))
 }
 
 /// `GET /v1/models/NAME`
@@ -38,8 +48,8 @@ pub(super) async fn model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    params::check_model(&app, Some(&name))?;
-    Ok(Json(description(&app)))
+    let served = Served::find(&app, Some(&name))?;
+    Ok(Json(description(&app, &served.name)))
 }
 
 /// `GET /health`: 200 while requests are taken, 503 while the server ends or the engine is gone.

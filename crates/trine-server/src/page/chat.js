@@ -168,6 +168,17 @@ async function answer() {
 
 // What the server says of itself
 
+function choose(name) {
+  model = name;
+  $('model').textContent = name;
+  $('models').value = name;
+  document.title = `${name} · Trine`;
+}
+$('models').addEventListener('change', () => {
+  choose($('models').value);
+  store.write('model', model);
+});
+
 async function describe() {
   try {
     const response = await fetch('v1/models', { headers: headers() });
@@ -175,9 +186,14 @@ async function describe() {
       $('status').textContent = 'This server wants an API key: see Settings.';
       return;
     }
-    model = (await response.json()).data[0].id;
-    $('model').textContent = model;
-    document.title = `${model} · Trine`;
+    const names = (await response.json()).data.map(({ id }) => id);
+    // Adapters are models too; who has chosen one finds it chosen.
+    const chosen = store.read('model', null);
+    const options = names.map((name) => Object.assign(document.createElement('option'), { value: name, textContent: name }));
+    $('models').replaceChildren(...options);
+    $('models').hidden = names.length < 2;
+    $('model').hidden = names.length > 1;
+    choose(names.includes(chosen) ? chosen : names[0]);
   } catch { /* health says it */ }
 }
 

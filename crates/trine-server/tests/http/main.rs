@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod abuse;
+mod adapters;
 mod api;
 mod lifetime;
 
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use trine_format::ModelFile;
 use trine_runtime::{Engine, EngineConfig, Model, Session};
-use trine_server::{App, ServerConfig, serve};
+use trine_server::{App, ServedAdapter, ServerConfig, serve};
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 /// A server of the smallest fixture, which ends when it is dropped.
@@ -28,6 +29,7 @@ struct Server {
     thread: Option<JoinHandle<()>>,
     model: Arc<Model>,
     tokenizer: Tokenizer,
+    adapters: Vec<ServedAdapter>,
 }
 
 impl Server {
@@ -36,15 +38,25 @@ impl Server {
     }
 
     fn with(config: ServerConfig, engine: EngineConfig) -> Self {
+        Self::with_adapters(config, engine, |_| Vec::new())
+    }
+
+    fn with_adapters(
+        config: ServerConfig,
+        engine: EngineConfig,
+        adapters: impl FnOnce(&Model) -> Vec<ServedAdapter>,
+    ) -> Self {
         let fixture = "../../tests/data/fixtures/tied-h64/packed";
         let file = ModelFile::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture)).unwrap();
         let model = Arc::new(Model::load(&file).unwrap());
         let files = file.tokenizer().unwrap();
         let tokenizer = Tokenizer::from_json(&files.tokenizer_json).unwrap();
         let template = ChatTemplate::new(files.chat_template().unwrap()).unwrap();
+        let adapters = adapters(&model);
         let engine = Engine::start(model.clone(), engine).unwrap();
         // No id ends an answer, so that lengths are known.
         let app = App::new(engine, tokenizer.clone(), Some(template), Vec::new(), config);
+        let app = app.with_adapters(adapters.clone());
         let (shutdown, ended) = oneshot::channel::<()>();
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -57,7 +69,7 @@ impl Server {
             });
         });
         let (shutdown, thread) = (Some(shutdown), Some(thread));
-        Self { address: receiver.recv().unwrap(), shutdown, thread, model, tokenizer }
+        Self { address: receiver.recv().unwrap(), shutdown, thread, model, tokenizer, adapters }
     }
 
     fn connect(&self) -> TcpStream {
@@ -115,7 +127,14 @@ impl Server {
 
     /// What the model alone says, greedily.
     fn alone(&self, prompt: &[u32], tokens: usize) -> String {
-        let mut session = Session::new(&self.model);
+        self.alone_with(None, prompt, tokens)
+    }
+
+    /// What it says with an adapter, or without.
+    fn alone_with(&self, name: Option<&str>, prompt: &[u32], tokens: usize) -> String {
+        let adapter = name.map(|name| self.adapters.iter().find(|served| served.name == name));
+        let adapter = adapter.map(|served| served.unwrap().adapter.clone());
+        let mut session = Session::with_adapter(&self.model, adapter);
         let mut logits = session.prefill(prompt).unwrap();
         let mut ids = Vec::new();
         while ids.len() < tokens {
