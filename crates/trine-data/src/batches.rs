@@ -209,8 +209,11 @@ fn check_window(shard: &Shard, batch: usize, seq_len: usize) -> Result<(), DataE
     if batch == 0 || seq_len == 0 {
         return Err(DataError::EmptyBatch { batch, seq_len });
     }
-    if let Some(row) = shard.row().map(|row| row - 1).filter(|row| *row != seq_len) {
-        return Err(DataError::RowLength { path: shard.path().to_owned(), row, seq_len });
+    if let Some(row) = shard.row() {
+        let sequence = seq_len.saturating_add(1);
+        if row != sequence && row != sequence.saturating_mul(2) {
+            return Err(DataError::RowLength { path: shard.path().to_owned(), row, seq_len });
+        }
     }
     if shard.len() <= seq_len {
         let (path, tokens) = (shard.path().to_owned(), shard.len());

@@ -229,12 +229,14 @@ pub enum DataError {
 
     /// Rows of another length than the sequences of a batch.
     #[error(
-        "{}: rows for sequences of {row} tokens, expected {seq_len}: prepare the data anew", path.display()
+        "{}: rows of {row} tokens, expected those of one or two sequences of {seq_len} and one more each: \
+         prepare the data anew",
+        path.display()
     )]
     RowLength {
         /// The shard.
         path: PathBuf,
-        /// Tokens of a sequence that a row holds.
+        /// Tokens of a row.
         row: usize,
         /// Tokens of a sequence that was asked for.
         seq_len: usize,

@@ -7,9 +7,14 @@
 //! starts    0  0  0   0     4  4   4     7
 //! ```
 //!
+//! A row may also hold two such sequences, one after the other, each with one conversation: a better answer
+//! and a worse one.
+//!
 //! No conversation sees another, and none is cut to fill a row: a row ends with padding that nothing is
 //! learned from. Conversations are laid into rows as they come, each into the one of [`OPEN`] open rows
 //! in which it leaves the least room.
+
+use trine_tokenizer::Turns;
 
 use crate::{Batch, DataError, Shard, ShardWriter};
 
@@ -33,21 +38,22 @@ enum Mark {
 pub(crate) struct RowWriter {
     shard: ShardWriter,
     vocab_size: usize,
-    row: usize,
+    /// Codes of a sequence.
+    sequence: usize,
     open: Vec<Vec<u32>>,
 }
 
 impl RowWriter {
     /// Rows for sequences of `seq_len` inputs.
     pub(crate) fn new(shard: ShardWriter, vocab_size: usize, seq_len: usize) -> Self {
-        Self { shard, vocab_size, row: seq_len + 1, open: Vec::new() }
+        Self { shard, vocab_size, sequence: seq_len + 1, open: Vec::new() }
     }
 
-    /// Adds a conversation of at most a row's ids, and for each whether it is learned; its first never
-    /// is, as nothing comes before it.
-    pub(crate) fn push(&mut self, ids: &[u32], learned: &[bool]) -> Result<(), DataError> {
-        let room = |row: &Vec<u32>| self.row - row.len();
-        let fits = self.open.iter().enumerate().filter(|(_, row)| room(row) >= ids.len());
+    /// Adds a conversation of at most a sequence's ids to a row that has room. Its first id is never
+    /// learned, as nothing comes before it.
+    pub(crate) fn push(&mut self, turns: &Turns) -> Result<(), DataError> {
+        let room = |row: &Vec<u32>| self.sequence - row.len();
+        let fits = self.open.iter().enumerate().filter(|(_, row)| room(row) >= turns.ids.len());
         let best = match fits.min_by_key(|(at, row)| (room(row), *at)) {
             Some((at, _)) => at,
             None => {
@@ -56,26 +62,40 @@ impl RowWriter {
                     let row = self.open.remove(fullest.unwrap_or(0));
                     self.write(row)?;
                 }
-                self.open.push(Vec::with_capacity(self.row));
+                self.open.push(Vec::with_capacity(self.sequence));
                 self.open.len() - 1
             }
         };
-        for (i, (id, learned)) in ids.iter().zip(learned).enumerate() {
+        let codes = self.codes(turns);
+        self.open[best].extend(codes);
+        Ok(())
+    }
+
+    /// Adds sequences of one conversation each as a row.
+    pub(crate) fn push_row(&mut self, sequences: &[Turns]) -> Result<(), DataError> {
+        for turns in sequences {
+            self.write(self.codes(turns))?;
+        }
+        Ok(())
+    }
+
+    fn codes(&self, turns: &Turns) -> Vec<u32> {
+        let code = |(i, (id, learned)): (usize, (&u32, &bool))| {
             let mark = match (i, learned) {
                 (0, _) => Mark::First,
                 (_, true) => Mark::Learned,
                 (_, false) => Mark::Read,
             };
-            self.open[best].push(mark as u32 * self.vocab_size as u32 + id);
-        }
-        Ok(())
+            mark as u32 * self.vocab_size as u32 + id
+        };
+        turns.ids.iter().zip(&turns.learned).enumerate().map(code).collect()
     }
 
     fn write(&mut self, mut row: Vec<u32>) -> Result<(), DataError> {
-        if row.len() < self.row {
+        if row.len() < self.sequence {
             row.push(Mark::First as u32 * self.vocab_size as u32);
         }
-        row.resize(self.row, 0);
+        row.resize(self.sequence, 0);
         self.shard.push(&row)
     }
 
@@ -84,30 +104,33 @@ impl RowWriter {
         for row in std::mem::take(&mut self.open) {
             self.write(row)?;
         }
-        Ok(self.shard.finish()? / self.row)
+        let row = self.shard.row();
+        Ok(self.shard.finish()? / row)
     }
 }
 
 impl Batch {
-    /// Adds the row at `start` of a shard of rows.
+    /// Adds the sequences of the row at `start` of a shard of rows.
     pub(crate) fn push_row(&mut self, shard: &Shard, start: usize) -> Result<(), DataError> {
         let before = self.inputs.len();
         let starts = self.starts.get_or_insert_with(|| vec![0; before]);
-        let mut codes = Vec::with_capacity(self.seq_len + 1);
-        shard.read(start, self.seq_len + 1, &mut codes)?;
+        let mut codes = Vec::new();
+        shard.read(start, shard.row().unwrap_or_default(), &mut codes)?;
         let vocab_size = shard.vocab_size() as u32;
         let is = |code: u32, mark: Mark| code / vocab_size == mark as u32;
-        let mut first = 0;
-        for (at, pair) in codes.windows(2).enumerate() {
-            if is(pair[0], Mark::First) {
-                first = at as u32;
+        for sequence in codes.chunks_exact(self.seq_len + 1) {
+            let mut first = 0;
+            for (at, pair) in sequence.windows(2).enumerate() {
+                if is(pair[0], Mark::First) {
+                    first = at as u32;
+                }
+                starts.push(first);
+                self.inputs.push(pair[0] % vocab_size);
+                let learned = is(pair[1], Mark::Learned);
+                self.targets.push(if learned { pair[1] % vocab_size } else { IGNORED });
             }
-            starts.push(first);
-            self.inputs.push(pair[0] % vocab_size);
-            let learned = is(pair[1], Mark::Learned);
-            self.targets.push(if learned { pair[1] % vocab_size } else { IGNORED });
+            self.batch += 1;
         }
-        self.batch += 1;
         Ok(())
     }
 

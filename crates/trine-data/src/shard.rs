@@ -61,6 +61,7 @@ pub struct ShardWriter {
     file: AtomicFile,
     /// Codes there are.
     codes: usize,
+    row: usize,
     count: usize,
     /// Encoded ids on their way to the file.
     bytes: Vec<u8>,
@@ -94,6 +95,7 @@ impl ShardWriter {
             path: path.to_owned(),
             file: AtomicFile::create(path)?,
             codes,
+            row,
             count: 0,
             bytes: header.to_vec(),
         };
@@ -113,6 +115,11 @@ impl ShardWriter {
         }
         self.count += ids.len();
         self.flush()
+    }
+
+    /// Codes of a row, 0 for a text.
+    pub(crate) fn row(&self) -> usize {
+        self.row
     }
 
     /// Tokens appended so far.

@@ -35,8 +35,24 @@ fn made(
     seq_len: usize,
     too_long: TooLong,
 ) -> Result<(Dataset, ChatCounts), DataError> {
+    made_of(dir, text, seq_len, too_long, false)
+}
+
+fn made_of(
+    dir: &Path,
+    text: &str,
+    seq_len: usize,
+    too_long: TooLong,
+    preferences: bool,
+) -> Result<(Dataset, ChatCounts), DataError> {
     let template = ChatTemplate::new(TEMPLATE).unwrap();
-    let options = ChatOptions { template: Some(&template), seq_len, val_fraction: 0.2, too_long };
+    let options = ChatOptions {
+        template: Some(&template),
+        seq_len,
+        val_fraction: 0.2,
+        too_long,
+        preferences,
+    };
     let path = write(dir, text);
     Dataset::from_chats(&dir.join("data"), &tokenizer(), &[path], options, &mut |_| {})
 }
@@ -137,9 +153,45 @@ fn bad_lines_and_bad_shares_are_named() {
 }
 
 #[test]
+fn a_preference_is_a_row_of_two_sequences() {
+    let dir = TempDir::new().unwrap();
+    let line = |i: usize| {
+        let turn =
+            |role: &str, text: &str| format!("{{\"role\":\"{role}\",\"content\":\"{text}\"}}");
+        let before =
+            [turn("user", "hi"), turn("assistant", "so"), turn("user", &format!("why {i}"))];
+        let with = |text: &str| [&before[..], &[turn("assistant", text)]].concat().join(",");
+        format!("{{\"chosen\":[{}],\"rejected\":[{}]}}\n", with("so so"), with("no"))
+    };
+    let text: String = (0..10).map(line).collect();
+    let (data, counts) = made_of(dir.path(), &text, 64, TooLong::Truncate, true).unwrap();
+    assert_eq!((counts.conversations, counts.rows), (10, [8, 2]));
+    let batches = Batches::new(data.train, 2, 64, 1).unwrap();
+    assert_eq!(batches.windows(), 8);
+    let batch = batches.batch(0).unwrap();
+    assert_eq!((batch.batch, batch.inputs.len()), (4, 4 * 64));
+    let found = conversations(&batch, &data.tokenizer);
+    assert!(
+        found[0].ends_with("so so<|eot_id|>") && found[1].ends_with("no<|eot_id|>"),
+        "{found:?}"
+    );
+    assert_eq!(found[0].replace("so so", "no"), found[1]);
+    // Of the earlier answer nothing is learned.
+    let learned = |row: usize| {
+        let targets = &batch.targets[row * 64..][..64];
+        let ids: Vec<u32> = targets.iter().copied().filter(|id| *id != IGNORED).collect();
+        data.tokenizer.decode(&ids, false).unwrap()
+    };
+    assert_eq!([learned(0), learned(1)], ["so so<|eot_id|>", "no<|eot_id|>"]);
+}
+
+#[test]
 fn rows_are_of_one_length() {
     let dir = TempDir::new().unwrap();
     let (dataset, _) = made(dir.path(), &lines(20), 64, TooLong::Drop).unwrap();
     let error = Batches::new(dataset.train, 1, 32, 0).unwrap_err().to_string();
-    assert!(error.contains("sequences of 64 tokens, expected 32"), "{error}");
+    assert!(
+        error.contains("rows of 65 tokens, expected those of one or two sequences of 32"),
+        "{error}"
+    );
 }

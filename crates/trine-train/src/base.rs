@@ -151,6 +151,29 @@ impl Base {
         self.adapted(run, adapters.for_base(Some(self.finetune.base.clone())))
     }
 
+    /// The model as it is, beside one whose masters are trained: packed, where it is ternary.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or that cannot be computed so.
+    pub(crate) fn reference(&self) -> Result<Bitnet, TrainError> {
+        let file = open(&self.path, self.finetune.method)?;
+        let model = match self.config.quantization {
+            Quantization::None => {
+                Bitnet::new(self.config.clone(), Params::load(&file, &Device::Cpu)?)?
+            }
+            _ => Bitnet::frozen(&file)?,
+        };
+        if Engine::fits(&model) && file.config().quantization != Quantization::None
+            || self.config.quantization == Quantization::None
+        {
+            return Ok(model);
+        }
+        let message = "cannot be compared with itself while it becomes another: preferences need a model \
+                       without norms of projections that is what it will be";
+        let (path, message) = (self.path.clone(), message.to_owned());
+        Err(TrainError::Checkpoint { path, message })
+    }
+
     /// The model with adapters.
     ///
     /// # Errors

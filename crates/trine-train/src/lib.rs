@@ -14,6 +14,7 @@
 //! | [`quantizers`] | other ways from masters to trits, as a research axis |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`adapters`] | LoRA: what is trained beside weights that stay as they are |
+//! | [`preference`] | direct preference optimization |
 //! | [`base`] | the trained model that a run begins with, for fine-tuning |
 //! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
 //! | [`batching`] | how many sequences each step takes |
@@ -48,6 +49,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod params;
 pub mod plan;
+pub mod preference;
 pub mod quantizers;
 mod run_dir;
 pub mod samples;

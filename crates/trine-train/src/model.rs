@@ -64,6 +64,7 @@ impl Bitnet {
                         message: format!("{name}: expected trits, found full precision"),
                     });
                 };
+                file.release(&name);
                 model.frozen.insert(name, Arc::new(PackedMatrix::from(&matrix)));
             }
         }

@@ -122,6 +122,7 @@ impl Params {
         let mut vars = BTreeMap::new();
         for (name, shape) in shapes(file.config()).filter(|(name, _)| wanted(name)) {
             let values = file.dense(&name)?.to_f32();
+            file.release(&name);
             vars.insert(name, Var::from_vec(values, shape, device)?);
         }
         Ok(Self { vars })

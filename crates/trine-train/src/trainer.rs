@@ -21,6 +21,7 @@
 //! `train.on_spike` says what happens then. In `metrics.jsonl` it is a line with an `event`, `skip`
 //! or `rewind`, which names the reason and a parameter.
 
+mod preferences;
 mod start;
 mod step;
 
@@ -58,6 +59,8 @@ pub struct Trainer {
     tokenizer: TokenizerFiles,
     start: Start,
     model: Bitnet,
+    /// What preferences are compared with, unless that is the model without its adapters.
+    reference: Option<Bitnet>,
     optimizer: Optimizer,
     /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
     engine: Engine,
@@ -220,6 +223,7 @@ impl Trainer {
                 Some(base) => base.tokenizer_files().clone(),
                 None => tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             },
+            reference: start.reference(&config)?,
             start,
             metrics: Metrics::open(run_dir)?,
             watch,
@@ -332,9 +336,18 @@ impl Trainer {
     /// Validates, and says whether the result is worth a checkpoint.
     fn validated(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let step = self.state.step;
-        let (loss, sources) = self.validate_sources()?;
+        let mut line = json!({ "step": step });
+        let (loss, sources) = match preferences::beta(self.config.finetune.as_ref()) {
+            Some(beta) => {
+                let found = self.validate_preferences(beta)?;
+                line["val_accuracy"] = found.accuracy.into();
+                line["val_margin"] = found.margin.into();
+                (found.loss as f32, Vec::new())
+            }
+            None => self.validate_sources()?,
+        };
         self.state.validation = Some((step, loss));
-        let mut line = json!({ "step": step, "val_loss": loss });
+        line["val_loss"] = loss.into();
         if sources.len() > 1 {
             line["val_losses"] = json!(sources);
         }
@@ -442,8 +455,17 @@ impl Trainer {
 /// Checks that data holds at least one window for each purpose, before it is needed.
 fn check_windows(config: &RunConfig, data: &Mixture) -> Result<(), TrainError> {
     let (batch, seq_len) = (config.train.batch_size, config.data.seq_len);
+    let pairs = preferences::beta(config.finetune.as_ref()).is_some();
     for shard in data.sources.iter().flat_map(|source| [&source.train, &source.val]) {
         drop(eval_windows(shard, batch, seq_len, None)?);
+        if pairs != shard.row().is_some_and(|row| row > seq_len + 1) {
+            let found = if pairs { "others" } else { "preferences" };
+            return Err(TrainError::ConfigValue {
+                key: "finetune.objective".to_owned(),
+                expected: "dpo for data of preferences, and for these alone".to_owned(),
+                found: format!("{}, which has {found}", shard.path().display()),
+            });
+        }
     }
     boundaries(config, &data.tokenizer).map(|_| ())
 }

@@ -11,6 +11,7 @@ use trine_data::chats::{ChatOptions, TooLong};
 use trine_format::peft::Lora;
 use trine_format::{ModelFile, Projection, Weight};
 use trine_tokenizer::Tokenizer;
+use trine_train::config::Objective;
 use trine_train::trainer::{Observer, StepReport};
 use trine_train::{Base, RunConfig, TrainError, Trainer};
 
@@ -77,13 +78,17 @@ fn config(dir: &Path, base: &Path, settings: &[&str]) -> RunConfig {
 }
 
 /// The data of a run, made in its directory.
-fn data(base: &Base, run: &Path) -> Dataset {
+fn data(base: &Base, config: &RunConfig, run: &Path) -> Dataset {
     let words = ["cat", "mat", "dog", "hat", "the", "ate"];
+    let preferences = config.finetune.as_ref().unwrap().objective == Objective::Dpo;
     let mut lines = String::new();
     for i in 0..40 {
         let (a, b) = (words[i % 6], words[(i / 6) % 6]);
-        writeln!(lines, "{{\"prompt\":\"the {a} the {b}\",\"completion\":\"{b} and {a}\"}}")
-            .unwrap();
+        let answers = match preferences {
+            true => format!("\"chosen\":\"{b} and {a}\",\"rejected\":\"and the {a}\""),
+            false => format!("\"completion\":\"{b} and {a}\""),
+        };
+        writeln!(lines, "{{\"prompt\":\"the {a} the {b}\",{answers}}}").unwrap();
     }
     fs::create_dir_all(run).unwrap();
     let path = run.join("chats.jsonl");
@@ -94,6 +99,7 @@ fn data(base: &Base, run: &Path) -> Dataset {
         seq_len: 64,
         val_fraction: 0.2,
         too_long: TooLong::Refuse,
+        preferences,
     };
     let dir = run.join("data");
     Dataset::from_chats(&dir, &tokenizer, &[path], options, &mut |_| {}).unwrap().0
@@ -121,7 +127,7 @@ impl Observer for Watch {
 /// The losses of a run, which is stopped and taken up after some steps.
 fn train(config: &RunConfig, base: &Path, run: &Path, stop_after: Option<usize>) -> Watch {
     let opened = || Base::open(base, config).unwrap();
-    let made = data(&opened(), run);
+    let made = data(&opened(), config, run);
     let mut trainer = Trainer::finetune(config.clone(), made, opened(), run).unwrap();
     let mut watch = Watch { stop_after, ..Watch::default() };
     let outcome = trainer.run(&mut watch).unwrap();
@@ -157,6 +163,33 @@ fn every_way_learns_and_resumes_bit_for_bit() {
         let (first, last) = (whole.losses[0], whole.validations[1]);
         assert!(last < first - 0.05, "{ways:?}: from {first} to {last}");
     }
+}
+
+#[test]
+fn better_answers_gain_on_worse_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    for method in ["lora", "full"] {
+        let method = format!("finetune.method={method}");
+        let ways = ["finetune.objective=dpo", &method, "train.accumulate=2", "train.batch_size=6"];
+        let config = config(dir.path(), &base, &ways);
+        let run = |name: &str| dir.path().join(format!("{name}-{method}"));
+        let whole = train(&config, &base, &run("whole"), None);
+        let parts = train(&config, &base, &run("parts"), Some(7));
+        assert_eq!(whole.losses, parts.losses, "{method}");
+        // Nothing has gained on anything before the first step.
+        assert!((whole.losses[0] - 2f32.ln()).abs() < 1e-5, "{method}: {}", whole.losses[0]);
+        assert!(whole.validations[1] < 0.66, "{method}: {:?}", whole.validations);
+        let lines = fs::read_to_string(run("whole").join("metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert!(last["val_accuracy"].as_f64().unwrap() > 0.7, "{method}: {last}");
+    }
+    // Data of one kind is not taken for the other.
+    let sft = config(dir.path(), &base, &[]);
+    let opened = Base::open(&base, &sft).unwrap();
+    let made = Dataset::open(&dir.path().join("whole-finetune.method=lora/data")).unwrap();
+    let created = Trainer::finetune(sft, made, opened, &dir.path().join("new"));
+    assert!(created.err().unwrap().to_string().contains("`finetune.objective`"));
 }
 
 #[test]

@@ -121,6 +121,7 @@ pub(crate) fn of_finetuning(
         seq_len: data.seq_len,
         val_fraction: data.val_fraction,
         too_long: finetune.map_or(TooLong::Truncate, |f| f.too_long),
+        preferences: finetune.is_some_and(|f| f.objective == Objective::Dpo),
     };
     let made = Dataset::from_chats(&into, &tokenizer, &corpus.files, options, &mut on_progress);
     let (dataset, counts) = match made {

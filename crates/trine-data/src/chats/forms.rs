@@ -8,6 +8,13 @@
 //! | `prompt`, `completion` or `response` | one question, one answer |
 //! | `text` | plain text, all of which is learned |
 //!
+//! A preference has two answers to one question, of which the first is the better:
+//!
+//! | keys of a line | form |
+//! | --- | --- |
+//! | `chosen`, `rejected`: conversations of `role`, `content` | they differ in their last message |
+//! | `prompt`, `chosen`, `rejected`: texts, or lists of messages | the answers alone |
+//!
 //! A line may have further keys. Anything else is an error with the line's number.
 
 use serde::Deserialize;
@@ -23,6 +30,54 @@ pub enum Chat {
     Text(String),
 }
 
+/// Two conversations that begin alike, of which the first ends with the better answer.
+pub type Preference = [Vec<Message>; 2];
+
+/// Reads a line with a preference.
+///
+/// # Errors
+/// What is wrong with it, naming the key or the message.
+pub(crate) fn preference(line: &[u8]) -> Result<Preference, String> {
+    let object = object(line)?;
+    let mut question = match object.get("prompt") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::String(text)) => vec![Message::new("user", text)],
+        Some(list) => messages(list, "prompt")?,
+    };
+    if let Some(Value::String(system)) = object.get("system")
+        && !system.is_empty()
+    {
+        question.insert(0, Message::new("system", system));
+    }
+    let answer = |key: &str| -> Result<Vec<Message>, String> {
+        let mut all = question.clone();
+        match object.get(key) {
+            Some(Value::String(text)) => all.push(Message::new("assistant", text)),
+            Some(list @ Value::Array(_)) => all.extend(messages(list, key)?),
+            other => {
+                let found = kind(other);
+                return Err(format!("`{key}`: expected a text or messages, found {found}"));
+            }
+        }
+        check(&all).map_err(|cause| format!("`{key}`: {cause}"))?;
+        match all.last() {
+            Some(last) if last.role == "assistant" && all.len() > 1 => Ok(all),
+            _ => Err(format!("`{key}`: expected a question, and last an answer to it")),
+        }
+    };
+    let both = [answer("chosen")?, answer("rejected")?];
+    let [chosen, rejected] = &both;
+    if chosen[..chosen.len() - 1] != rejected[..rejected.len() - 1] {
+        return Err("`chosen` and `rejected` differ before their last message".to_owned());
+    }
+    Ok(both)
+}
+
+fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
+    serde_json::from_slice(line)
+        .map_err(|e| e.to_string().replace(" at line 1 column ", ", column "))
+}
+
 /// What must be known of an object before it is one of the forms.
 const FORMS: &str = "`messages`, `conversations`, `instruction` and `output`, `prompt` and \
                      `completion`, or `text`";
@@ -32,8 +87,7 @@ const FORMS: &str = "`messages`, `conversations`, `instruction` and `output`, `p
 /// # Errors
 /// What is wrong with it, naming the key or the message.
 pub(crate) fn parse(line: &[u8]) -> Result<Chat, String> {
-    let object: Map<String, Value> = serde_json::from_slice(line)
-        .map_err(|e| e.to_string().replace(" at line 1 column ", ", column "))?;
+    let object = object(line)?;
     let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
     if let Some(key) = ["messages", "conversations"].into_iter().find(|key| has(key)) {
         return messages(&object[key], key).map(Chat::Messages);
@@ -191,6 +245,38 @@ mod tests {
         assert_eq!(said(line)[0], ("system".to_owned(), "s".to_owned()));
         assert_eq!(said(line)[1].1, "q\n\ni");
         assert_eq!(parse(br#"{"text":"t"}"#), Ok(Chat::Text("t".to_owned())));
+    }
+
+    #[test]
+    fn preferences_are_two_answers_to_one_question() {
+        let message = |role: &str, content: &str| Message::new(role, content);
+        let (question, good) = (message("user", "q"), message("assistant", "g"));
+        let expected = [vec![question.clone(), good], vec![question, message("assistant", "b")]];
+        for line in [
+            r#"{"prompt":"q","chosen":"g","rejected":"b"}"#,
+            r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"g"}],"rejected":"b"}"#,
+            r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"g"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#,
+        ] {
+            assert_eq!(preference(line.as_bytes()).as_ref(), Ok(&expected), "{line}");
+        }
+        for (line, names) in [
+            (
+                r#"{"prompt":"q","chosen":"g"}"#,
+                "`rejected`: expected a text or messages, found nothing",
+            ),
+            (r#"{"chosen":"g","rejected":"b"}"#, "`chosen`: expected a question"),
+            (
+                r#"{"prompt":"q","chosen":" ","rejected":"b"}"#,
+                "`chosen`: message 2 is an empty answer",
+            ),
+            (
+                r#"{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"g"}],"rejected":[{"role":"user","content":"p"},{"role":"assistant","content":"b"}]}"#,
+                "differ before their last message",
+            ),
+        ] {
+            let error = preference(line.as_bytes()).unwrap_err();
+            assert!(error.contains(names), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use trine_tokenizer::{ChatTemplate, Tokenizer, Turns};
+use trine_tokenizer::{ChatTemplate, Message, Tokenizer, TokenizerError, Turns};
 
-pub use forms::Chat;
+pub use forms::{Chat, Preference};
 
 use crate::corpus::{CHUNK, LONGEST, io, open};
 use crate::dataset::{check_fraction, commit, files};
@@ -43,6 +43,8 @@ pub struct ChatOptions<'a> {
     pub val_fraction: f64,
     /// What happens to conversations that are longer than a row.
     pub too_long: TooLong,
+    /// Lines hold [preferences](Preference): a row is a better answer and a worse one.
+    pub preferences: bool,
 }
 
 /// What became of the conversations.
@@ -80,7 +82,9 @@ impl Dataset {
         fs::create_dir_all(dir).map_err(io(dir, "create"))?;
         let [_, train, val] = files(dir);
         let writer = |path: &Path| -> Result<RowWriter, DataError> {
-            let shard = ShardWriter::create_rows(path, tokenizer, options.seq_len + 1)?;
+            let sequences = if options.preferences { 2 } else { 1 };
+            let row = sequences * (options.seq_len + 1);
+            let shard = ShardWriter::create_rows(path, tokenizer, row)?;
             Ok(RowWriter::new(shard, tokenizer.vocab_size(), options.seq_len))
         };
         let (mut train, mut val) = (writer(&train)?, writer(&val)?);
@@ -100,22 +104,27 @@ impl Dataset {
                         held.push((number + 1, line));
                     }
                 }
-                let turns: Result<Vec<_>, _> = held
+                let read: Result<Vec<_>, _> = held
                     .par_iter()
                     .map(|(number, line)| {
-                        options.turns(tokenizer, line).map_err(|cause| DataError::Line {
+                        options.sequences(tokenizer, line).map_err(|cause| DataError::Line {
                             path: path.clone(),
                             line: *number,
                             cause,
                         })
                     })
                     .collect();
-                for turns in turns? {
-                    let Some(turns) = options.shortened(turns, &mut counts) else { continue };
+                for sequences in read? {
+                    let Some(sequences) = options.shortened(sequences, &mut counts) else {
+                        continue;
+                    };
                     let validates = validates();
                     dealt[usize::from(validates)] += 1;
                     let writer = if validates { &mut val } else { &mut train };
-                    writer.push(&turns.ids, &turns.learned)?;
+                    match &sequences[..] {
+                        [turns] => writer.push(turns)?,
+                        together => writer.push_row(together)?,
+                    }
                 }
                 bytes += size as u64;
                 progress(Progress { bytes, tokens: counts.tokens });
@@ -142,47 +151,68 @@ impl Dataset {
 }
 
 impl ChatOptions<'_> {
-    /// The ids of a line, and which of them are learned.
-    fn turns(&self, tokenizer: &Tokenizer, line: &[u8]) -> Result<Turns, String> {
-        let turns = match (forms::parse(line)?, self.template) {
-            (Chat::Messages(messages), Some(template)) => {
-                template.turns(tokenizer, &messages).map_err(|e| e.to_string())?
-            }
-            (Chat::Messages(_), None) => {
-                return Err("a conversation, but there is no chat template".to_owned());
-            }
-            (Chat::Text(text), _) => {
-                let ids = tokenizer.encode_plain(&text).map_err(|e| e.to_string())?;
-                let boundaries = Boundaries::of(tokenizer);
-                let mut turns = Turns::default();
-                turns.push(boundaries.begin.as_slice(), false);
-                turns.push(&ids, true);
-                turns.push(boundaries.end.as_slice(), true);
-                turns
-            }
+    /// The sequences of a line, which go into one row together.
+    fn sequences(&self, tokenizer: &Tokenizer, line: &[u8]) -> Result<Vec<Turns>, String> {
+        let spoken = |messages: &[Message]| match self.template {
+            Some(template) => template.turns(tokenizer, messages).map_err(|e| e.to_string()),
+            None => Err("a conversation, but there is no chat template".to_owned()),
         };
-        let most = self.seq_len + 1;
-        if self.too_long == TooLong::Refuse && turns.ids.len() > most {
-            return Err(format!("expected at most {most} tokens, found {}", turns.ids.len()));
+        let sequences = if self.preferences {
+            let both = forms::preference(line)?;
+            let both: Result<Vec<_>, _> = both.iter().map(|messages| spoken(messages)).collect();
+            both?.into_iter().map(last_answer).collect()
+        } else {
+            vec![match forms::parse(line)? {
+                Chat::Messages(messages) => spoken(&messages)?,
+                Chat::Text(text) => plain(tokenizer, &text).map_err(|e| e.to_string())?,
+            }]
+        };
+        let (most, longest) =
+            (self.seq_len + 1, sequences.iter().map(|turns| turns.ids.len()).max().unwrap_or(0));
+        if self.too_long == TooLong::Refuse && longest > most {
+            return Err(format!("expected at most {most} tokens, found {longest}"));
         }
-        Ok(turns)
+        Ok(sequences)
     }
 
-    /// What of a conversation goes into a row, if anything.
-    fn shortened(&self, mut turns: Turns, counts: &mut ChatCounts) -> Option<Turns> {
-        let (most, len) = (self.seq_len + 1, turns.ids.len());
-        turns.ids.truncate(most);
-        turns.learned.truncate(most);
+    /// What of the sequences of a line goes into a row, if anything.
+    fn shortened(&self, mut line: Vec<Turns>, counts: &mut ChatCounts) -> Option<Vec<Turns>> {
+        let most = self.seq_len + 1;
+        let too_long = line.iter().any(|turns| turns.ids.len() > most);
+        for turns in &mut line {
+            turns.ids.truncate(most);
+            turns.learned.truncate(most);
+        }
         // Nothing comes before the first id, so it is not predicted.
-        let learned = turns.learned.iter().skip(1).filter(|learned| **learned).count();
-        if learned == 0 || len > most && self.too_long == TooLong::Drop {
+        let learned =
+            |turns: &Turns| turns.learned.iter().skip(1).filter(|learned| **learned).count();
+        let is_empty = line.iter().any(|turns| learned(turns) == 0);
+        if is_empty || too_long && self.too_long == TooLong::Drop {
             counts.dropped += 1;
             return None;
         }
         counts.conversations += 1;
-        counts.truncated += usize::from(len > most);
-        counts.tokens += turns.ids.len() as u64;
-        counts.learned += learned as u64;
-        Some(turns)
+        counts.truncated += usize::from(too_long);
+        counts.tokens += line.iter().map(|turns| turns.ids.len() as u64).sum::<u64>();
+        counts.learned += line.iter().map(|turns| learned(turns) as u64).sum::<u64>();
+        Some(line)
     }
+}
+
+/// A text, all of which is learned.
+fn plain(tokenizer: &Tokenizer, text: &str) -> Result<Turns, TokenizerError> {
+    let boundaries = Boundaries::of(tokenizer);
+    let mut turns = Turns::default();
+    turns.push(boundaries.begin.as_slice(), false);
+    turns.push(&tokenizer.encode_plain(text)?, true);
+    turns.push(boundaries.end.as_slice(), true);
+    Ok(turns)
+}
+
+/// A conversation of which only the last answer is learned.
+fn last_answer(mut turns: Turns) -> Turns {
+    let end = turns.learned.iter().rposition(|learned| *learned).unwrap_or(0);
+    let before = turns.learned[..end].iter().rposition(|learned| !*learned);
+    turns.learned[..before.unwrap_or(0)].fill(false);
+    turns
 }

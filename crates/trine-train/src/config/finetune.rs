@@ -16,11 +16,14 @@ pub struct FinetuneConfig {
     pub base: String,
     /// `lora` trains adapters beside the packed model, `full` its masters.
     pub method: Method,
-    /// What is learned: `sft` the answers of conversations, `text` all of a text.
+    /// What is learned: `sft` the answers of conversations, `text` all of a text, `dpo` which of two answers
+    /// is the better.
     pub objective: Objective,
     /// Whether the gradient is that of the `mean` loss of a batch's tokens, or of their `sum`, as the
     /// 2B4T model was fine-tuned (arXiv 2504.12285, section 3.2). Reported losses are means.
     pub loss: Reduction,
+    /// How strongly `dpo` holds to the model that the run began with.
+    pub beta: f64,
     /// What happens to conversations of more than `data.seq_len` + 1 tokens: `truncate`, `drop` or
     /// `refuse`.
     pub too_long: TooLong,
@@ -54,6 +57,8 @@ pub enum Objective {
     Sft,
     /// Every token of a text: continued pre-training.
     Text,
+    /// Preferences (arXiv 2305.18290). A sequence of the batch is a pair of answers then.
+    Dpo,
 }
 
 /// How the losses of tokens become that of a batch.
@@ -88,6 +93,7 @@ impl Default for FinetuneConfig {
             method: Method::Lora,
             objective: Objective::Sft,
             loss: Reduction::Mean,
+            beta: 0.1,
             too_long: TooLong::Truncate,
             chat_template: String::new(),
             ternarize: false,
@@ -134,6 +140,10 @@ impl FinetuneConfig {
         require(rank > 0, "finetune.lora.rank", "at least 1", rank)?;
         let positive = alpha > 0.0 && alpha.is_finite();
         require(positive, "finetune.lora.alpha", "a positive number", alpha)?;
+        let strong = self.beta > 0.0 && self.beta.is_finite();
+        require(strong, "finetune.beta", "a positive number", self.beta)?;
+        let mean = self.loss == Reduction::Mean || self.objective != Objective::Dpo;
+        require(mean, "finetune.loss", "\"mean\", with objective = \"dpo\"", "\"sum\"")?;
         let share = "a share from 0 to below 1";
         require((0.0..1.0).contains(&dropout), "finetune.lora.dropout", share, dropout)?;
         self.lora.projections()?;
@@ -223,6 +233,7 @@ mod tests {
             ("finetune.lora.alpha=nan", "`finetune.lora.alpha`"),
             ("finetune.lora.dropout=1.0", "`finetune.lora.dropout`"),
             ("finetune.lora.targets=['lm_head']", "found lm_head"),
+            ("finetune.beta=0", "`finetune.beta`"),
             ("finetune.lora.targets=[]", "`finetune.lora.targets`"),
             ("finetune.method=qlora", "qlora"),
             ("finetune.rank=3", "unknown field `rank`"),

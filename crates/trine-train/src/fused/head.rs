@@ -120,8 +120,7 @@ fn head_name(model: &Bitnet) -> &'static str {
 }
 
 impl Head {
-    /// The sum of the losses of `x` `(n, D)`, which becomes the gradient of the sum of each times its
-    /// weight.
+    /// The losses of `x` `(n, D)`, which becomes the gradient of the sum of each times its weight.
     pub(super) fn backward(
         &mut self,
         model: &Bitnet,
@@ -129,21 +128,21 @@ impl Head {
         x: &mut [f32],
         targets: Targets<'_>,
         found: &mut Found<'_>,
-    ) -> Result<f64> {
+    ) -> Result<Vec<f32>> {
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
         let (head, norm): (&[f32], &[f32]) = (&head, &norm);
         let (bf16, eps) = (products.is_bf16(), model.config().rms_norm_eps);
         let division = Division::new(model, targets.ids.len(), self.block);
         let (width, learns) = (division.width, found.wants(head_name(model)));
         let mut dnorm = vec![0.0; width];
-        let mut total = 0.0;
+        let mut losses = Vec::with_capacity(targets.ids.len());
         let chunks = x.chunks_mut(division.rows * width).zip(targets.chunks(division.rows));
         for (chunk, (x, Targets { ids: targets, weights })) in chunks.enumerate() {
             let n = targets.len();
             normed_rows(x, norm, eps, &mut self.normed);
             let fresh = chunk == 0 || !division.is_whole();
             self.logits(division, head, n, bf16, fresh);
-            total += slopes(division, &mut self.logits, targets, weights, &mut self.scales);
+            losses.extend(slopes(division, &mut self.logits, targets, weights, &mut self.scales));
             let Self { left, normed_right, lines, logits, scales, normed, dnormed, .. } = self;
             dnormed.resize(n * width);
             if bf16 && learns {
@@ -195,22 +194,27 @@ impl Head {
             dnorm.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         found.write(names::FINAL_NORM, |to| to.copy_from_slice(&dnorm))?;
-        Ok(total)
+        Ok(losses)
     }
 
-    /// The sum of the losses of `x` `(n, D)`, with the head in f32.
-    pub(super) fn evaluate(&mut self, model: &Bitnet, x: &[f32], targets: &[u32]) -> Result<f64> {
+    /// The losses of `x` `(n, D)`, with the head in f32.
+    pub(super) fn evaluate(
+        &mut self,
+        model: &Bitnet,
+        x: &[f32],
+        targets: &[u32],
+    ) -> Result<Vec<f32>> {
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
         let division = Division::new(model, targets.len(), self.block);
-        let mut total = 0.0;
+        let mut losses = Vec::with_capacity(targets.len());
         let chunks = x.chunks(division.rows * division.width).zip(targets.chunks(division.rows));
         for (x, targets) in chunks {
             normed_rows(x, &norm, model.config().rms_norm_eps, &mut self.normed);
             self.logits(division, &head, targets.len(), false, true);
             let weights = vec![1.0; targets.len()];
-            total += slopes(division, &mut self.logits, targets, &weights, &mut self.scales);
+            losses.extend(slopes(division, &mut self.logits, targets, &weights, &mut self.scales));
         }
-        Ok(total)
+        Ok(losses)
     }
 
     /// Logits of the `n` rows that are in `normed`; without `fresh`, the columns are those of before.
@@ -247,7 +251,7 @@ fn normed_rows(x: &[f32], weight: &[f32], eps: f32, normed: &mut Buffer) {
     });
 }
 
-/// The sum of the losses of `logits`, a matrix `(n, ids)` for each block. They become their gradients times
+/// The losses of `logits`, a matrix `(n, ids)` for each block. They become their gradients times
 /// the weight of the row, but for a scale `(blocks, n)` of every row and the targets' own terms.
 fn slopes(
     division: Division,
@@ -255,7 +259,7 @@ fn slopes(
     targets: &[u32],
     weights: &[f32],
     scales: &mut Vec<f32>,
-) -> f64 {
+) -> Vec<f32> {
     /// A row, in every block.
     struct Row<'a> {
         target: usize,
@@ -287,7 +291,7 @@ fn slopes(
     scales.clear();
     let blocks = rows.first().map_or(0, |row| row.blocks.len());
     (0..blocks).for_each(|b| scales.extend(rows.iter().map(|row| row.blocks[b].1)));
-    rows.iter().map(|row| f64::from(row.loss)).sum()
+    rows.iter().map(|row| row.loss).collect()
 }
 
 /// The backward pass of a norm over rows: `x` `(n, D)` becomes its gradient, plus `rest` if there is

@@ -10,9 +10,9 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
-use super::{Buffer, Extent, Found, is_ternary};
+use super::{Buffer, Extent, Found, Pass, is_ternary};
 use crate::Bitnet;
-use crate::adapters::Mask;
+use crate::adapters::{Adapters, Mask};
 use crate::ops::{Attention, view};
 
 /// Rows of which a thread makes the gradients of a gate at a time.
@@ -76,8 +76,15 @@ impl<'a> Layer<'a> {
 
     /// What is left out of an input of adapters in this step, the inputs of a layer being numbered.
     fn mask(&self, input: usize) -> Option<Mask> {
-        let dropout = self.model.adapters()?.dropout();
-        dropout.mask(self.model.step(), self.extent.dropped?, 4 * self.index + input)
+        let dropout = self.adapters()?.dropout();
+        let in_training = self.extent.pass == Pass::Training;
+        let mask = dropout.mask(self.model.step(), self.extent.ids, 4 * self.index + input);
+        mask.filter(|_| in_training)
+    }
+
+    /// The adapters that this pass is made with.
+    fn adapters(&self) -> Option<&'a Adapters> {
+        self.model.adapters().filter(|_| self.extent.pass != Pass::Base)
     }
 
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs.
@@ -234,7 +241,7 @@ impl<'a> Layer<'a> {
     /// Fills the input of projections with rows `(cols,)` that `fill` writes.
     fn keep(&self, to: &mut Kept, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (ternary, rows) = (is_ternary(self.model), self.extent.rows());
-        if self.model.adapters().is_none() {
+        if self.adapters().is_none() {
             return to.input.refill(ternary, rows, cols, fill);
         }
         to.floats.resize(rows * cols);
@@ -265,7 +272,7 @@ impl<'a> Layer<'a> {
             pairs.push((self.projection(weights, *p, masters), &mut **y));
         }
         self.products.forward(&kept.input, &mut pairs);
-        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        let Some(adapters) = self.adapters() else { return Ok(()) };
         for (p, y) in work {
             adapters.with(self.index, p, |adapter| {
                 self.products.adapt(&kept.floats, adapter, self.extent.rows(), y)
@@ -325,7 +332,7 @@ impl<'a> Layer<'a> {
             let projection = self.projection(weights, *p, &masters);
             self.products.input_gradient(dy, &projection, store, dx);
         }
-        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        let Some(adapters) = self.adapters() else { return Ok(()) };
         for (p, dy) in dys {
             adapters.with(self.index, *p, |adapter| {
                 let (x, mask) = (&kept.floats, kept.mask);

@@ -105,15 +105,15 @@ impl<'a> Found<'a> {
         self.written.contains(name)
     }
 
-    /// All gradients.
+    /// Checks that all gradients are there.
     ///
     /// # Errors
     /// When one is missing.
-    fn finish(self) -> Result<Gradients> {
-        if let Some(name) = self.gradients.keys().find(|name| !self.has(name)) {
-            candle_core::bail!("{name} received no gradient");
+    fn finish(self) -> Result<()> {
+        match self.gradients.keys().find(|name| !self.has(name)) {
+            Some(name) => candle_core::bail!("{name} received no gradient"),
+            None => Ok(()),
         }
-        Ok(self.gradients.clone())
     }
 }
 
@@ -136,8 +136,19 @@ struct Extent<'a> {
     tokens: usize,
     /// The first position that each one sees, `(B, T)`.
     starts: Option<&'a [u32]>,
-    /// The ids `(B, T)` of a training step, in which adapters leave something out.
-    dropped: Option<&'a [u32]>,
+    /// The ids, `(B, T)`.
+    ids: &'a [u32],
+    pass: Pass,
+}
+
+/// What a forward pass is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// A backward pass follows, and adapters leave something out.
+    Training,
+    Evaluation,
+    /// Without adapters.
+    Base,
 }
 
 impl Extent<'_> {
@@ -195,26 +206,99 @@ impl Engine {
         batch: &Batch,
         weight: f32,
     ) -> Result<(f32, Gradients)> {
-        let layers = model.config().num_hidden_layers;
-        let extent = self.forward(model, batch, true)?;
+        let rows = Learned::of(batch)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let weights = vec![weight; rows.ids.len()];
+        let losses = self.backward(model, batch, extent, &rows, &weights)?;
+        Ok((mean(&losses), self.gradients.clone()))
+    }
+
+    /// The gradients of an objective of the log-probabilities of sequences. `weigh` is given these, `(B,)` in
+    /// nats, summed over the targets that are to be predicted, and returns by how much the objective rises
+    /// for each when it falls, `(B,)`.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn sequence_gradients(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        weigh: impl FnOnce(&[f64]) -> Vec<f64>,
+    ) -> Result<Gradients> {
+        let rows = Learned::of(batch)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let losses = self.losses(model, model.config().num_hidden_layers, &rows)?;
+        let weights = weigh(&rows.log_probabilities(&losses, batch));
+        let weight = |at: usize| weights[at / batch.seq_len] as f32;
+        let weights: Vec<f32> = rows.positions().map(weight).collect();
+        self.backward(model, batch, extent, &rows, &weights)?;
+        Ok(self.gradients.clone())
+    }
+
+    /// Log-probabilities of sequences in nats, `(B,)`, summed over the targets that are to be predicted; with
+    /// the model's adapters, if it has some, or without.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn log_probabilities(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        adapted: bool,
+    ) -> Result<Vec<f64>> {
+        let rows = Learned::of(batch)?;
+        self.forward(model, batch, if adapted { Pass::Evaluation } else { Pass::Base })?;
+        let losses = self.losses(model, model.config().num_hidden_layers % 2, &rows)?;
+        Ok(rows.log_probabilities(&losses, batch))
+    }
+
+    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, with the head in f32.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
+        let rows = Learned::of(batch)?;
+        self.forward(model, batch, Pass::Evaluation)?;
+        Ok(mean(&self.losses(model, model.config().num_hidden_layers % 2, &rows)?))
+    }
+
+    /// The losses of the rows that predict something, of the output of the layers, which lies in the buffer
+    /// of that number.
+    fn losses(&mut self, model: &Bitnet, output: usize, rows: &Learned<'_>) -> Result<Vec<f32>> {
+        let x = &self.inputs[output];
+        let Some(at) = &rows.at else {
+            return self.head.evaluate(model, x, &rows.ids);
+        };
+        gather(at, model.config().hidden_size, x, &mut self.learned);
+        self.head.evaluate(model, &self.learned, &rows.ids)
+    }
+
+    /// After a pass in training: the losses of the rows that predict something, and in
+    /// [`Self::gradients`] the gradients of their sum, each times its weight.
+    fn backward(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        extent: Extent<'_>,
+        rows: &Learned<'_>,
+        weights: &[f32],
+    ) -> Result<Vec<f32>> {
+        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
         let Self { options, products, head, inputs, states, scratch, learned, gradients } = self;
         let mut found = Found::new(model.trained(), gradients)?;
-        let rows = Learned::of(batch)?;
-        let weights = vec![weight; rows.ids.len()];
-        let targets = head::Targets { ids: &rows.ids, weights: &weights };
-        let width = model.config().hidden_size;
+        let targets = head::Targets { ids: &rows.ids, weights };
         let x = &mut inputs[layers];
-        let loss = match &rows.at {
+        let losses = match &rows.at {
             None => head.backward(model, products, x, targets, &mut found)?,
             Some(at) => {
                 gather(at, width, x, learned);
-                let loss = head.backward(model, products, learned, targets, &mut found)?;
+                let losses = head.backward(model, products, learned, targets, &mut found)?;
                 // What predicts nothing has no gradient.
                 x.fill(0.0);
                 for (row, from) in at.iter().zip(learned.chunks_exact(width)) {
                     x[row * width..][..width].copy_from_slice(from);
                 }
-                loss
+                losses
             }
         };
         for index in (0..layers).rev() {
@@ -228,39 +312,17 @@ impl Engine {
             layer.backward(x, state, dx, scratch, &mut found)?;
         }
         add_embedding(model, batch, &inputs[0], &mut found)?;
-        Ok((rows.mean(loss), found.finish()?))
+        found.finish()?;
+        Ok(losses)
     }
 
-    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, with the head in f32.
-    ///
-    /// # Errors
-    /// As [`Self::gradients`].
-    pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
-        self.forward(model, batch, false)?;
-        let x = &self.inputs[model.config().num_hidden_layers % 2];
-        let rows = Learned::of(batch)?;
-        let loss = match &rows.at {
-            None => self.head.evaluate(model, x, &rows.ids)?,
-            Some(at) => {
-                gather(at, model.config().hidden_size, x, &mut self.learned);
-                self.head.evaluate(model, &self.learned, &rows.ids)?
-            }
-        };
-        Ok(rows.mean(loss))
-    }
-
-    /// Runs all layers. For a backward pass, `inputs` are then the input of every layer and the output of
-    /// the last; otherwise two of them are used in turn.
-    fn forward<'a>(
-        &mut self,
-        model: &Bitnet,
-        batch: &'a Batch,
-        backward: bool,
-    ) -> Result<Extent<'a>> {
+    /// Runs all layers. In training, `inputs` are then the input of every layer and the output of the last;
+    /// otherwise two of them are used in turn.
+    fn forward<'a>(&mut self, model: &Bitnet, batch: &'a Batch, pass: Pass) -> Result<Extent<'a>> {
         let config = model.config();
         let starts = batch.starts.as_deref();
-        let dropped = backward.then_some(&batch.inputs[..]);
-        let extent = Extent { batch: batch.batch, tokens: batch.seq_len, starts, dropped };
+        let extent =
+            Extent { batch: batch.batch, tokens: batch.seq_len, starts, ids: &batch.inputs, pass };
         if extent.tokens > config.max_position_embeddings {
             let positions = config.max_position_embeddings;
             candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
@@ -272,7 +334,7 @@ impl Engine {
             }
         }
         let layers = config.num_hidden_layers;
-        let (inputs, states) = match (backward, self.options.recompute) {
+        let (inputs, states) = match (pass == Pass::Training, self.options.recompute) {
             (true, false) => (layers + 1, layers),
             (true, true) => (layers + 1, 1),
             (false, _) => (2, 1),
@@ -314,9 +376,26 @@ impl<'a> Learned<'a> {
         Ok(Self { ids: Cow::Owned(ids), at: Some(at) })
     }
 
-    fn mean(&self, sum: f64) -> f32 {
-        (sum / self.ids.len() as f64) as f32
+    /// Where in the batch they are, `(n,)`.
+    fn positions(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match &self.at {
+            None => Box::new(0..self.ids.len()),
+            Some(at) => Box::new(at.iter().copied()),
+        }
     }
+
+    /// For each sequence, less the sum of its losses.
+    fn log_probabilities(&self, losses: &[f32], batch: &Batch) -> Vec<f64> {
+        let mut sums = vec![0.0; batch.batch];
+        for (at, loss) in self.positions().zip(losses) {
+            sums[at / batch.seq_len] -= f64::from(*loss);
+        }
+        sums
+    }
+}
+
+fn mean(losses: &[f32]) -> f32 {
+    (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32
 }
 
 /// Some rows of `x` `(M, D)`, one after the other.

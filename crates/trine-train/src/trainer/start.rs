@@ -12,7 +12,7 @@ use trine_tokenizer::Tokenizer;
 use crate::adapters::Adapters;
 use crate::base::Base;
 use crate::checkpoint::{self, TrainerState};
-use crate::config::Method;
+use crate::config::{FinetuneConfig, Method, Objective};
 use crate::optimizer::Optimizer;
 use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::{Bitnet, Params, RunConfig, TrainError};
@@ -63,6 +63,15 @@ impl Start {
     /// The model that the run begins with, if it does not begin anew.
     pub(super) fn base(&self) -> Option<&Base> {
         self.base.as_ref()
+    }
+
+    /// What preferences are compared with, unless that is the model in training without its adapters.
+    pub(super) fn reference(&self, config: &RunConfig) -> Result<Option<Bitnet>, TrainError> {
+        let full = |f: &&FinetuneConfig| f.objective == Objective::Dpo && f.method == Method::Full;
+        match (&self.base, config.finetune.as_ref().filter(full)) {
+            (Some(base), Some(_)) => base.reference().map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The model and optimizer that the run begins with.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 use trine_data::Batch;
 
-use super::{Observer, StepReport, Trainer, tensors};
+use super::{Observer, StepReport, Trainer, preferences, tensors};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{Reduction, SpikePolicy};
 use crate::fused::Engine;
@@ -28,7 +28,19 @@ impl Trainer {
     pub(super) fn step(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let begin = Instant::now();
         let (step, steps) = (self.state.step, self.config.train.steps);
-        let (loss, gradients) = self.forward_backward(step)?;
+        let parts = self.parts(step)?;
+        let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
+        let beta = preferences::beta(self.config.finetune.as_ref());
+        let (loss, preferences, gradients) = match beta {
+            Some(beta) => {
+                let (found, gradients) = self.preference_step(&parts, beta)?;
+                (found.loss as f32, Some(found), gradients)
+            }
+            None => {
+                let (loss, gradients) = self.forward_backward(&parts)?;
+                (loss, None, gradients)
+            }
+        };
         let grad_norm = optimizer::global_norm(&gradients)?;
         let train = &self.config.train;
         if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
@@ -41,7 +53,6 @@ impl Trainer {
         observer.after_update(step + 1, &self.model);
 
         let batch_size = self.plan.size(step);
-        let tokens = (batch_size * self.config.data.seq_len) as u64;
         self.state.step += 1;
         self.model.set_step(self.state.step);
         self.state.updates = self.optimizer.updates();
@@ -58,7 +69,7 @@ impl Trainer {
             tokens: self.state.tokens,
             tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
         };
-        self.log(&json!({
+        let mut line = json!({
             "step": report.step,
             "loss": report.loss,
             "learning_rate": report.learning_rate,
@@ -66,7 +77,12 @@ impl Trainer {
             "batch_size": report.batch_size,
             "tokens": report.tokens,
             "tokens_per_second": report.tokens_per_second.round(),
-        }))?;
+        });
+        if let Some(found) = preferences {
+            line["accuracy"] = found.accuracy.into();
+            line["margin"] = found.margin.into();
+        }
+        self.log(&line)?;
         observer.on_step(&report);
         self.look(observer)?;
         Ok(true)
@@ -88,15 +104,20 @@ impl Trainer {
         Ok(())
     }
 
-    /// Mean loss in nats of the tokens of a step's batch that are to be predicted, and the gradients that
-    /// `finetune.loss` asks for.
-    fn forward_backward(&mut self, step: usize) -> Result<(f32, Gradients), TrainError> {
+    /// The parts of a step's batch.
+    fn parts(&self, step: usize) -> Result<Vec<Batch>, TrainError> {
         let mut first = u128::from(self.plan.before(step) + self.state.skipped_sequences);
         let mut parts = Vec::new();
         for part in self.plan.parts(step) {
             parts.push(self.batches.sequences(first, part)?);
             first += part as u128;
         }
+        Ok(parts)
+    }
+
+    /// Mean loss in nats of the tokens of a step's batch that are to be predicted, and the gradients that
+    /// `finetune.loss` asks for.
+    fn forward_backward(&mut self, parts: &[Batch]) -> Result<(f32, Gradients), TrainError> {
         let tokens: usize = parts.iter().map(Batch::learned).sum();
         let reduction = self.config.finetune.as_ref().map_or(Reduction::Mean, |f| f.loss);
         let weight = match reduction {
@@ -105,7 +126,7 @@ impl Trainer {
         };
         let (mut total, mut sum) = (0.0, Gradients::new());
         let one = parts.len() == 1;
-        for batch in &parts {
+        for batch in parts {
             let (value, gradients) = match Engine::fits(&self.model) {
                 true => self.engine.weighted_gradients(&self.model, batch, weight as f32)?,
                 false => by_graph(&self.model, batch, weight)?,
