@@ -8,6 +8,8 @@
 //! [`Batches::batch`] has no state: a run resumes at a step by asking for that step, and no
 //! checkpoint carries a data loader.
 
+#[cfg(doc)]
+use crate::IGNORED;
 use crate::mixture::{Turns, check_sources};
 use crate::{Boundaries, DataError, Shard};
 
@@ -16,7 +18,7 @@ use crate::{Boundaries, DataError, Shard};
 pub struct Batch {
     /// Ids the model sees, (batch, seq_len).
     pub inputs: Vec<u32>,
-    /// Ids it is to predict, (batch, seq_len): the inputs one token further.
+    /// Ids it is to predict, (batch, seq_len): the inputs one token further, or [`IGNORED`].
     pub targets: Vec<u32>,
     /// For each input, the index in its sequence of the first token of its document, (batch,
     /// seq_len): position `t` may see `starts[t]..=t`. `None` where documents are not told apart.
@@ -32,16 +34,28 @@ impl Batch {
         Self { inputs: Vec::new(), targets: Vec::new(), starts: None, batch: 0, seq_len }
     }
 
-    /// Tells documents apart: fills [`Batch::starts`] from the inputs.
-    pub fn mark_documents(&mut self, boundaries: Boundaries) {
-        let windows = self.inputs.chunks_exact(self.seq_len.max(1));
-        self.starts = Some(windows.flat_map(|window| boundaries.starts(window)).collect());
-    }
-
-    fn push(&mut self, shard: &Shard, start: usize) -> Result<(), DataError> {
+    /// Adds the window of a text, or the row, that begins at `start`.
+    fn push(
+        &mut self,
+        shard: &Shard,
+        start: usize,
+        boundaries: Option<Boundaries>,
+    ) -> Result<(), DataError> {
+        if shard.row().is_some() {
+            return self.push_row(shard, start);
+        }
+        let before = self.inputs.len();
         shard.read(start, self.seq_len, &mut self.inputs)?;
         shard.read(start + 1, self.seq_len, &mut self.targets)?;
         self.batch += 1;
+        let Some(boundaries) = boundaries else {
+            if let Some(starts) = &mut self.starts {
+                starts.resize(self.inputs.len(), 0);
+            }
+            return Ok(());
+        };
+        let starts = self.starts.get_or_insert_with(|| vec![0; before]);
+        starts.extend(boundaries.starts(&self.inputs[before..]));
         Ok(())
     }
 }
@@ -91,8 +105,11 @@ impl Batches {
         let mut sources = Vec::with_capacity(shards.len());
         for (number, shard) in (0..).zip(shards) {
             check_window(&shard, batch, seq_len)?;
-            // Room for every offset, where there is more than one window.
-            let windows = ((shard.len() - seq_len) / seq_len).max(1);
+            let windows = match shard.row() {
+                Some(row) => shard.len() / row,
+                // Room for every offset, where there is more than one window.
+                None => ((shard.len() - seq_len) / seq_len).max(1),
+            };
             // Two shards of one length are not visited in step.
             let seed = if number == 0 { seed } else { mix(seed ^ mix(number)) };
             sources.push(Source { shard, seed, windows });
@@ -125,10 +142,7 @@ impl Batches {
         for sample in first..first + count as u128 {
             let (source, index) = self.turns.of(sample);
             let source = &self.sources[source];
-            batch.push(&source.shard, source.window(index, self.seq_len))?;
-        }
-        if let Some(boundaries) = self.boundaries {
-            batch.mark_documents(boundaries);
+            batch.push(&source.shard, source.window(index, self.seq_len), self.boundaries)?;
         }
         Ok(batch)
     }
@@ -156,14 +170,18 @@ impl Source {
         let epoch = (sample / self.windows as u128) as u64;
         let index = (sample % self.windows as u128) as u64;
         let key = mix(self.seed ^ mix(epoch));
+        if let Some(row) = self.shard.row() {
+            return permute(index, self.windows as u64, key) as usize * row;
+        }
         let spare = self.shard.len() - 1 - self.windows * seq_len;
         let offsets = spare.min(seq_len - 1) as u64 + 1;
         (mix(key) % offsets) as usize + permute(index, self.windows as u64, key) as usize * seq_len
     }
 }
 
-/// The windows of a validation text from its beginning, `(len - 1) / seq_len` of them, in batches
-/// of `batch` (the last may be smaller): the exact loss, not an estimate.
+/// The windows of a validation text from its beginning, `(len - 1) / seq_len` of them, or all rows, in
+/// batches of `batch` (the last may be smaller): the exact loss, not an estimate. Documents are told
+/// apart by `boundaries`, if there are any.
 ///
 /// # Errors
 /// As [`Batches::new`]; a batch, as [`Batches::batch`].
@@ -171,13 +189,17 @@ pub fn eval_windows(
     shard: &Shard,
     batch: usize,
     seq_len: usize,
+    boundaries: Option<Boundaries>,
 ) -> Result<impl ExactSizeIterator<Item = Result<Batch, DataError>> + '_, DataError> {
     check_window(shard, batch, seq_len)?;
-    let windows = (shard.len() - 1) / seq_len;
+    let (windows, step) = match shard.row() {
+        Some(row) => (shard.len() / row, row),
+        None => ((shard.len() - 1) / seq_len, seq_len),
+    };
     Ok((0..windows.div_ceil(batch)).map(move |i| {
         let mut out = Batch::new(seq_len);
         for window in i * batch..windows.min((i + 1) * batch) {
-            out.push(shard, window * seq_len)?;
+            out.push(shard, window * step, boundaries)?;
         }
         Ok(out)
     }))
@@ -186,6 +208,12 @@ pub fn eval_windows(
 fn check_window(shard: &Shard, batch: usize, seq_len: usize) -> Result<(), DataError> {
     if batch == 0 || seq_len == 0 {
         return Err(DataError::EmptyBatch { batch, seq_len });
+    }
+    if let Some(row) = shard.row() {
+        let sequence = seq_len.saturating_add(1);
+        if row != sequence && row != sequence.saturating_mul(2) {
+            return Err(DataError::RowLength { path: shard.path().to_owned(), row, seq_len });
+        }
     }
     if shard.len() <= seq_len {
         let (path, tokens) = (shard.path().to_owned(), shard.len());

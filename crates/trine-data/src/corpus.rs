@@ -165,7 +165,7 @@ pub(crate) fn blocks(path: &Path, may_be_cut: bool) -> Documents<'static> {
     }
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, DataError> {
+pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead + Send>, DataError> {
     let file = BufReader::new(File::open(path).map_err(io(path, "read"))?);
     if !is_gzip(path) {
         return Ok(Box::new(file));

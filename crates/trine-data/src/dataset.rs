@@ -12,6 +12,8 @@
 //! closed with the end token, if there is one. What a document says is text: the name of a special
 //! token in it stays a name.
 //!
+//! Conversations become rows instead, see [`rows`](crate::rows); everything else is the same.
+//!
 //! A dataset that is made anew in its place is the old one, the new one, or none at all:
 //! `tokenizer.json` goes before the first shard is replaced and comes after the last. The directory
 //! itself is not replaced, as it may hold other files.
@@ -188,11 +190,11 @@ fn from_many(
     writers.finish(dir, tokenizer)
 }
 
-fn files(dir: &Path) -> [PathBuf; 3] {
+pub(crate) fn files(dir: &Path) -> [PathBuf; 3] {
     ["tokenizer.json", "train.bin", "val.bin"].map(|name| dir.join(name))
 }
 
-fn check_fraction(found: f64) -> Result<(), DataError> {
+pub(crate) fn check_fraction(found: f64) -> Result<(), DataError> {
     if (0.0..1.0).contains(&found) { Ok(()) } else { Err(DataError::Fraction { found }) }
 }
 
@@ -240,20 +242,33 @@ impl Writers {
     }
 
     fn finish(self, dir: &Path, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
-        let [json, ..] = files(dir);
-        // An old train.bin beside a new val.bin could agree in everything that `open` compares.
-        match fs::remove_file(&json) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            removed => {
-                removed.map_err(io(&json, "replace"))?;
-                flush_name(&json)?;
-            }
-        }
-        self.train.finish()?;
-        self.val.finish()?;
-        AtomicFile::replace(&json, tokenizer.json().as_bytes())?;
-        Dataset::open(dir)
+        commit(dir, tokenizer, || {
+            self.train.finish()?;
+            self.val.finish()?;
+            Ok(())
+        })
     }
+}
+
+/// Gives both shards, which `finish` does, and the tokenizer their names, in the order that leaves no
+/// mixture of an old dataset and a new one.
+pub(crate) fn commit(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    finish: impl FnOnce() -> Result<(), DataError>,
+) -> Result<Dataset, DataError> {
+    let [json, ..] = files(dir);
+    // An old train.bin beside a new val.bin could agree in everything that `open` compares.
+    match fs::remove_file(&json) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        removed => {
+            removed.map_err(io(&json, "replace"))?;
+            flush_name(&json)?;
+        }
+    }
+    finish()?;
+    AtomicFile::replace(&json, tokenizer.json().as_bytes())?;
+    Dataset::open(dir)
 }
 
 #[cfg(test)]

@@ -210,4 +210,35 @@ pub enum DataError {
         /// Tokens of a sequence.
         seq_len: usize,
     },
+
+    /// Conversations that cannot be divided into some to learn from and some to validate on.
+    #[error(
+        "{}: {conversations} conversations, of which a share of {fraction} leaves none to {lacks}",
+        path.display()
+    )]
+    Split {
+        /// The file of conversations.
+        path: PathBuf,
+        /// Conversations that can be learned from.
+        conversations: usize,
+        /// Share that was to validate.
+        fraction: f64,
+        /// What none is left for.
+        lacks: &'static str,
+    },
+
+    /// Rows of another length than the sequences of a batch.
+    #[error(
+        "{}: rows of {row} tokens, expected those of one or two sequences of {seq_len} and one more each: \
+         prepare the data anew",
+        path.display()
+    )]
+    RowLength {
+        /// The shard.
+        path: PathBuf,
+        /// Tokens of a row.
+        row: usize,
+        /// Tokens of a sequence that was asked for.
+        seq_len: usize,
+    },
 }

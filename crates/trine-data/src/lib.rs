@@ -13,6 +13,8 @@
 //! - [`Batches`]: a pure function of seed and step, so that resuming needs no state; of one dataset
 //!   or a weighted [`Mixture`] of several.
 //! - [`Boundaries`]: where documents begin, so that attention can stay within them.
+//! - [`chats`]: conversations in the forms in which they are shared, laid into [`rows`] of which only
+//!   the answers are learned.
 //! - [`synth`]: stories and arithmetic from a seed, and a score of how well a text keeps their
 //!   rules, so that a first training run needs no download and its result no opinion.
 //!
@@ -22,11 +24,13 @@
 
 mod batches;
 mod boundaries;
+pub mod chats;
 mod corpus;
 mod dataset;
 mod error;
 mod mixture;
 mod parquet;
+pub mod rows;
 pub mod shard;
 pub mod synth;
 mod text;
@@ -37,4 +41,5 @@ pub use corpus::{Corpus, read_text};
 pub use dataset::{Dataset, Progress, evenly};
 pub use error::DataError;
 pub use mixture::{Mixture, Source};
+pub use rows::IGNORED;
 pub use shard::{Shard, ShardWriter};

@@ -8,12 +8,17 @@
 //! | --- | --- |
 //! | 0..8 | the magic `TRINETOK` |
 //! | 8..12 | u32, the version: 1 |
-//! | 12..16 | u32, bytes of a token: 2 where the vocabulary has at most 65,536 ids, otherwise 4 |
+//! | 12..16 | u32, bytes of a token: 2 where 65,536 numbers suffice, otherwise 4 |
 //! | 16..20 | u32, size of the vocabulary |
-//! | 20..32 | zero |
+//! | 20..24 | u32, ids of a row; 0 where the ids are one text |
+//! | 24..32 | zero |
 //! | 32..64 | BLAKE3 hash of the tokenizer.json the ids were made with |
 //! | 64.. | the ids, u16 or u32 |
 //! | last 16 | u64, number of ids; the magic `KOTENIRT` |
+//!
+//! In a shard of rows each id carries what a conversation needs: V being the size of the vocabulary, V is
+//! added to the id of a token that the model is to predict, and 2 V to that of one that begins a
+//! conversation. Rows are those of [`rows`](crate::rows).
 //!
 //! The number stands at the end because a writer that streams knows it last; a file that was cut
 //! off anywhere lacks it. A reader checks all of this when it opens a file, in constant time. That
@@ -35,8 +40,14 @@ const VERSION: u32 = 1;
 const HEADER: usize = 64;
 const TRAILER: usize = 16;
 
-fn width(vocab_size: usize) -> usize {
-    if vocab_size <= 1 << 16 { 2 } else { 4 }
+/// Bytes of a code below `codes`.
+fn width(codes: usize) -> usize {
+    if codes <= 1 << 16 { 2 } else { 4 }
+}
+
+/// Codes of a vocabulary: of a text its ids, of rows each id with one of three marks.
+fn codes(vocab_size: usize, row: usize) -> usize {
+    if row == 0 { vocab_size } else { vocab_size.saturating_mul(3) }
 }
 
 fn hex(hash: &[u8; 32]) -> String {
@@ -48,7 +59,9 @@ fn hex(hash: &[u8; 32]) -> String {
 pub struct ShardWriter {
     path: PathBuf,
     file: AtomicFile,
-    vocab_size: usize,
+    /// Codes there are.
+    codes: usize,
+    row: usize,
     count: usize,
     /// Encoded ids on their way to the file.
     bytes: Vec<u8>,
@@ -60,17 +73,29 @@ impl ShardWriter {
     /// # Errors
     /// [`DataError::Format`] when the file cannot be made.
     pub fn create(path: &Path, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+        Self::create_rows(path, tokenizer, 0)
+    }
+
+    /// Begins a shard of rows of `row` codes.
+    pub(crate) fn create_rows(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        row: usize,
+    ) -> Result<Self, DataError> {
         let vocab_size = tokenizer.vocab_size();
+        let codes = codes(vocab_size, row);
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&(width(vocab_size) as u32).to_le_bytes());
+        header[12..16].copy_from_slice(&(width(codes) as u32).to_le_bytes());
         header[16..20].copy_from_slice(&(vocab_size as u32).to_le_bytes());
+        header[20..24].copy_from_slice(&(row as u32).to_le_bytes());
         header[32..].copy_from_slice(&tokenizer.hash());
         let mut writer = Self {
             path: path.to_owned(),
             file: AtomicFile::create(path)?,
-            vocab_size,
+            codes,
+            row,
             count: 0,
             bytes: header.to_vec(),
         };
@@ -84,12 +109,17 @@ impl ShardWriter {
     /// [`DataError::Token`] for an id outside the vocabulary, [`DataError::Io`] e.g. for a full
     /// disk.
     pub fn push(&mut self, ids: &[u32]) -> Result<(), DataError> {
-        check_ids(&self.path, ids, self.count, self.vocab_size)?;
+        check_ids(&self.path, ids, self.count, self.codes)?;
         for id in ids {
-            self.bytes.extend_from_slice(&id.to_le_bytes()[..width(self.vocab_size)]);
+            self.bytes.extend_from_slice(&id.to_le_bytes()[..width(self.codes)]);
         }
         self.count += ids.len();
         self.flush()
+    }
+
+    /// Codes of a row, 0 for a text.
+    pub(crate) fn row(&self) -> usize {
+        self.row
     }
 
     /// Tokens appended so far.
@@ -135,6 +165,8 @@ pub struct Shard {
     map: Mapped,
     width: usize,
     vocab_size: usize,
+    /// Ids of a row, 0 for a text.
+    row: usize,
     count: usize,
 }
 
@@ -167,11 +199,12 @@ impl Shard {
         if vocab_size == 0 {
             return refuse("vocabulary size", "at least 1".to_owned(), "0".to_owned());
         }
-        let width = width(vocab_size);
+        let row = number(20) as usize;
+        let width = width(codes(vocab_size, row));
         if number(12) as usize != width {
             return refuse("token width", width.to_string(), number(12).to_string());
         }
-        if bytes[20..32] != [0; 12] {
+        if bytes[24..32] != [0; 8] {
             return refuse("reserved field", "zero".to_owned(), "not zero".to_owned());
         }
         let (body, trailer) = bytes.split_at(bytes.len() - TRAILER);
@@ -185,7 +218,11 @@ impl Shard {
             return Err(length(expected.unwrap_or(u64::MAX)));
         }
         let count = (body.len() - HEADER) / width;
-        Ok(Self { path: path.to_owned(), width, vocab_size, count, map })
+        if row != 0 && (row < 2 || !count.is_multiple_of(row)) {
+            let found = format!("rows of {row} in {count} tokens");
+            return refuse("row length", "at least 2, and whole rows".to_owned(), found);
+        }
+        Ok(Self { path: path.to_owned(), width, vocab_size, row, count, map })
     }
 
     /// Number of tokens.
@@ -208,6 +245,11 @@ impl Shard {
         self.vocab_size
     }
 
+    /// Ids of a row, if it is a shard of rows.
+    pub fn row(&self) -> Option<usize> {
+        (self.row > 0).then_some(self.row)
+    }
+
     /// BLAKE3 hash of the tokenizer.json the ids were made with.
     pub fn tokenizer_hash(&self) -> [u8; 32] {
         let mut hash = [0; 32];
@@ -228,7 +270,7 @@ impl Shard {
         Err(DataError::OtherTokenizer { path: self.path.clone(), expected, found })
     }
 
-    /// Appends the tokens `start..start + len` to `out`.
+    /// Appends the tokens `start..start + len` to `out`, of rows with their marks.
     ///
     /// # Errors
     /// [`DataError::OutOfRange`], and [`DataError::Token`] for an id outside the vocabulary; `out`
@@ -246,7 +288,8 @@ impl Shard {
                 .extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))),
             _ => out.extend(bytes.chunks_exact(4).map(|b| u32_at(b, 0))),
         }
-        let checked = check_ids(&self.path, &out[before..], start, self.vocab_size);
+        let checked =
+            check_ids(&self.path, &out[before..], start, codes(self.vocab_size, self.row));
         if checked.is_err() {
             out.truncate(before);
         }

@@ -87,7 +87,8 @@ fn hostile_shards_are_refused() {
     refused(|b| b[8] = 2, "version is 2, expected 1");
     refused(|b| b[12] = 4, "token width is 4, expected 2");
     refused(|b| b[16] = 0, "vocabulary size is 0");
-    refused(|b| b[20] = 1, "reserved field");
+    refused(|b| b[24] = 1, "reserved field");
+    refused(|b| b[20] = 1, "row length");
     refused(|b| b.truncate(200), "end mark");
     refused(|b| b[264] = 99, "280 bytes long, expected 278");
     refused(|b| b[264..272].fill(0xff), "280 bytes long");
@@ -176,7 +177,8 @@ fn batches_are_a_function_of_seed_and_step() {
 fn validation_covers_the_text_in_order() {
     let dir = TempDir::new().unwrap();
     let shard = counting(&dir, 100);
-    let batches: Vec<_> = eval_windows(&shard, 4, 9).unwrap().collect::<Result<_, _>>().unwrap();
+    let batches: Vec<_> =
+        eval_windows(&shard, 4, 9, None).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(batches.iter().map(|batch| batch.batch).collect::<Vec<_>>(), [4, 4, 3]);
     assert!(batches.iter().flat_map(|batch| &batch.inputs).copied().eq(0..99));
     assert!(batches.iter().flat_map(|batch| &batch.targets).copied().eq(1..100));
@@ -188,7 +190,7 @@ fn too_short_a_text_is_refused() {
     let refused = message(Batches::new(counting(&dir, 16), 1, 16, 0));
     assert!(refused.ends_with("16.bin: 16 tokens, too short for one window of 17"), "{refused}");
     assert!(Batches::new(counting(&dir, 17), 1, 16, 0).is_ok());
-    assert!(eval_windows(&counting(&dir, 16), 1, 16).is_err());
+    assert!(eval_windows(&counting(&dir, 16), 1, 16, None).is_err());
     assert!(matches!(
         Batches::new(counting(&dir, 17), 0, 16, 0),
         Err(DataError::EmptyBatch { .. })

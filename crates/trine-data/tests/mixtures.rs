@@ -132,8 +132,7 @@ fn batches_of_training_and_validation_carry_starts() {
             assert_eq!(*start as usize == at % 10, begins, "{at}");
         }
     }
-    let mut batch = eval_windows(&data.val, 2, 8).unwrap().next().unwrap().unwrap();
-    batch.mark_documents(boundaries);
+    let batch = eval_windows(&data.val, 2, 8, Some(boundaries)).unwrap().next().unwrap().unwrap();
     assert_eq!(batch.starts.unwrap().len(), 16);
     let none = Boundaries::of(&Tokenizer::characters("ab").unwrap());
     assert!(none.is_none() && none.starts(&[0, 1, 0]).eq([0, 0, 0]));

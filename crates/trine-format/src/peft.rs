@@ -135,7 +135,20 @@ impl Lora {
     /// # Panics
     /// When a matrix is not of its shape in a model of `config`.
     pub fn write(&self, dir: &Path, config: &ModelConfig) -> Result<(), FormatError> {
-        let files = AtomicDir::create(dir)?;
+        let staged = AtomicDir::create(dir)?;
+        self.write_files(staged.path(), config).map_err(|e| e.moved(staged.path(), dir))?;
+        staged.commit_replacing()
+    }
+
+    /// As [`Self::write`], into an existing directory: for a caller that stages more files of its own in
+    /// an [`AtomicDir`].
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    pub fn write_files(&self, dir: &Path, config: &ModelConfig) -> Result<(), FormatError> {
         let mut keys: Map<String, Value> =
             settled().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let whole = self.alpha.fract() == 0.0 && self.alpha.abs() < 1e15;
@@ -155,9 +168,9 @@ impl Lora {
         ] {
             keys.insert(key.to_owned(), value);
         }
-        let path = files.path().join(CONFIG);
+        let path = dir.join(CONFIG);
         let text = serde_json::to_string_pretty(&keys).expect("plain data serializes") + "\n";
-        std::fs::write(&path, text).map_err(FormatError::io(&dir.join(CONFIG), "write"))?;
+        std::fs::write(&path, text).map_err(FormatError::io(&path, "write"))?;
         let mut tensors = Vec::new();
         for ((layer, p), matrices) in &self.matrices {
             let shapes = shapes(config, self.rank, *p);
@@ -173,9 +186,7 @@ impl Lora {
             FormatError::io(&path, "write")(std::io::Error::other(e.to_string()))
         };
         let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-        safetensors::serialize_to_file(tensors, metadata, &files.path().join(MATRICES))
-            .map_err(refused)?;
-        files.commit_replacing()
+        safetensors::serialize_to_file(tensors, metadata, &path).map_err(refused)
     }
 }
 

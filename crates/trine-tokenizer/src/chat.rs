@@ -130,8 +130,17 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, TokenizerError> {
-        // A mark after the first character breaks the name; the text is then encoded in parts
-        // between marks, none of which holds a name that a message brought.
+        let text = self.render_for(
+            tokenizer,
+            &self.unspecial(tokenizer, messages),
+            add_generation_prompt,
+        )?;
+        Self::ids_of(tokenizer, &text)
+    }
+
+    /// Messages in which no name of a special token is whole: a mark after its first character breaks
+    /// it.
+    pub(crate) fn unspecial(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Vec<Message> {
         let specials = tokenizer.special_tokens();
         let broken = |text: &str| {
             let mut text = text.replace(MARK, "\u{fffd}");
@@ -141,16 +150,36 @@ impl ChatTemplate {
             }
             text
         };
-        let messages: Vec<Message> = messages
+        messages
             .iter()
             .map(|message| Message::new(broken(&message.role), broken(&message.content)))
-            .collect();
+            .collect()
+    }
+
+    /// [`ChatTemplate::render`] with the tokens of a tokenizer.
+    pub(crate) fn render_for(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TokenizerError> {
         let name = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
         let (bos, eos) = (name(tokenizer.bos_id()), name(tokenizer.eos_id()));
-        let text = self.render(&messages, add_generation_prompt, &bos, &eos)?;
+        self.render(messages, add_generation_prompt, &bos, &eos)
+    }
+
+    /// The ids of a text with marks: it is encoded in parts between them, none of which holds a name
+    /// that a message brought.
+    pub(crate) fn ids_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let parts: Result<Vec<_>, _> =
             text.split(MARK).map(|part| tokenizer.encode(part, false)).collect();
         Ok(parts?.concat())
+    }
+
+    /// The beginning of text, where the tokenizer puts one and `ids` have none.
+    pub(crate) fn missing_bos(tokenizer: &Tokenizer, ids: &[u32]) -> Option<u32> {
+        let bos = tokenizer.bos_id().filter(|_| tokenizer.adds_bos())?;
+        (ids.first() != Some(&bos)).then_some(bos)
     }
 }
 
@@ -169,9 +198,7 @@ impl ChatTemplate {
         messages: &[Message],
     ) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.encode(tokenizer, messages, true)?;
-        if let Some(bos) = tokenizer.bos_id().filter(|_| tokenizer.adds_bos())
-            && ids.first() != Some(&bos)
-        {
+        if let Some(bos) = Self::missing_bos(tokenizer, &ids) {
             ids.insert(0, bos);
         }
         if ids.is_empty() {

@@ -87,4 +87,11 @@ pub enum TokenizerError {
         /// The template engine's message, with its line.
         cause: String,
     },
+
+    /// A conversation that a model cannot learn answers from.
+    #[error("{cause}")]
+    Turns {
+        /// The message, and what is wrong with it or with how the template renders it.
+        cause: String,
+    },
 }

@@ -13,7 +13,8 @@
 //!   never produces a special token, [`Tokenizer::encode`] reads them as Hugging Face does, and
 //!   [`ChatTemplate::encode`] does both at once, so that no message can forge the end of a turn.
 //! - A [`Detokenizer`] gives text as ids arrive and never half a character.
-//! - [`ChatTemplate`] renders the Jinja templates that models carry, as transformers does.
+//! - [`ChatTemplate`] renders the Jinja templates that models carry, as transformers does, and says
+//!   which ids of a conversation a model is to write itself ([`ChatTemplate::turns`]).
 //!
 //! It knows nothing of models, batches or HTTP.
 
@@ -25,11 +26,13 @@ mod error;
 mod guard;
 mod make;
 mod tokenizer;
+mod turns;
 
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
 pub use tokenizer::Tokenizer;
+pub use turns::Turns;
 
 /// Opens a document (the name LLaMA-3 and BitNet b1.58 2B4T give it).
 pub const BOS: &str = "<|begin_of_text|>";

@@ -13,6 +13,7 @@ use trine_format::peft::Lora;
 use trine_format::{ModelConfig, Projection, names};
 
 use crate::ops::view;
+use crate::optimizer::mix;
 use crate::{Params, TrainError};
 
 /// Adapters of one rank for some of the projections of every layer.
@@ -20,7 +21,54 @@ pub struct Adapters {
     rank: usize,
     alpha: f64,
     targets: Vec<Projection>,
+    /// The model that they belong to, as its user named it.
+    base: Option<String>,
+    dropout: Dropout,
     params: Params,
+}
+
+/// Inputs of adapters that are left out of a training step, at random; the others are larger for it, so
+/// that their mean stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Dropout {
+    /// Share that is left out.
+    pub share: f64,
+    /// Decides which.
+    pub seed: u64,
+}
+
+/// What is left out of the input of some projections in a step.
+#[derive(Clone, Copy)]
+pub(crate) struct Mask {
+    key: u64,
+    /// Numbers below it are left out.
+    below: u64,
+    /// What the others are multiplied by.
+    scale: f32,
+}
+
+impl Dropout {
+    /// The mask of the `input`-th input of projections of a network, for a batch of `ids` in some step;
+    /// none where nothing is left out. It is a function of these alone, so that a layer that runs twice
+    /// sees the same.
+    pub(crate) fn mask(self, step: usize, ids: &[u32], input: usize) -> Option<Mask> {
+        if self.share == 0.0 {
+            return None;
+        }
+        let mut key = mix(self.seed ^ mix(step as u64) ^ mix(!(input as u64)));
+        for id in ids {
+            key = mix(key ^ u64::from(*id));
+        }
+        let below = (self.share * u64::MAX as f64) as u64;
+        Some(Mask { key, below, scale: (1.0 / (1.0 - self.share)) as f32 })
+    }
+}
+
+impl Mask {
+    /// What the element at an index is multiplied by.
+    pub(crate) fn factor(self, at: usize) -> f32 {
+        if mix(self.key.wrapping_add(at as u64)) < self.below { 0.0 } else { self.scale }
+    }
 }
 
 /// The adapter of one projection.
@@ -81,7 +129,14 @@ impl Adapters {
             }
         }
         let params = Params::from_vars(vars);
-        Ok(Self { rank, alpha, targets: targets.to_vec(), params })
+        Ok(Self {
+            rank,
+            alpha,
+            targets: targets.to_vec(),
+            base: None,
+            dropout: Dropout::default(),
+            params,
+        })
     }
 
     /// Adapters from a file.
@@ -97,26 +152,50 @@ impl Adapters {
             vars.insert(a_name, Var::from_vec(a.clone(), a_shape, &Device::Cpu)?);
             vars.insert(b_name, Var::from_vec(b.clone(), b_shape, &Device::Cpu)?);
         }
-        let (targets, params) = (lora.targets.clone(), Params::from_vars(vars));
-        Ok(Self { rank: lora.rank, alpha: lora.alpha, targets, params })
+        let (targets, base) = (lora.targets.clone(), lora.base.clone());
+        let params = Params::from_vars(vars);
+        let dropout = Dropout::default();
+        Ok(Self { rank: lora.rank, alpha: lora.alpha, targets, base, dropout, params })
     }
 
-    /// What a file of them holds; `base` is how the user named the model.
+    /// The same adapters with the name of the model that they belong to.
+    #[must_use]
+    pub fn for_base(self, base: Option<String>) -> Self {
+        Self { base, ..self }
+    }
+
+    /// The same adapters with inputs that are left out in training.
+    #[must_use]
+    pub fn with_dropout(self, dropout: Dropout) -> Self {
+        Self { dropout, ..self }
+    }
+
+    /// What is left out in training.
+    pub fn dropout(&self) -> Dropout {
+        self.dropout
+    }
+
+    /// What a file of them holds.
     ///
     /// # Errors
-    /// None, but for what Candle may refuse.
-    pub fn to_lora(&self, layers: usize, base: Option<String>) -> Result<Lora, TrainError> {
+    /// Numbers that are not finite.
+    pub fn to_lora(&self, layers: usize) -> Result<Lora, TrainError> {
         let mut matrices = BTreeMap::new();
         for layer in 0..layers {
             for p in &self.targets {
                 let [a, b] = names::adapter(layer, *p);
                 let values = |name: &str| -> candle_core::Result<Vec<f32>> {
-                    Ok(view(self.params.get(name)?)?.to_vec())
+                    let values = view(self.params.get(name)?)?;
+                    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                        let found = values[at];
+                        candle_core::bail!("{name}: element {at} is {found}: that is not kept");
+                    }
+                    Ok(values.to_vec())
                 };
                 matrices.insert((layer, *p), [values(&a)?, values(&b)?]);
             }
         }
-        let targets = self.targets.clone();
+        let (targets, base) = (self.targets.clone(), self.base.clone());
         Ok(Lora { rank: self.rank, alpha: self.alpha, targets, base, matrices })
     }
 

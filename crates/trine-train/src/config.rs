@@ -4,12 +4,14 @@
 //! own folder.
 
 mod depth;
+mod finetune;
 mod optimizer;
 mod schedule;
 mod train;
 
 use std::path::Path;
 
+pub use finetune::{FinetuneConfig, LoraConfig, Method, Objective, Reduction};
 pub use optimizer::{MasterPrecision, MomentStorage, OptimizerConfig, OptimizerKind};
 pub use schedule::{DecayShape, ScheduleConfig, ScheduleKind};
 pub use train::{SpikePolicy, TrainConfig};
@@ -30,8 +32,11 @@ pub struct RunConfig {
     pub name: String,
     /// Seeds initialization and the order of the data.
     pub seed: u64,
-    /// The network.
+    /// The network, of a run that begins with fresh weights.
     pub model: ModelSection,
+    /// The model that the run begins with, if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finetune: Option<FinetuneConfig>,
     /// How its projections are quantized.
     pub quantizer: QuantizerConfig,
     /// What it is trained on.
@@ -213,12 +218,13 @@ impl RunConfig {
         let in_file = |e| syntax(&position(text, &e), &e);
         // Parsed on its own first, so that errors in the file point at its lines.
         let mut config: Self = toml::from_str(text).map_err(in_file)?;
-        if !overrides.is_empty() || config.model.depth > 0 {
+        if !overrides.is_empty() || config.model.depth > 0 || config.finetune.is_some() {
             let mut table: toml::Table = toml::from_str(text).map_err(in_file)?;
             for setting in overrides {
                 apply(&mut table, setting)?;
             }
             depth::resolve(&mut table)?;
+            finetune::resolve(&mut table)?;
             let place = format!("with --set {}", overrides.join(" --set "));
             config = table.try_into().map_err(|e| syntax(&place, &e))?;
         }
@@ -226,9 +232,20 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The configuration as TOML, every key written out.
+    /// The configuration as TOML, every key written out that the run has.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("plain data serializes")
+        toml::to_string_pretty(&self.table()).expect("plain data serializes")
+    }
+
+    fn table(&self) -> toml::Table {
+        let mut table = toml::Table::try_from(self).expect("plain data serializes");
+        if self.finetune.is_some() {
+            table.remove("model");
+            if let Some(data) = table.get_mut("data").and_then(toml::Value::as_table_mut) {
+                data.remove("tokenizer");
+            }
+        }
+        table
     }
 
     /// The model for a vocabulary.
@@ -318,6 +335,9 @@ impl RunConfig {
         self.quantizer.check(m)?;
         self.check_sources()?;
         self.samples.check()?;
+        if let Some(finetune) = &self.finetune {
+            finetune.check(self)?;
+        }
         let val = self.data.val_fraction;
         let share = "a share above 0 and below 1";
         require(val > 0.0 && val < 1.0, "data.val_fraction", share, val)
@@ -368,8 +388,7 @@ impl RunConfig {
             "samples.temperature",
         ];
         let mut keys = Vec::new();
-        let table = |config: &Self| toml::Table::try_from(config).expect("plain data serializes");
-        differing(&table(self), &table(other), "", &mut keys);
+        differing(&self.table(), &other.table(), "", &mut keys);
         keys.retain(|key| !MAY_CHANGE.contains(&key.as_str()));
         keys
     }

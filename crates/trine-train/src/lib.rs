@@ -14,6 +14,8 @@
 //! | [`quantizers`] | other ways from masters to trits, as a research axis |
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`adapters`] | LoRA: what is trained beside weights that stay as they are |
+//! | [`preference`] | direct preference optimization |
+//! | [`base`] | the trained model that a run begins with, for fine-tuning |
 //! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
 //! | [`batching`] | how many sequences each step takes |
 //! | [`stability`] | numbers that are not finite, losses that leap |
@@ -21,6 +23,7 @@
 //! | [`trainer`], [`observer`] | the loop, resume; its events |
 //! | [`diagnostics`], [`samples`] | shares and flips of trits, scales, activations; texts on the way |
 //! | [`tensorboard`] | the metrics as event files |
+//! | [`plan`] | what a run will need, before it begins |
 //! | [`machine`] | what a run was made with |
 //!
 //! `examples/train.rs` trains with it as a library.
@@ -31,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapters;
+pub mod base;
 pub mod batching;
 pub mod checkpoint;
 pub mod config;
@@ -44,6 +48,8 @@ pub mod observer;
 pub mod ops;
 pub mod optimizer;
 pub mod params;
+pub mod plan;
+pub mod preference;
 pub mod quantizers;
 mod run_dir;
 pub mod samples;
@@ -53,6 +59,7 @@ pub mod tensorboard;
 pub mod trainer;
 mod watch;
 
+pub use base::Base;
 pub use candle_core::Device;
 pub use config::RunConfig;
 pub use error::TrainError;

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
+use trine_data::IGNORED;
 use trine_format::{ModelConfig, ModelFile, Projection, Quantization, Weight, names};
-use trine_kernels::PackedMatrix;
+use trine_kernels::{Activations, PackedMatrix};
 
 use crate::adapters::Adapters;
 use crate::ops::RopeTables;
@@ -28,7 +29,7 @@ pub struct Bitnet {
     /// Updates made.
     step: usize,
     /// Projections that stay as they are, by name; then the parameters hold none.
-    frozen: BTreeMap<String, PackedMatrix>,
+    frozen: BTreeMap<String, Arc<PackedMatrix>>,
     /// What is trained in place of the parameters.
     adapters: Option<Adapters>,
 }
@@ -63,7 +64,8 @@ impl Bitnet {
                         message: format!("{name}: expected trits, found full precision"),
                     });
                 };
-                model.frozen.insert(name, PackedMatrix::from(&matrix));
+                file.release(&name);
+                model.frozen.insert(name, Arc::new(PackedMatrix::from(&matrix)));
             }
         }
         Ok(model)
@@ -87,7 +89,7 @@ impl Bitnet {
     }
 
     /// A projection that stays as it is.
-    pub(crate) fn frozen_weights(&self, name: &str) -> Option<&PackedMatrix> {
+    pub(crate) fn frozen_weights(&self, name: &str) -> Option<&Arc<PackedMatrix>> {
         self.frozen.get(name)
     }
 
@@ -140,7 +142,8 @@ impl Bitnet {
         Pass { gradients: true, ..Pass::over(self) }.logits(ids)
     }
 
-    /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32.
+    /// Mean cross entropy in nats of `targets` `(B, T)` given `inputs` `(B, T)`, both u32. Targets of
+    /// [`IGNORED`] do not count.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -256,8 +259,17 @@ impl<'a> Pass<'a> {
     }
 
     fn loss(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let logits = self.logits(inputs)?.reshape(((), self.model.config.vocab_size))?;
-        ops::cross_entropy(&logits, &targets.flatten_all()?)
+        let (mut hidden, mut targets) = (self.hidden(inputs)?, targets.flatten_all()?);
+        let ids: Vec<u32> = targets.to_vec1()?;
+        let at: Vec<u32> =
+            (0..).zip(&ids).filter(|(_, id)| **id != IGNORED).map(|(at, _)| at).collect();
+        if at.len() < ids.len() {
+            let at = Tensor::new(at, targets.device())?;
+            targets = targets.index_select(&at, 0)?;
+            hidden = hidden.flatten_to(1)?.index_select(&at, 0)?.unsqueeze(0)?;
+        }
+        let logits = self.head(&hidden)?.reshape(((), self.model.config.vocab_size))?;
+        ops::cross_entropy(&logits, &targets)
     }
 
     fn attention(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
@@ -304,18 +316,9 @@ impl<'a> Pass<'a> {
         if let Some(visit) = self.visit {
             visit(&name, x)?;
         }
-        let weight = self.param(&name)?;
-        let step = self.model.step;
-        let y = match (self.model.config.quantization, &self.model.scheme) {
-            (Quantization::None, _) => linear(x, &weight),
-            (_, Some(scheme)) if !scheme.is_default(step) => {
-                let scales = match scheme.learns() {
-                    true => Some(self.param(&scheme.scales_name(&name))?),
-                    false => None,
-                };
-                scheme.linear(x, &weight, scales.as_ref(), p, &name, step)
-            }
-            _ => ops::bitlinear(x, &weight, &name),
+        let y = match self.model.frozen_weights(&name) {
+            Some(weights) => self.frozen(x, weights, &name),
+            None => self.product(x, &name, p),
         }?;
         let adapted = match &self.model.adapters {
             Some(adapters) => adapters.with(layer, p, |adapter| {
@@ -324,6 +327,35 @@ impl<'a> Pass<'a> {
             None => None,
         };
         Ok(adapted.unwrap_or(y))
+    }
+
+    /// A projection whose weights stay packed, which has no gradient here.
+    fn frozen(&self, x: &Tensor, weights: &PackedMatrix, name: &str) -> Result<Tensor> {
+        if self.gradients {
+            candle_core::bail!("{name} is packed, its gradients are those of `fused`");
+        }
+        let (b, t, inp) = x.dims3()?;
+        let rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        let mut y = vec![0.0; b * t * weights.rows()];
+        trine_kernels::bitlinear(weights, &Activations::quantize(&rows, b * t, inp), &mut y);
+        Tensor::from_vec(y, (b, t, weights.rows()), x.device())
+    }
+
+    /// A projection of masters.
+    fn product(&self, x: &Tensor, name: &str, p: Projection) -> Result<Tensor> {
+        let weight = self.param(name)?;
+        let step = self.model.step;
+        match (self.model.config.quantization, &self.model.scheme) {
+            (Quantization::None, _) => linear(x, &weight),
+            (_, Some(scheme)) if !scheme.is_default(step) => {
+                let scales = match scheme.learns() {
+                    true => Some(self.param(&scheme.scales_name(name))?),
+                    false => None,
+                };
+                scheme.linear(x, &weight, scales.as_ref(), p, name, step)
+            }
+            _ => ops::bitlinear(x, &weight, name),
+        }
     }
 }
 

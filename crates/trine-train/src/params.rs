@@ -6,7 +6,8 @@ use candle_core::{Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trine_format::names::{Part, TensorId};
-use trine_format::{ModelConfig, ModelFile, Quantization};
+use trine_format::{ModelConfig, ModelFile, Quantization, Weight};
+use trine_ternary::Precision;
 
 use crate::TrainError;
 
@@ -63,6 +64,45 @@ impl Params {
         Self::dense(file, device, |_| true)
     }
 
+    /// The parameters of a network of `config`, of a model on disk: masters, or where it has trits, masters
+    /// that quantize back to these. Sub-norms that it does not have are 1.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or scales that no masters have.
+    pub(crate) fn load_masters(
+        file: &ModelFile,
+        config: &ModelConfig,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let stored = file.config();
+        let mut vars = BTreeMap::new();
+        for id in config.tensor_ids() {
+            let (name, shape) = (id.canonical(), config.tensor_shape(id));
+            let values = match id {
+                TensorId::Layer(layer, Part::Projection(p))
+                    if stored.quantization == Quantization::Offline =>
+                {
+                    match file.projection(layer, p)? {
+                        Weight::Dense(tensor) => tensor.to_f32(),
+                        Weight::Ternary(matrix) => {
+                            matrix.to_masters(None, Precision::F32).map_err(|e| {
+                                let message = format!("{name}: {e}");
+                                TrainError::Checkpoint { path: file.path().to_owned(), message }
+                            })?
+                        }
+                    }
+                }
+                TensorId::Layer(_, Part::AttnSubNorm | Part::FfnSubNorm) if !stored.sub_norms => {
+                    vec![1.0; shape.iter().product()]
+                }
+                _ => file.dense(&name)?.to_f32(),
+            };
+            file.release(&name);
+            vars.insert(name, Var::from_vec(values, shape, device)?);
+        }
+        Ok(Self { vars })
+    }
+
     /// Those of the parameters of a model on disk that are not projections, widened to f32.
     ///
     /// # Errors
@@ -82,6 +122,7 @@ impl Params {
         let mut vars = BTreeMap::new();
         for (name, shape) in shapes(file.config()).filter(|(name, _)| wanted(name)) {
             let values = file.dense(&name)?.to_f32();
+            file.release(&name);
             vars.insert(name, Var::from_vec(values, shape, device)?);
         }
         Ok(Self { vars })

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use trine_data::Mixture;
 use trine_format::AtomicFile;
 
-use crate::{RunConfig, TrainError, checkpoint, machine};
+use crate::base::Base;
+use crate::{Bitnet, RunConfig, TrainError, checkpoint, machine};
 
 /// `metrics.jsonl`: one JSON object a step, validation or event, each with its `step`.
 pub(crate) struct Metrics {
@@ -85,14 +86,18 @@ pub(crate) fn lock(run_dir: &Path) -> Result<File, TrainError> {
 pub(crate) fn write_about(
     run_dir: &Path,
     data: &Mixture,
-    parameters: usize,
+    model: &Bitnet,
+    base: Option<&Base>,
 ) -> Result<(), TrainError> {
     let mut about = json!({
         "train_tokens": data.train_tokens(),
         "val_tokens": data.val_tokens(),
         "data_hash": data_hash(data)?,
-        "parameters": parameters,
+        "parameters": model.trained().count(),
     });
+    if let Some(base) = base {
+        about["base"] = json!({ "path": base.path(), "hash": base.hash() });
+    }
     if let (Value::Object(about), Value::Object(machine)) = (&mut about, machine::describe()) {
         about.extend(machine);
     }
@@ -164,6 +169,7 @@ pub(crate) fn check_never_saved(config: &RunConfig, run_dir: &Path) -> Result<()
 pub(crate) fn check_same_run(
     config: &RunConfig,
     data: &Mixture,
+    base: Option<&Base>,
     run_dir: &Path,
 ) -> Result<(), TrainError> {
     let refuse = |message| Err(TrainError::RunDir { path: run_dir.to_owned(), message });
@@ -177,6 +183,12 @@ pub(crate) fn check_same_run(
     if about["data_hash"] != hash.as_str() {
         let expected = &about["data_hash"];
         return refuse(format!("expected the data it began with, {expected}, found {hash}"));
+    }
+    if let Some(base) = base
+        && about["base"]["hash"] != base.hash()
+    {
+        let (expected, found) = (&about["base"]["hash"], base.hash());
+        return refuse(format!("expected the model it began with, {expected}, found {found}"));
     }
     Ok(())
 }

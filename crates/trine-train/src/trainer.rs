@@ -21,26 +21,27 @@
 //! `train.on_spike` says what happens then. In `metrics.jsonl` it is a line with an `event`, `skip`
 //! or `rewind`, which names the reason and a parameter.
 
+mod preferences;
+mod start;
 mod step;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
 use trine_data::{Batch, Batches, Boundaries, DataError, Mixture, Shard, eval_windows};
-use trine_format::{AtomicFile, ModelConfig, Quantization, TokenizerFiles};
+use trine_format::{AtomicFile, Quantization, TokenizerFiles};
 use trine_tokenizer::Tokenizer;
 
+use crate::base::Base;
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
-use crate::config::Quantizer;
 use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
-use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::run_dir::{self, Metrics, write_error};
 use crate::watch::Watch;
-use crate::{Bitnet, Params, RunConfig, TrainError};
+use crate::{Bitnet, RunConfig, TrainError};
+use start::Start;
 
 pub use crate::observer::{Observer, Outcome, StepReport};
 pub use crate::stability::{Action, Anomaly};
@@ -56,7 +57,10 @@ pub struct Trainer {
     /// What tells documents apart, where the configuration wants it.
     boundaries: Option<Boundaries>,
     tokenizer: TokenizerFiles,
+    start: Start,
     model: Bitnet,
+    /// What preferences are compared with, unless that is the model without its adapters.
+    reference: Option<Bitnet>,
     optimizer: Optimizer,
     /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
     engine: Engine,
@@ -79,25 +83,47 @@ impl Trainer {
     /// # Errors
     /// A run in the way, a configuration that does not fit the data, a disk that refuses.
     pub fn create(
-        mut config: RunConfig,
+        config: RunConfig,
         data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        let data = data.into();
-        // What this machine chooses, another one that takes up the run does too.
-        let ternary = config.model.quantization != Quantizer::None;
-        config.train.precision = config.train.precision.resolved(ternary);
+        Self::begin(config, data.into(), None, run_dir)
+    }
+
+    /// As [`Self::create`], with a model to begin with: a run whose configuration has `[finetune]`.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; a model that cannot be read, or that the data was not made for.
+    pub fn finetune(
+        config: RunConfig,
+        data: impl Into<Mixture>,
+        base: Base,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        Self::begin(config, data.into(), Some(base), run_dir)
+    }
+
+    fn begin(
+        mut config: RunConfig,
+        data: Mixture,
+        base: Option<Base>,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
         if run_dir.join("config.toml").exists() {
             return Err(run_dir::in_the_way(run_dir));
         }
-        let parts = fresh(&config, model_config(&config, &data.tokenizer)?)?;
+        let start = Start::new(&config, &data.tokenizer, base)?;
+        // What this machine chooses, another one that takes up the run does too.
+        let ternary = start.config().quantization != Quantization::None;
+        config.train.precision = config.train.precision.resolved(ternary);
         // Data that does not fit is refused before anything is written: a run that never began
         // must not be in the way of the next attempt.
         check_windows(&config, &data)?;
+        let parts = start.fresh(&config)?;
         std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
-        run_dir::write_about(run_dir, &data, parts.0.params().count())?;
+        run_dir::write_about(run_dir, &data, &parts.0, start.base())?;
         let config_toml = config.to_toml();
-        let trainer = Self::assemble(config, data, run_dir, parts, None)?;
+        let trainer = Self::assemble(config, data, run_dir, start, parts, None)?;
         // Last, because this file is what makes the directory a run.
         AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
         Ok(trainer)
@@ -111,11 +137,32 @@ impl Trainer {
     /// configuration that would make it another run: it may be made longer, be evaluated and saved
     /// otherwise, and have another policy for spikes, no more.
     pub fn resume(
-        mut config: RunConfig,
+        config: RunConfig,
         data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        let data = data.into();
+        Self::take_up_from(config, data.into(), None, run_dir)
+    }
+
+    /// As [`Self::resume`], of a run that began with a model.
+    ///
+    /// # Errors
+    /// As [`Self::resume`], and another model than it began with.
+    pub fn resume_finetune(
+        config: RunConfig,
+        data: impl Into<Mixture>,
+        base: Base,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
+        Self::take_up_from(config, data.into(), Some(base), run_dir)
+    }
+
+    fn take_up_from(
+        mut config: RunConfig,
+        data: Mixture,
+        base: Option<Base>,
+        run_dir: &Path,
+    ) -> Result<Self, TrainError> {
         let found = checkpoint::latest_whole(run_dir)?;
         if found.is_none() {
             run_dir::check_never_saved(&config, run_dir)?;
@@ -125,17 +172,17 @@ impl Trainer {
             let begun = RunConfig::load(&run_dir.join("config.toml"), &[])?;
             config.train.precision = begun.train.precision;
         }
-        run_dir::check_same_run(&config, &data, run_dir)?;
-        let expected = model_config(&config, &data.tokenizer)?;
+        run_dir::check_same_run(&config, &data, base.as_ref(), run_dir)?;
+        let start = Start::new(&config, &data.tokenizer, base)?;
         let (model, optimizer, state) = match &found {
-            Some(found) => load(&config, expected, &found.path)?,
+            Some(found) => start.load(&config, &found.path)?,
             None => {
-                let (model, optimizer) = fresh(&config, expected)?;
+                let (model, optimizer) = start.fresh(&config)?;
                 (model, optimizer, TrainerState::default())
             }
         };
         let path = found.as_ref().map(|found| found.path.clone());
-        let mut trainer = Self::assemble(config, data, run_dir, (model, optimizer), path)?;
+        let mut trainer = Self::assemble(config, data, run_dir, start, (model, optimizer), path)?;
         for e in found.map(|found| found.damaged).unwrap_or_default() {
             let at = state.step;
             trainer.warnings.push(format!("{e}; going on from the whole checkpoint of step {at}"));
@@ -148,6 +195,7 @@ impl Trainer {
         config: RunConfig,
         data: Mixture,
         run_dir: &Path,
+        start: Start,
         (model, optimizer): (Bitnet, Optimizer),
         last_checkpoint: Option<PathBuf>,
     ) -> Result<Self, TrainError> {
@@ -171,7 +219,12 @@ impl Trainer {
             plan: BatchPlan::new(&config.train),
             val,
             boundaries,
-            tokenizer: tokenizer_files(&tokenizer, model.config().max_position_embeddings),
+            tokenizer: match start.base() {
+                Some(base) => base.tokenizer_files().clone(),
+                None => tokenizer_files(&tokenizer, model.config().max_position_embeddings),
+            },
+            reference: start.reference(&config)?,
+            start,
             metrics: Metrics::open(run_dir)?,
             watch,
             run_dir: run_dir.to_owned(),
@@ -283,9 +336,18 @@ impl Trainer {
     /// Validates, and says whether the result is worth a checkpoint.
     fn validated(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let step = self.state.step;
-        let (loss, sources) = self.validate_sources()?;
+        let mut line = json!({ "step": step });
+        let (loss, sources) = match preferences::beta(self.config.finetune.as_ref()) {
+            Some(beta) => {
+                let found = self.validate_preferences(beta)?;
+                line["val_accuracy"] = found.accuracy.into();
+                line["val_margin"] = found.margin.into();
+                (found.loss as f32, Vec::new())
+            }
+            None => self.validate_sources()?,
+        };
         self.state.validation = Some((step, loss));
-        let mut line = json!({ "step": step, "val_loss": loss });
+        line["val_loss"] = loss.into();
         if sources.len() > 1 {
             line["val_losses"] = json!(sources);
         }
@@ -330,15 +392,7 @@ impl Trainer {
             // Sources have equal parts of a validation.
             tokens => (tokens / (seq_len * batch) / self.val.len()).max(1),
         };
-        let windows = eval_windows(val, batch, seq_len)?.take(limit);
-        Ok(windows.map(|batch| {
-            batch.map(|mut batch| {
-                if let Some(boundaries) = self.boundaries {
-                    batch.mark_documents(boundaries);
-                }
-                batch
-            })
-        }))
+        Ok(eval_windows(val, batch, seq_len, self.boundaries)?.take(limit))
     }
 
     /// Mean cross entropy in nats over the held-out text.
@@ -363,7 +417,7 @@ impl Trainer {
     }
 
     fn losses(&self, engine: &mut Engine) -> Result<(f32, Vec<f32>), TrainError> {
-        let (mut total, mut sequences, mut means) = (0.0, 0, Vec::new());
+        let (mut total, mut tokens, mut means) = (0.0, 0, Vec::new());
         for val in &self.val {
             let (mut sum, mut count) = (0.0, 0);
             for batch in self.validation_batches_of(val)? {
@@ -375,13 +429,13 @@ impl Trainer {
                     let starts = batch.starts.as_deref();
                     self.model.evaluate(&inputs, &targets, starts)?.to_scalar::<f32>()?
                 };
-                sum += f64::from(loss) * batch.batch as f64;
-                count += batch.batch;
+                sum += f64::from(loss) * batch.learned() as f64;
+                count += batch.learned();
             }
-            (total, sequences) = (total + sum, sequences + count);
+            (total, tokens) = (total + sum, tokens + count);
             means.push((sum / count as f64) as f32);
         }
-        Ok(((total / sequences as f64) as f32, means))
+        Ok(((total / tokens as f64) as f32, means))
     }
 
     /// Writes a checkpoint of the run as it is now and returns its directory.
@@ -398,49 +452,20 @@ impl Trainer {
     }
 }
 
-/// The model and optimizer that a run begins with: a function of its configuration.
-fn fresh(config: &RunConfig, model_config: ModelConfig) -> Result<(Bitnet, Optimizer), TrainError> {
-    let params = Params::init(&model_config, config.model.init_std, config.seed, &Device::Cpu)?;
-    let mut model = Bitnet::new(model_config, params)?;
-    if let Some(scheme) = scheme(config)? {
-        model = model.with_scheme(scheme)?;
-    }
-    let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.params());
-    optimizer.prepare(model.params())?;
-    Ok((model, optimizer))
-}
-
-/// What a checkpoint of the run holds.
-fn load(
-    config: &RunConfig,
-    expected: ModelConfig,
-    path: &Path,
-) -> Result<(Bitnet, Optimizer, TrainerState), TrainError> {
-    let file = stored::open_masters(path)?;
-    if *file.config() != expected {
-        let message = differences(&expected, file.config());
-        return Err(TrainError::Checkpoint { path: path.to_owned(), message });
-    }
-    let mut params = Params::load(&file, &Device::Cpu)?;
-    let scheme = scheme(config)?;
-    if let Some(scheme) = &scheme {
-        stored::load_scales(path, scheme, &expected, &mut params)?;
-    }
-    let mut model = Bitnet::new(expected, params)?;
-    if let Some(scheme) = scheme {
-        model = model.with_scheme(scheme)?;
-    }
-    let mut optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.params());
-    let state = checkpoint::restore(path, &mut optimizer)?;
-    model.set_step(state.step);
-    Ok((model, optimizer, state))
-}
-
 /// Checks that data holds at least one window for each purpose, before it is needed.
 fn check_windows(config: &RunConfig, data: &Mixture) -> Result<(), TrainError> {
     let (batch, seq_len) = (config.train.batch_size, config.data.seq_len);
+    let pairs = preferences::beta(config.finetune.as_ref()).is_some();
     for shard in data.sources.iter().flat_map(|source| [&source.train, &source.val]) {
-        drop(eval_windows(shard, batch, seq_len)?);
+        drop(eval_windows(shard, batch, seq_len, None)?);
+        if pairs != shard.row().is_some_and(|row| row > seq_len + 1) {
+            let found = if pairs { "others" } else { "preferences" };
+            return Err(TrainError::ConfigValue {
+                key: "finetune.objective".to_owned(),
+                expected: "dpo for data of preferences, and for these alone".to_owned(),
+                found: format!("{}, which has {found}", shard.path().display()),
+            });
+        }
     }
     boundaries(config, &data.tokenizer).map(|_| ())
 }
@@ -457,31 +482,6 @@ fn boundaries(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Option<Bounda
         }),
         wanted => Ok(wanted.then_some(boundaries)),
     }
-}
-
-/// Where the model of a checkpoint differs from the run's, as keys of `config.json`.
-fn differences(expected: &ModelConfig, found: &ModelConfig) -> String {
-    let (expected, found) = (expected.to_hf_json("float32"), found.to_hf_json("float32"));
-    let keys = [&expected, &found].into_iter().filter_map(|json| json.as_object());
-    let keys: BTreeSet<&String> = keys.flat_map(|map| map.keys()).collect();
-    let show = |value: Option<&serde_json::Value>| value.map_or("none".into(), |v| v.to_string());
-    let differing = keys.into_iter().filter(|key| expected.get(key) != found.get(key)).map(|key| {
-        format!("`{key}`: expected {}, found {}", show(expected.get(key)), show(found.get(key)))
-    });
-    format!("not this run's model: {}", differing.collect::<Vec<_>>().join("; "))
-}
-
-/// How the projections of a run are quantized, where it is not the default.
-fn scheme(config: &RunConfig) -> Result<Option<Scheme>, TrainError> {
-    match config.quantizer == QuantizerConfig::default() {
-        true => Ok(None),
-        false => Scheme::new(config.quantizer.clone()).map(Some),
-    }
-}
-
-/// The model of a run: the configured network over the tokenizer's vocabulary.
-fn model_config(config: &RunConfig, tokenizer: &Tokenizer) -> Result<ModelConfig, TrainError> {
-    config.model_config(tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_id())
 }
 
 /// Inputs and targets of a batch, `(B, T)` u32.

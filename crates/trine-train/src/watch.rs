@@ -34,11 +34,13 @@ impl Watch {
         tokenizer: Tokenizer,
         val: &Shard,
     ) -> Result<Self, TrainError> {
-        let probe = eval_windows(val, 1, config.data.seq_len)?.next().transpose()?;
+        let probe = eval_windows(val, 1, config.data.seq_len, None)?.next().transpose()?;
         let probe = probe.map(|batch| batch.inputs).unwrap_or_default();
         let positions = model.config().max_position_embeddings;
+        // Trits that stay as they are have nothing to watch.
+        let every = if model.adapters().is_some() { 0 } else { config.diagnostics.every };
         Ok(Self {
-            collector: Collector::new(config.diagnostics.every, model, &probe)?,
+            collector: Collector::new(every, model, &probe)?,
             sampler: Sampler::new(config.samples.clone(), tokenizer, positions, config.seed)?,
             events: None,
         })

@@ -65,10 +65,10 @@ fn adapters_go_through_files_of_the_package_peft() {
     let file = fixture("packed");
     let (config, dir) = (file.config(), tempfile::tempdir().unwrap());
     let dir = dir.path().join("adapter");
-    let written = adapters(&file).to_lora(config.num_hidden_layers, None).unwrap();
+    let written = adapters(&file).to_lora(config.num_hidden_layers).unwrap();
     written.write(&dir, config).unwrap();
     let read = Adapters::from_lora(&Lora::read(&dir, config).unwrap(), config).unwrap();
-    assert_eq!(read.to_lora(config.num_hidden_layers, None).unwrap(), written);
+    assert_eq!(read.to_lora(config.num_hidden_layers).unwrap(), written);
     let batch = batch(config.vocab_size);
     let loss = |adapters: Adapters| {
         let model = Bitnet::frozen(&file).unwrap().with_adapters(adapters);

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use trine_data::chats::{ChatOptions, TooLong};
 use trine_data::{Corpus, DataError, Dataset, Mixture, evenly, synth};
 use trine_tokenizer::Tokenizer;
-use trine_train::RunConfig;
+use trine_train::config::{DataConfig, Objective};
+use trine_train::{Base, RunConfig};
 
-use crate::output::note;
+use crate::output::{self, note};
 use crate::progress::TokenizingProgress;
 
 /// Bytes of files of which a BPE is learned from all of the text; of larger corpora it sees as even
@@ -82,12 +84,82 @@ pub(crate) fn of_new_run(config: &RunConfig, run_dir: &Path) -> anyhow::Result<M
         let made = Dataset::from_documents(&into, &tokenizer, documents, data.val_fraction)?;
         return Ok(made.into());
     }
-    let corpus = Corpus {
-        files: vec![path.to_owned()],
+    Ok(prepare(&corpus(data), &data.tokenizer, &into, data.val_fraction)?.into())
+}
+
+/// The tokens of a new fine-tuning: made now, with the model's own tokenizer and template, or a directory
+/// that was made before.
+pub(crate) fn of_finetuning(
+    config: &RunConfig,
+    base: &Base,
+    run_dir: &Path,
+) -> anyhow::Result<Mixture> {
+    let data = &config.data;
+    let path = Path::new(&data.path);
+    if data.path.is_empty() {
+        bail!("no training data: name a file with --data or data.path");
+    }
+    if path.is_dir() {
+        return prepared(config);
+    }
+    let (into, tokenizer) = (run_dir.join("data"), base.tokenizer()?);
+    note!("tokenizing {} into {}", data.path, into.display());
+    let corpus = corpus(data);
+    let total = corpus.bytes_on_disk()?;
+    let mut progress = TokenizingProgress::new();
+    let mut on_progress = |done: trine_data::Progress| progress.on_text(done.bytes, total);
+    let finetune = config.finetune.as_ref();
+    if finetune.is_some_and(|f| f.objective == Objective::Text) {
+        let fraction = data.val_fraction;
+        return Ok(
+            Dataset::from_corpus(&into, &tokenizer, &corpus, fraction, &mut on_progress)?.into()
+        );
+    }
+    let template = base.template()?;
+    let options = ChatOptions {
+        template: template.as_ref(),
+        seq_len: data.seq_len,
+        val_fraction: data.val_fraction,
+        too_long: finetune.map_or(TooLong::Truncate, |f| f.too_long),
+        preferences: finetune.is_some_and(|f| f.objective == Objective::Dpo),
+    };
+    let made = Dataset::from_chats(&into, &tokenizer, &corpus.files, options, &mut on_progress);
+    let (dataset, counts) = match made {
+        Err(e) if template.is_none() => {
+            let hint = "a model without a chat template learns conversations with one that \
+                        finetune.chat_template names";
+            return Err(anyhow::Error::from(e).context(hint));
+        }
+        made => made?,
+    };
+    drop(progress);
+    note!(
+        "{} conversations in {} rows to learn from and {} to validate on: {} tokens, of which {} are \
+         learned",
+        output::count(counts.conversations as u64),
+        output::count(counts.rows[0] as u64),
+        output::count(counts.rows[1] as u64),
+        output::count(counts.tokens),
+        output::count(counts.learned),
+    );
+    if counts.truncated + counts.dropped > 0 {
+        note!(
+            "{} conversations lost their end, {} were left out: data.seq_len is {}",
+            output::count(counts.truncated as u64),
+            output::count(counts.dropped as u64),
+            data.seq_len,
+        );
+    }
+    Ok(dataset.into())
+}
+
+/// The file that a configuration names, and how documents lie in it.
+fn corpus(data: &DataConfig) -> Corpus {
+    Corpus {
+        files: vec![PathBuf::from(&data.path)],
         text_key: data.text_key.clone(),
         split_on: Some(data.split_on.clone()).filter(|separator| !separator.is_empty()),
-    };
-    Ok(prepare(&corpus, &data.tokenizer, &into, data.val_fraction)?.into())
+    }
 }
 
 /// The tokens of a run that has begun.

@@ -44,6 +44,8 @@ enum Command {
     Tokenizer(commands::tokenizer::Command),
     /// Train a model from a configuration file
     Train(commands::train::Args),
+    /// Fine-tune a model on conversations or text: adapters beside it (LoRA), or all of it
+    Finetune(commands::finetune::Args),
     /// Write a page with the curves, trits and samples of training runs
     Report(commands::report::Args),
     /// Convert a model to another format and prove that its trits survived
@@ -78,7 +80,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let trains = match &cli.command {
-        Command::Demo(_) | Command::Train(_) => true,
+        Command::Demo(_) | Command::Train(_) | Command::Finetune(_) => true,
         Command::Bench(args) => args.trains(),
         _ => false,
     };
@@ -127,6 +129,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Data(command) => commands::data::run(&command)?,
         Command::Tokenizer(command) => commands::tokenizer::run(&command)?,
         Command::Train(args) => return commands::train::run(&args),
+        Command::Finetune(args) => return commands::finetune::run(&args),
         Command::Report(args) => commands::report::run(&args)?,
         Command::Convert(args) => commands::convert::run(&args)?,
         Command::Verify(args) => return commands::verify::run(&args),

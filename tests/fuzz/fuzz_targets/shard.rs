@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use trine_data::{Batch, Batches, DataError, Shard, eval_windows};
+use trine_data::{Batch, Batches, DataError, IGNORED, Shard, eval_windows};
 use trine_fuzz::{Scratch, check_message};
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::new);
@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
 /// A window is never longer than the shard, whatever is asked for.
 fn windows(shard: Shard, size: usize) {
     let (batch, seq_len) = (size % 3 + 1, size / 3 % 7 + 1);
-    if let Ok(batches) = eval_windows(&shard, batch, seq_len) {
+    if let Ok(batches) = eval_windows(&shard, batch, seq_len, None) {
         for found in batches {
             check(found, batch, seq_len, &shard);
         }
@@ -46,7 +46,7 @@ fn windows(shard: Shard, size: usize) {
         check(batches.batch(step), batch, seq_len, shard);
     }
     for (batch, seq_len) in [(0, 1), (1, 0), (1, usize::MAX), (usize::MAX, 1)] {
-        let _ = eval_windows(shard, batch, seq_len).map(|_| ());
+        let _ = eval_windows(shard, batch, seq_len, None).map(|_| ());
     }
 }
 
@@ -55,7 +55,8 @@ fn check(found: Result<Batch, DataError>, batch: usize, seq_len: usize, shard: &
         Ok(found) => {
             assert!(found.inputs.len() <= batch * seq_len);
             assert_eq!(found.inputs.len(), found.targets.len());
-            let ids = found.inputs.iter().chain(&found.targets);
+            let targets = found.targets.iter().filter(|target| **target != IGNORED);
+            let ids = found.inputs.iter().chain(targets);
             assert!(ids.into_iter().all(|&id| (id as usize) < shard.vocab_size()));
         }
         Err(error) => check_message(&error, shard.path()),

@@ -202,13 +202,9 @@ fn write_texts(
     tokenizer: Option<&TokenizerFiles>,
 ) -> Result<(), FormatError> {
     config.validate()?;
-    let put = |name: &str, text: &str| {
-        let path = dir.join(name);
-        fs::write(&path, text).map_err(FormatError::io(&path, "write"))
-    };
-    let json = |name: &str, value: &Value| put(name, &format!("{value:#}\n"));
-    json("config.json", &config.to_hf_json(dtype.name()))?;
-    json(
+    put_json(dir, "config.json", &config.to_hf_json(dtype.name()))?;
+    put_json(
+        dir,
         "generation_config.json",
         &json!({
             "_from_model_config": true,
@@ -218,12 +214,29 @@ fn write_texts(
             "do_sample": false,
         }),
     )?;
-    if let Some(tokenizer) = tokenizer {
-        put("tokenizer.json", &tokenizer.tokenizer_json)?;
-        json("special_tokens_map.json", &tokenizer.special_tokens_map())?;
-        if let Some(config) = &tokenizer.tokenizer_config {
-            json("tokenizer_config.json", config)?;
+    tokenizer.map_or(Ok(()), |tokenizer| tokenizer.write_files(dir))
+}
+
+fn put(dir: &Path, name: &str, text: &str) -> Result<(), FormatError> {
+    let path = dir.join(name);
+    fs::write(&path, text).map_err(FormatError::io(&path, "write"))
+}
+
+fn put_json(dir: &Path, name: &str, value: &Value) -> Result<(), FormatError> {
+    put(dir, name, &format!("{value:#}\n"))
+}
+
+impl TokenizerFiles {
+    /// Writes the files that make transformers load the tokenizer into an existing directory.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn write_files(&self, dir: &Path) -> Result<(), FormatError> {
+        put(dir, "tokenizer.json", &self.tokenizer_json)?;
+        put_json(dir, "special_tokens_map.json", &self.special_tokens_map())?;
+        match &self.tokenizer_config {
+            Some(config) => put_json(dir, "tokenizer_config.json", config),
+            None => Ok(()),
         }
     }
-    Ok(())
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! <run>/checkpoints/step-000500/
 //!   config.json, model.safetensors (masters, f32 or bf16), tokenizer.json, ...   as transformers has them
+//!   adapter_config.json, adapter_model.safetensors       instead of the model where adapters are trained,
+//!                            as PEFT has them
 //!   quantizer.safetensors    learned scales, where `[quantizer]` has some
 //!   optimizer.safetensors    moments, as `Optimizer::state` names them
 //!   trainer_state.json       how far the run has come
@@ -93,14 +95,19 @@ fn write(
     optimizer: &Optimizer,
     state: &TrainerState,
 ) -> Result<(), TrainError> {
-    let source = Masters(model.params());
-    // Masters that are kept as bf16 lose nothing by it.
-    let dtype = match optimizer.masters() {
-        MasterPrecision::F32 => Dtype::F32,
-        MasterPrecision::Bf16 => Dtype::BF16,
-    };
-    trine_format::write_hf_files(dir, model.config(), dtype, &source, Some(tokenizer))?;
-    stored::write(dir, model)?;
+    if let Some(adapters) = model.adapters() {
+        adapters.to_lora(model.config().num_hidden_layers)?.write_files(dir, model.config())?;
+        tokenizer.write_files(dir)?;
+    } else {
+        let source = Masters(model.params());
+        // Masters that are kept as bf16 lose nothing by it.
+        let dtype = match optimizer.masters() {
+            MasterPrecision::F32 => Dtype::F32,
+            MasterPrecision::Bf16 => Dtype::BF16,
+        };
+        trine_format::write_hf_files(dir, model.config(), dtype, &source, Some(tokenizer))?;
+        stored::write(dir, model)?;
+    }
 
     let tensors = optimizer.state().map(|(name, values)| (name, Values::new(values)));
     let path = dir.join(OPTIMIZER);

@@ -69,6 +69,22 @@ impl Default for Head {
     }
 }
 
+/// What rows are to predict, and what their losses count for.
+#[derive(Clone, Copy)]
+pub(super) struct Targets<'a> {
+    /// `(n,)`
+    pub(super) ids: &'a [u32],
+    /// `(n,)`
+    pub(super) weights: &'a [f32],
+}
+
+impl<'a> Targets<'a> {
+    fn chunks(self, rows: usize) -> impl Iterator<Item = Targets<'a>> {
+        let chunks = self.ids.chunks(rows).zip(self.weights.chunks(rows));
+        chunks.map(|(ids, weights)| Targets { ids, weights })
+    }
+}
+
 /// How rows and vocabulary are divided.
 #[derive(Clone, Copy)]
 struct Division {
@@ -104,30 +120,29 @@ fn head_name(model: &Bitnet) -> &'static str {
 }
 
 impl Head {
-    /// The mean loss of `x` `(M, D)`, which becomes its gradient.
+    /// The losses of `x` `(n, D)`, which becomes the gradient of the sum of each times its weight.
     pub(super) fn backward(
         &mut self,
         model: &Bitnet,
         products: &Products,
         x: &mut [f32],
-        targets: &[u32],
+        targets: Targets<'_>,
         found: &mut Found<'_>,
-    ) -> Result<f32> {
+    ) -> Result<Vec<f32>> {
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
         let (head, norm): (&[f32], &[f32]) = (&head, &norm);
         let (bf16, eps) = (products.is_bf16(), model.config().rms_norm_eps);
-        let division = Division::new(model, targets.len(), self.block);
+        let division = Division::new(model, targets.ids.len(), self.block);
         let (width, learns) = (division.width, found.wants(head_name(model)));
-        let factor = 1.0 / targets.len() as f32;
         let mut dnorm = vec![0.0; width];
-        let mut total = 0.0;
+        let mut losses = Vec::with_capacity(targets.ids.len());
         let chunks = x.chunks_mut(division.rows * width).zip(targets.chunks(division.rows));
-        for (chunk, (x, targets)) in chunks.enumerate() {
+        for (chunk, (x, Targets { ids: targets, weights })) in chunks.enumerate() {
             let n = targets.len();
             normed_rows(x, norm, eps, &mut self.normed);
             let fresh = chunk == 0 || !division.is_whole();
             self.logits(division, head, n, bf16, fresh);
-            total += slopes(division, &mut self.logits, targets, factor, &mut self.scales);
+            losses.extend(slopes(division, &mut self.logits, targets, weights, &mut self.scales));
             let Self { left, normed_right, lines, logits, scales, normed, dnormed, .. } = self;
             dnormed.resize(n * width);
             if bf16 && learns {
@@ -163,36 +178,43 @@ impl Head {
                     }
                 })?;
             }
-            let minus = |to: &mut [f32], x: &[f32]| {
-                to.iter_mut().zip(x).for_each(|(to, x)| *to -= factor * x);
+            let minus = |to: &mut [f32], weight: f32, x: &[f32]| {
+                to.iter_mut().zip(x).for_each(|(to, x)| *to -= weight * x);
             };
             parallel::for_each_chunk(dnormed, width, |row, to| {
-                minus(to, &head[targets[row] as usize * width..][..width]);
+                minus(to, weights[row], &head[targets[row] as usize * width..][..width]);
             });
             found.write(head_name(model), |dhead| {
-                for (id, normed) in targets.iter().zip(normed.chunks_exact(width)) {
-                    minus(&mut dhead[*id as usize * width..][..width], normed);
+                let rows = targets.iter().zip(weights).zip(normed.chunks_exact(width));
+                for ((id, weight), normed) in rows {
+                    minus(&mut dhead[*id as usize * width..][..width], *weight, normed);
                 }
             })?;
             let part = norm_backward(x, norm, eps, dnormed, None);
             dnorm.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         found.write(names::FINAL_NORM, |to| to.copy_from_slice(&dnorm))?;
-        Ok((total / targets.len() as f64) as f32)
+        Ok(losses)
     }
 
-    /// The mean loss of `x` `(M, D)`, with the head in f32.
-    pub(super) fn evaluate(&mut self, model: &Bitnet, x: &[f32], targets: &[u32]) -> Result<f32> {
+    /// The losses of `x` `(n, D)`, with the head in f32.
+    pub(super) fn evaluate(
+        &mut self,
+        model: &Bitnet,
+        x: &[f32],
+        targets: &[u32],
+    ) -> Result<Vec<f32>> {
         let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
         let division = Division::new(model, targets.len(), self.block);
-        let mut total = 0.0;
+        let mut losses = Vec::with_capacity(targets.len());
         let chunks = x.chunks(division.rows * division.width).zip(targets.chunks(division.rows));
         for (x, targets) in chunks {
             normed_rows(x, &norm, model.config().rms_norm_eps, &mut self.normed);
             self.logits(division, &head, targets.len(), false, true);
-            total += slopes(division, &mut self.logits, targets, 1.0, &mut self.scales);
+            let weights = vec![1.0; targets.len()];
+            losses.extend(slopes(division, &mut self.logits, targets, &weights, &mut self.scales));
         }
-        Ok((total / targets.len() as f64) as f32)
+        Ok(losses)
     }
 
     /// Logits of the `n` rows that are in `normed`; without `fresh`, the columns are those of before.
@@ -229,15 +251,15 @@ fn normed_rows(x: &[f32], weight: &[f32], eps: f32, normed: &mut Buffer) {
     });
 }
 
-/// The sum of the losses of `logits`, a matrix `(n, ids)` for each block. They become their gradients times
-/// `factor`, but for a scale `(blocks, n)` of every row and the targets' own terms.
+/// The losses of `logits`, a matrix `(n, ids)` for each block. They become their gradients times
+/// the weight of the row, but for a scale `(blocks, n)` of every row and the targets' own terms.
 fn slopes(
     division: Division,
     logits: &mut [f32],
     targets: &[u32],
-    factor: f32,
+    weights: &[f32],
     scales: &mut Vec<f32>,
-) -> f64 {
+) -> Vec<f32> {
     /// A row, in every block.
     struct Row<'a> {
         target: usize,
@@ -254,7 +276,7 @@ fn slopes(
             row.blocks.push((logits, 0.0));
         }
     }
-    parallel::for_each(&mut rows, |_, row| {
+    parallel::for_each(&mut rows, |at, row| {
         let logit = row.blocks[row.target / division.ids].0[row.target % division.ids];
         let sums: Vec<_> =
             row.blocks.iter_mut().map(|(logits, _)| nn::exp_sum_in_place(logits)).collect();
@@ -263,13 +285,13 @@ fn slopes(
         let sum = sums.iter().map(|(largest, sum)| sum * share(*largest)).sum::<f32>();
         row.loss = sum.ln() + max - logit;
         for ((_, scale), (largest, _)) in row.blocks.iter_mut().zip(&sums) {
-            *scale = factor * share(*largest) / sum;
+            *scale = weights[at] * share(*largest) / sum;
         }
     });
     scales.clear();
     let blocks = rows.first().map_or(0, |row| row.blocks.len());
     (0..blocks).for_each(|b| scales.extend(rows.iter().map(|row| row.blocks[b].1)));
-    rows.iter().map(|row| f64::from(row.loss)).sum()
+    rows.iter().map(|row| row.loss).collect()
 }
 
 /// The backward pass of a norm over rows: `x` `(n, D)` becomes its gradient, plus `rest` if there is

@@ -10,18 +10,21 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
-use super::{Buffer, Extent, Found, is_ternary};
+use super::{Buffer, Extent, Found, Pass, is_ternary};
 use crate::Bitnet;
+use crate::adapters::{Adapters, Mask};
 use crate::ops::{Attention, view};
 
 /// Rows of which a thread makes the gradients of a gate at a time.
 const GATE_ROWS: usize = 16;
 
-/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before.
+/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before,
+/// but for what is left out of it.
 #[derive(Default)]
 struct Kept {
     input: Input,
     floats: Buffer,
+    mask: Option<Mask>,
 }
 
 /// What the backward pass needs of a layer's forward pass.
@@ -71,6 +74,19 @@ impl<'a> Layer<'a> {
         Self { model, index, extent, products, act }
     }
 
+    /// What is left out of an input of adapters in this step, the inputs of a layer being numbered.
+    fn mask(&self, input: usize) -> Option<Mask> {
+        let dropout = self.adapters()?.dropout();
+        let in_training = self.extent.pass == Pass::Training;
+        let mask = dropout.mask(self.model.step(), self.extent.ids, 4 * self.index + input);
+        mask.filter(|_| in_training)
+    }
+
+    /// The adapters that this pass is made with.
+    fn adapters(&self) -> Option<&'a Adapters> {
+        self.model.adapters().filter(|_| self.extent.pass != Pass::Base)
+    }
+
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs.
     pub(super) fn forward(
         &mut self,
@@ -84,6 +100,7 @@ impl<'a> Layer<'a> {
         for p in Projection::ALL {
             self.ternarize(p, &mut state.weights[p as usize])?;
         }
+        state.qkv_input.mask = self.mask(0);
         self.normed(x, width, Some(&names::input_norm(self.index)), &mut state.qkv_input)?;
         let heads_width = config.num_attention_heads * config.head_dim;
         let kv_width = config.num_key_value_heads * config.head_dim;
@@ -99,12 +116,14 @@ impl<'a> Layer<'a> {
         self.attention().forward(&mut state.q, &mut state.k, &state.v, &mut state.y);
 
         let sub_norm = config.sub_norms.then(|| names::attn_sub_norm(self.index));
+        state.o_input.mask = self.mask(1);
         self.normed(&state.y, heads_width, sub_norm.as_deref(), &mut state.o_input)?;
         state.middle.resize(rows * width);
         self.project(&state.weights, &state.o_input, [(Projection::O, &mut state.middle)])?;
         add(&mut state.middle, x);
 
         let norm = names::post_attention_norm(self.index);
+        state.gate_input.mask = self.mask(2);
         self.normed(&state.middle, width, Some(&norm), &mut state.gate_input)?;
         let inner = config.intermediate_size;
         state.gate.resize(rows * inner);
@@ -114,6 +133,7 @@ impl<'a> Layer<'a> {
         let sub_norm = config.sub_norms.then(|| names::ffn_sub_norm(self.index));
         let weight = sub_norm.map(|name| self.param(&name)).transpose()?;
         let (gate, up, act) = (&state.gate, &state.up, self.act);
+        state.down_input.mask = self.mask(3);
         self.keep(&mut state.down_input, inner, |row, to| {
             let at = row * inner;
             nn::gate_into(act, &gate[at..][..inner], &up[at..][..inner], to);
@@ -193,7 +213,7 @@ impl<'a> Layer<'a> {
     fn ternarize(&self, p: Projection, weights: &mut Weights) -> Result<()> {
         let name = names::projection(self.index, p);
         if let Some(frozen) = self.model.frozen_weights(&name) {
-            *weights = Weights::Ternary(frozen.clone());
+            *weights = Weights::Frozen(frozen.clone());
             return Ok(());
         }
         let (out, inp) = self.model.config().projection_shape(p);
@@ -221,7 +241,7 @@ impl<'a> Layer<'a> {
     /// Fills the input of projections with rows `(cols,)` that `fill` writes.
     fn keep(&self, to: &mut Kept, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (ternary, rows) = (is_ternary(self.model), self.extent.rows());
-        if self.model.adapters().is_none() {
+        if self.adapters().is_none() {
             return to.input.refill(ternary, rows, cols, fill);
         }
         to.floats.resize(rows * cols);
@@ -230,6 +250,12 @@ impl<'a> Layer<'a> {
         to.input.refill(ternary, rows, cols, |row, to| {
             to.copy_from_slice(&floats[row * cols..][..cols]);
         });
+        if let Some(mask) = to.mask {
+            parallel::for_each_chunk(&mut to.floats, cols, |row, x| {
+                let factors = (row * cols..).map(|at| mask.factor(at));
+                x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            });
+        }
     }
 
     /// Outputs of projections with the same input.
@@ -246,7 +272,7 @@ impl<'a> Layer<'a> {
             pairs.push((self.projection(weights, *p, masters), &mut **y));
         }
         self.products.forward(&kept.input, &mut pairs);
-        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        let Some(adapters) = self.adapters() else { return Ok(()) };
         for (p, y) in work {
             adapters.with(self.index, p, |adapter| {
                 self.products.adapt(&kept.floats, adapter, self.extent.rows(), y)
@@ -261,9 +287,9 @@ impl<'a> Layer<'a> {
         weights: &[Weights],
         p: Projection,
     ) -> Result<Option<impl std::ops::Deref<Target = [f32]> + use<'a>>> {
-        match weights[p as usize] {
-            Weights::Ternary(_) => Ok(None),
-            Weights::Full => self.param(&names::projection(self.index, p)).map(Some),
+        match weights[p as usize].trits() {
+            Some(_) => Ok(None),
+            None => self.param(&names::projection(self.index, p)).map(Some),
         }
     }
 
@@ -306,10 +332,11 @@ impl<'a> Layer<'a> {
             let projection = self.projection(weights, *p, &masters);
             self.products.input_gradient(dy, &projection, store, dx);
         }
-        let Some(adapters) = self.model.adapters() else { return Ok(()) };
+        let Some(adapters) = self.adapters() else { return Ok(()) };
         for (p, dy) in dys {
             adapters.with(self.index, *p, |adapter| {
-                self.products.adapter_gradients(&kept.floats, adapter, rows, dy, dx, found)
+                let (x, mask) = (&kept.floats, kept.mask);
+                self.products.adapter_gradients(x, mask, adapter, rows, dy, dx, found)
             })?;
         }
         Ok(())

@@ -22,10 +22,11 @@ mod head;
 mod layer;
 mod products;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use trine_data::Batch;
+use trine_data::{Batch, IGNORED};
 use trine_format::{Quantization, names};
 use trine_kernels::{AlignedBuf, parallel};
 
@@ -59,6 +60,8 @@ pub struct Engine {
     states: Vec<LayerState>,
     /// The gradient of an input of projections.
     scratch: Buffer,
+    /// The rows that predict something, `(n, D)`, where not all do.
+    learned: Buffer,
     gradients: Gradients,
 }
 
@@ -102,15 +105,15 @@ impl<'a> Found<'a> {
         self.written.contains(name)
     }
 
-    /// All gradients.
+    /// Checks that all gradients are there.
     ///
     /// # Errors
     /// When one is missing.
-    fn finish(self) -> Result<Gradients> {
-        if let Some(name) = self.gradients.keys().find(|name| !self.has(name)) {
-            candle_core::bail!("{name} received no gradient");
+    fn finish(self) -> Result<()> {
+        match self.gradients.keys().find(|name| !self.has(name)) {
+            Some(name) => candle_core::bail!("{name} received no gradient"),
+            None => Ok(()),
         }
-        Ok(self.gradients.clone())
     }
 }
 
@@ -133,6 +136,19 @@ struct Extent<'a> {
     tokens: usize,
     /// The first position that each one sees, `(B, T)`.
     starts: Option<&'a [u32]>,
+    /// The ids, `(B, T)`.
+    ids: &'a [u32],
+    pass: Pass,
+}
+
+/// What a forward pass is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// A backward pass follows, and adapters leave something out.
+    Training,
+    Evaluation,
+    /// Without adapters.
+    Base,
 }
 
 impl Extent<'_> {
@@ -159,6 +175,7 @@ impl Engine {
             inputs: Vec::new(),
             states: Vec::new(),
             scratch: Buffer::default(),
+            learned: Buffer::default(),
             gradients: Gradients::new(),
         }
     }
@@ -168,18 +185,122 @@ impl Engine {
         self.options
     }
 
-    /// Mean cross entropy of a batch in nats, and the gradients of all parameters that are trained. These lie in memory of
-    /// the engine, and are those of this batch until the next call.
+    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, and the gradients of
+    /// all parameters that are trained. These lie in memory of the engine, and are those of this batch
+    /// until the next call.
     ///
     /// # Errors
-    /// More tokens than positions, ids outside the vocabulary, masters that are not finite.
+    /// More tokens than positions, ids outside the vocabulary, nothing to be predicted, masters that are
+    /// not finite.
     pub fn gradients(&mut self, model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients)> {
-        let layers = model.config().num_hidden_layers;
-        let extent = self.forward(model, batch, true)?;
-        let Self { options, products, head, inputs, states, scratch, gradients } = self;
+        self.weighted_gradients(model, batch, 1.0 / batch.learned().max(1) as f32)
+    }
+
+    /// As [`Self::gradients`], the gradients being those of the sum of the targets' losses times `weight`.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn weighted_gradients(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        weight: f32,
+    ) -> Result<(f32, Gradients)> {
+        let rows = Learned::of(batch)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let weights = vec![weight; rows.ids.len()];
+        let losses = self.backward(model, batch, extent, &rows, &weights)?;
+        Ok((mean(&losses), self.gradients.clone()))
+    }
+
+    /// The gradients of an objective of the log-probabilities of sequences. `weigh` is given these, `(B,)` in
+    /// nats, summed over the targets that are to be predicted, and returns by how much the objective rises
+    /// for each when it falls, `(B,)`.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn sequence_gradients(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        weigh: impl FnOnce(&[f64]) -> Vec<f64>,
+    ) -> Result<Gradients> {
+        let rows = Learned::of(batch)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let losses = self.losses(model, model.config().num_hidden_layers, &rows)?;
+        let weights = weigh(&rows.log_probabilities(&losses, batch));
+        let weight = |at: usize| weights[at / batch.seq_len] as f32;
+        let weights: Vec<f32> = rows.positions().map(weight).collect();
+        self.backward(model, batch, extent, &rows, &weights)?;
+        Ok(self.gradients.clone())
+    }
+
+    /// Log-probabilities of sequences in nats, `(B,)`, summed over the targets that are to be predicted; with
+    /// the model's adapters, if it has some, or without.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn log_probabilities(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        adapted: bool,
+    ) -> Result<Vec<f64>> {
+        let rows = Learned::of(batch)?;
+        self.forward(model, batch, if adapted { Pass::Evaluation } else { Pass::Base })?;
+        let losses = self.losses(model, model.config().num_hidden_layers % 2, &rows)?;
+        Ok(rows.log_probabilities(&losses, batch))
+    }
+
+    /// Mean cross entropy in nats of the targets of a batch that are to be predicted, with the head in f32.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
+        let rows = Learned::of(batch)?;
+        self.forward(model, batch, Pass::Evaluation)?;
+        Ok(mean(&self.losses(model, model.config().num_hidden_layers % 2, &rows)?))
+    }
+
+    /// The losses of the rows that predict something, of the output of the layers, which lies in the buffer
+    /// of that number.
+    fn losses(&mut self, model: &Bitnet, output: usize, rows: &Learned<'_>) -> Result<Vec<f32>> {
+        let x = &self.inputs[output];
+        let Some(at) = &rows.at else {
+            return self.head.evaluate(model, x, &rows.ids);
+        };
+        gather(at, model.config().hidden_size, x, &mut self.learned);
+        self.head.evaluate(model, &self.learned, &rows.ids)
+    }
+
+    /// After a pass in training: the losses of the rows that predict something, and in
+    /// [`Self::gradients`] the gradients of their sum, each times its weight.
+    fn backward(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        extent: Extent<'_>,
+        rows: &Learned<'_>,
+        weights: &[f32],
+    ) -> Result<Vec<f32>> {
+        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
+        let Self { options, products, head, inputs, states, scratch, learned, gradients } = self;
         let mut found = Found::new(model.trained(), gradients)?;
-        let loss =
-            head.backward(model, products, &mut inputs[layers], &batch.targets, &mut found)?;
+        let targets = head::Targets { ids: &rows.ids, weights };
+        let x = &mut inputs[layers];
+        let losses = match &rows.at {
+            None => head.backward(model, products, x, targets, &mut found)?,
+            Some(at) => {
+                gather(at, width, x, learned);
+                let losses = head.backward(model, products, learned, targets, &mut found)?;
+                // What predicts nothing has no gradient.
+                x.fill(0.0);
+                for (row, from) in at.iter().zip(learned.chunks_exact(width)) {
+                    x[row * width..][..width].copy_from_slice(from);
+                }
+                losses
+            }
+        };
         for index in (0..layers).rev() {
             let (below, above) = inputs.split_at_mut(index + 1);
             let (x, dx) = (&mut below[index], &above[0]);
@@ -191,41 +312,29 @@ impl Engine {
             layer.backward(x, state, dx, scratch, &mut found)?;
         }
         add_embedding(model, batch, &inputs[0], &mut found)?;
-        Ok((loss, found.finish()?))
+        found.finish()?;
+        Ok(losses)
     }
 
-    /// Mean cross entropy of a batch in nats, with the head in f32.
-    ///
-    /// # Errors
-    /// As [`Self::gradients`].
-    pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
-        self.forward(model, batch, false)?;
-        let output = model.config().num_hidden_layers % 2;
-        self.head.evaluate(model, &self.inputs[output], &batch.targets)
-    }
-
-    /// Runs all layers. For a backward pass, `inputs` are then the input of every layer and the output of
-    /// the last; otherwise two of them are used in turn.
-    fn forward<'a>(
-        &mut self,
-        model: &Bitnet,
-        batch: &'a Batch,
-        backward: bool,
-    ) -> Result<Extent<'a>> {
+    /// Runs all layers. In training, `inputs` are then the input of every layer and the output of the last;
+    /// otherwise two of them are used in turn.
+    fn forward<'a>(&mut self, model: &Bitnet, batch: &'a Batch, pass: Pass) -> Result<Extent<'a>> {
         let config = model.config();
         let starts = batch.starts.as_deref();
-        let extent = Extent { batch: batch.batch, tokens: batch.seq_len, starts };
+        let extent =
+            Extent { batch: batch.batch, tokens: batch.seq_len, starts, ids: &batch.inputs, pass };
         if extent.tokens > config.max_position_embeddings {
             let positions = config.max_position_embeddings;
             candle_core::bail!("{} tokens, but the model has {positions} positions", extent.tokens);
         }
-        for id in batch.inputs.iter().chain(&batch.targets) {
+        let predicted = batch.targets.iter().filter(|id| **id != IGNORED);
+        for id in batch.inputs.iter().chain(predicted) {
             if *id as usize >= config.vocab_size {
                 candle_core::bail!("id {id} outside a vocabulary of {}", config.vocab_size);
             }
         }
         let layers = config.num_hidden_layers;
-        let (inputs, states) = match (backward, self.options.recompute) {
+        let (inputs, states) = match (pass == Pass::Training, self.options.recompute) {
             (true, false) => (layers + 1, layers),
             (true, true) => (layers + 1, 1),
             (false, _) => (2, 1),
@@ -243,6 +352,57 @@ impl Engine {
             layer.forward(x, &mut self.states[index % states], Some(y))?;
         }
         Ok(extent)
+    }
+}
+
+/// The targets of a batch that are to be predicted.
+struct Learned<'a> {
+    ids: Cow<'a, [u32]>,
+    /// The rows that predict them, unless all do.
+    at: Option<Vec<usize>>,
+}
+
+impl<'a> Learned<'a> {
+    fn of(batch: &'a Batch) -> Result<Self> {
+        let n = batch.learned();
+        if n == 0 {
+            candle_core::bail!("a batch in which nothing is to be predicted");
+        }
+        if n == batch.targets.len() {
+            return Ok(Self { ids: Cow::Borrowed(&batch.targets), at: None });
+        }
+        let at = batch.targets.iter().enumerate().filter(|(_, id)| **id != IGNORED);
+        let (at, ids): (Vec<_>, Vec<_>) = at.map(|(at, id)| (at, *id)).unzip();
+        Ok(Self { ids: Cow::Owned(ids), at: Some(at) })
+    }
+
+    /// Where in the batch they are, `(n,)`.
+    fn positions(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match &self.at {
+            None => Box::new(0..self.ids.len()),
+            Some(at) => Box::new(at.iter().copied()),
+        }
+    }
+
+    /// For each sequence, less the sum of its losses.
+    fn log_probabilities(&self, losses: &[f32], batch: &Batch) -> Vec<f64> {
+        let mut sums = vec![0.0; batch.batch];
+        for (at, loss) in self.positions().zip(losses) {
+            sums[at / batch.seq_len] -= f64::from(*loss);
+        }
+        sums
+    }
+}
+
+fn mean(losses: &[f32]) -> f32 {
+    (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32
+}
+
+/// Some rows of `x` `(M, D)`, one after the other.
+fn gather(rows: &[usize], width: usize, x: &[f32], out: &mut Buffer) {
+    out.resize(rows.len() * width);
+    for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+        out.copy_from_slice(&x[row * width..][..width]);
     }
 }
 
@@ -280,7 +440,7 @@ fn is_ternary(model: &Bitnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::Adapters;
+    use crate::adapters::{Adapters, Dropout};
     use crate::optimizer::collect;
     use trine_format::{HiddenAct, ModelConfig, Projection};
 
@@ -377,6 +537,12 @@ mod tests {
         let mut documents = batch(2, 40, 37);
         documents.starts = Some((0..80).map(|i| (i % 40 - i % 40 % 13) as u32).collect());
         check(&model(config()), &documents, "documents");
+        for (i, target) in documents.targets.iter_mut().enumerate() {
+            if i % 7 < 4 || (20..33).contains(&i) {
+                *target = IGNORED;
+            }
+        }
+        check(&model(config()), &documents, "answers");
         let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
         check(&model(silu), &batch(3, 17, 37), "SiLU without sub-norms");
         let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
@@ -408,6 +574,43 @@ mod tests {
         let full = ModelConfig { quantization: Quantization::None, ..config() };
         let model = model(full).with_adapters(adapters(&some));
         check(&model, &batch(3, 17, 37), "adapters in full precision");
+    }
+
+    /// The gradients of what is left out are those of a loss that leaves it out: along them, the loss
+    /// changes as much as they say.
+    #[test]
+    fn dropout_has_the_gradients_of_its_loss() {
+        let full = ModelConfig { quantization: Quantization::None, ..config() };
+        let dropout = Dropout { share: 0.3, seed: 4 };
+        let adapters = adapters(&Projection::ALL).with_dropout(dropout);
+        let model = model(full).with_adapters(adapters);
+        let batch = batch(2, 20, 37);
+        let mut losses = Vec::new();
+        for recompute in [false, true] {
+            let mut engine = Engine::new(Options { precision: Precision::F32, recompute }, false);
+            let (loss, gradients) = engine.gradients(&model, &batch).unwrap();
+            assert_ne!(engine.evaluate(&model, &batch).unwrap(), loss);
+            let gradients: Gradients =
+                gradients.iter().map(|(name, g)| (name.clone(), g.copy().unwrap())).collect();
+            let square: f64 = crate::optimizer::global_norm(&gradients).unwrap().powi(2);
+            let mut moved = |by: f64| {
+                for (name, var) in model.trained().iter() {
+                    let gradient = view(&gradients[name]).unwrap();
+                    let step = |w: &mut [f32]| {
+                        w.iter_mut().zip(&gradient[..]).for_each(|(w, g)| *w += by as f32 * g);
+                    };
+                    in_place(var, step).unwrap();
+                }
+                f64::from(engine.gradients(&model, &batch).unwrap().0)
+            };
+            let by = 0.002;
+            let (above, below) = (moved(by), moved(-2.0 * by));
+            moved(by);
+            let slope = (above - below) / (2.0 * by);
+            assert!((slope / square - 1.0).abs() < 0.01, "{slope}, not {square}");
+            losses.push(loss);
+        }
+        assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");
     }
 
     #[test]

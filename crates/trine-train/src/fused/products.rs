@@ -1,5 +1,7 @@
 //! Projections and their gradients, in whichever arithmetic was asked for.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_kernels::bf16::{self, Left, Right, multiply};
@@ -8,7 +10,7 @@ use trine_kernels::{Activations, PackedMatrix, parallel};
 use trine_ternary::TernaryError;
 
 use super::{Buffer, Found};
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Mask};
 use crate::ops::view;
 
 /// In what the products of gradients are computed, and those of weights that are not ternary.
@@ -41,11 +43,22 @@ impl Precision {
 pub(super) enum Weights {
     /// Trits with a scale.
     Ternary(PackedMatrix),
+    /// Those of a model whose weights stay as they are.
+    Frozen(Arc<PackedMatrix>),
     /// The masters themselves.
     Full,
 }
 
 impl Weights {
+    /// The trits, unless the masters themselves are multiplied.
+    pub(super) fn trits(&self) -> Option<&PackedMatrix> {
+        match self {
+            Self::Ternary(trits) => Some(trits),
+            Self::Frozen(trits) => Some(trits),
+            Self::Full => None,
+        }
+    }
+
     /// Ternarizes masters `(out, in)`, if the model is ternary.
     pub(super) fn refill(
         &mut self,
@@ -141,11 +154,8 @@ impl Products {
     pub(super) fn forward<'a>(&mut self, input: &Input, work: &mut [(Projection<'a>, &mut [f32])]) {
         match input {
             Input::Codes(x) => {
-                let ternary = |p: &Projection<'a>| match p.weights {
-                    Weights::Ternary(weights) => weights,
-                    Weights::Full => unreachable!("codes meet trits"),
-                };
-                let pairs = work.iter_mut().map(|(p, y)| (ternary(p), &mut **y));
+                let trits = |p: &Projection<'a>| p.weights.trits().expect("codes meet trits");
+                let pairs = work.iter_mut().map(|(p, y)| (trits(p), &mut **y));
                 trine_kernels::bitlinear_all(&mut pairs.collect::<Vec<_>>(), x);
             }
             Input::Floats(x) => {
@@ -192,23 +202,23 @@ impl Products {
         let rows = dy.len() / p.out;
         if self.is_bf16() {
             let mut scale = 1.0;
-            match p.weights {
-                Weights::Ternary(weights) => {
+            match p.weights.trits() {
+                Some(weights) => {
                     scale = weights.scale();
                     self.right.fill_trits(weights);
                 }
-                Weights::Full => self.right.fill_rows(p.masters, p.out, p.inp),
+                None => self.right.fill_rows(p.masters, p.out, p.inp),
             }
             self.left.fill_rows(dy, rows, p.out);
             return multiply(&self.left, self.right.all(), scale, store, dx);
         }
-        let weights = match p.weights {
-            Weights::Ternary(weights) => {
+        let weights = match p.weights.trits() {
+            Some(weights) => {
                 self.floats.resize(p.out * p.inp);
                 weights.dequantize(&mut self.floats);
                 &self.floats
             }
-            Weights::Full => p.masters,
+            None => p.masters,
         };
         matmul([rows, p.out, p.inp], Matrix::plain(dy), Matrix::plain(weights), store, dx);
     }
@@ -272,10 +282,12 @@ impl Products {
     }
 
     /// The gradients of an adapter, and what it adds to that of its input: of `dy` `(M, out)` and the
-    /// input `x`, to `dx`, both `(M, in)`.
+    /// input `x`, to `dx`, both `(M, in)`; what `mask` leaves out of the one gets nothing in the other.
+    #[expect(clippy::too_many_arguments, reason = "a product has many sides")]
     pub(super) fn adapter_gradients(
         &mut self,
         x: &[f32],
+        mask: Option<Mask>,
         adapter: Adapter<'_>,
         rows: usize,
         dy: &[f32],
@@ -300,8 +312,21 @@ impl Products {
         found.write(a_name, |da| {
             self.product([rank, rows, inp], Matrix::turned(&low_gradient), x, Store::Set, da);
         })?;
-        let low_side = Matrix::plain(&low_gradient);
-        self.product([rows, rank, inp], low_side, Matrix::plain(&a), Store::Add, dx);
+        let (low_side, a) = (Matrix::plain(&low_gradient), Matrix::plain(&a));
+        match mask {
+            None => self.product([rows, rank, inp], low_side, a, Store::Add, dx),
+            Some(mask) => {
+                let mut all = std::mem::take(&mut self.floats);
+                all.resize(rows * inp);
+                self.product([rows, rank, inp], low_side, a, Store::Set, &mut all);
+                parallel::for_each_chunk(dx, inp, |row, dx| {
+                    for (at, dx) in (row * inp..).zip(dx) {
+                        *dx += mask.factor(at) * all[at];
+                    }
+                });
+                self.floats = all;
+            }
+        }
         (self.low, self.low_gradient) = (low, low_gradient);
         Ok(())
     }

@@ -34,6 +34,7 @@ use crate::{Params, TrainError};
 pub(crate) use in_place::in_place;
 use moment::{Meaning, Moment};
 use rounding::Rounding;
+pub(crate) use rounding::mix;
 
 /// Elements that one thread takes at a time; a multiple of a block of moments.
 const CHUNK: usize = 1 << 14;

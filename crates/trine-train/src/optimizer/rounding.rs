@@ -40,7 +40,7 @@ pub(crate) fn to_nearest(value: f32) -> f32 {
 
 /// SplitMix64's finalizer (Steele, Lea, Flood 2014): every bit of the input reaches every bit of
 /// the output.
-fn mix(x: u64) -> u64 {
+pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

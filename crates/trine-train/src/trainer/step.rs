@@ -5,19 +5,21 @@ use std::time::Instant;
 use serde_json::json;
 use trine_data::Batch;
 
-use super::{Observer, StepReport, Trainer, fresh, load, tensors};
+use super::{Observer, StepReport, Trainer, preferences, tensors};
 use crate::checkpoint::{self, TrainerState};
-use crate::config::SpikePolicy;
+use crate::config::{Reduction, SpikePolicy};
 use crate::fused::Engine;
 use crate::optimizer::{self, Gradients};
 use crate::stability::{self, Action, Anomaly};
 use crate::{Bitnet, TrainError, schedule};
 
-/// Loss and gradients by Candle's graph, which computes any network.
-fn by_graph(model: &Bitnet, batch: &Batch) -> Result<(f32, Gradients), TrainError> {
+/// The mean loss of a batch, and the gradients of the sum of its tokens' losses times `weight`, by Candle's
+/// graph, which computes any network.
+fn by_graph(model: &Bitnet, batch: &Batch, weight: f64) -> Result<(f32, Gradients), TrainError> {
     let (inputs, targets) = tensors(batch)?;
     let loss = model.loss_within(&inputs, &targets, batch.starts.as_deref())?;
-    let gradients = optimizer::collect(model.params(), &mut loss.backward()?)?;
+    let weighted = (&loss * (weight * batch.learned() as f64))?;
+    let gradients = optimizer::collect(model.trained(), &mut weighted.backward()?)?;
     Ok((loss.to_scalar()?, gradients))
 }
 
@@ -26,7 +28,19 @@ impl Trainer {
     pub(super) fn step(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let begin = Instant::now();
         let (step, steps) = (self.state.step, self.config.train.steps);
-        let (loss, gradients) = self.forward_backward(step)?;
+        let parts = self.parts(step)?;
+        let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
+        let beta = preferences::beta(self.config.finetune.as_ref());
+        let (loss, preferences, gradients) = match beta {
+            Some(beta) => {
+                let (found, gradients) = self.preference_step(&parts, beta)?;
+                (found.loss as f32, Some(found), gradients)
+            }
+            None => {
+                let (loss, gradients) = self.forward_backward(&parts)?;
+                (loss, None, gradients)
+            }
+        };
         let grad_norm = optimizer::global_norm(&gradients)?;
         let train = &self.config.train;
         if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
@@ -35,11 +49,10 @@ impl Trainer {
         let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
         observer.before_update(step + 1, &self.model, &gradients);
         self.watch.before_update(step + 1, self.model.params(), &gradients)?;
-        self.optimizer.update(self.model.params(), &gradients, grad_norm, rates)?;
+        self.optimizer.update(self.model.trained(), &gradients, grad_norm, rates)?;
         observer.after_update(step + 1, &self.model);
 
         let batch_size = self.plan.size(step);
-        let tokens = (batch_size * self.config.data.seq_len) as u64;
         self.state.step += 1;
         self.model.set_step(self.state.step);
         self.state.updates = self.optimizer.updates();
@@ -56,7 +69,7 @@ impl Trainer {
             tokens: self.state.tokens,
             tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64(),
         };
-        self.log(&json!({
+        let mut line = json!({
             "step": report.step,
             "loss": report.loss,
             "learning_rate": report.learning_rate,
@@ -64,7 +77,12 @@ impl Trainer {
             "batch_size": report.batch_size,
             "tokens": report.tokens,
             "tokens_per_second": report.tokens_per_second.round(),
-        }))?;
+        });
+        if let Some(found) = preferences {
+            line["accuracy"] = found.accuracy.into();
+            line["margin"] = found.margin.into();
+        }
+        self.log(&line)?;
         observer.on_step(&report);
         self.look(observer)?;
         Ok(true)
@@ -86,25 +104,38 @@ impl Trainer {
         Ok(())
     }
 
-    /// Mean loss of a step's batch in nats, and the gradients of it.
-    fn forward_backward(&mut self, step: usize) -> Result<(f32, Gradients), TrainError> {
-        let size = self.plan.size(step);
+    /// The parts of a step's batch.
+    fn parts(&self, step: usize) -> Result<Vec<Batch>, TrainError> {
         let mut first = u128::from(self.plan.before(step) + self.state.skipped_sequences);
-        let (mut total, mut sum) = (0.0, Gradients::new());
+        let mut parts = Vec::new();
         for part in self.plan.parts(step) {
-            let batch = self.batches.sequences(first, part)?;
+            parts.push(self.batches.sequences(first, part)?);
+            first += part as u128;
+        }
+        Ok(parts)
+    }
+
+    /// Mean loss in nats of the tokens of a step's batch that are to be predicted, and the gradients that
+    /// `finetune.loss` asks for.
+    fn forward_backward(&mut self, parts: &[Batch]) -> Result<(f32, Gradients), TrainError> {
+        let tokens: usize = parts.iter().map(Batch::learned).sum();
+        let reduction = self.config.finetune.as_ref().map_or(Reduction::Mean, |f| f.loss);
+        let weight = match reduction {
+            Reduction::Mean => 1.0 / tokens as f64,
+            Reduction::Sum => 1.0,
+        };
+        let (mut total, mut sum) = (0.0, Gradients::new());
+        let one = parts.len() == 1;
+        for batch in parts {
             let (value, gradients) = match Engine::fits(&self.model) {
-                true => self.engine.gradients(&self.model, &batch)?,
-                false => by_graph(&self.model, &batch)?,
+                true => self.engine.weighted_gradients(&self.model, batch, weight as f32)?,
+                false => by_graph(&self.model, batch, weight)?,
             };
-            if part == size {
+            if one {
                 return Ok((value, gradients));
             }
-            // Every part has as many targets a sequence, so its share is that of its sequences.
-            let share = part as f64 / size as f64;
-            total += share * f64::from(value);
-            optimizer::accumulate(&mut sum, gradients, share)?;
-            first += part as u128;
+            total += batch.learned() as f64 / tokens as f64 * f64::from(value);
+            optimizer::accumulate(&mut sum, gradients, 1.0)?;
         }
         Ok((total as f32, sum))
     }
@@ -160,14 +191,13 @@ impl Trainer {
     /// Goes back to the last checkpoint and moves the data beyond the batch that is at fault.
     /// Returns the checkpoint's step.
     fn rewind(&mut self) -> Result<usize, TrainError> {
-        let model_config = self.model.config().clone();
         let (model, optimizer, state) = match &self.last_checkpoint {
             Some(path) => {
                 checkpoint::verify(path)?;
-                load(&self.config, model_config, path)?
+                self.start.load(&self.config, path)?
             }
             None => {
-                let (model, optimizer) = fresh(&self.config, model_config)?;
+                let (model, optimizer) = self.start.fresh(&self.config)?;
                 (model, optimizer, TrainerState::default())
             }
         };

@@ -7,6 +7,7 @@ pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod download;
 pub(crate) mod eval;
+pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;

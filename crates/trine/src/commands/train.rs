@@ -11,16 +11,15 @@ use crate::data;
 use crate::output::{self, note};
 use crate::progress::{TrainingProgress, interrupt_flag};
 
-/// Options of `trine train`.
-#[derive(clap::Args)]
+/// Options of `trine train`, and of `trine finetune`.
+#[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// Configuration of the run (TOML); with --resume, the run directory or its configuration
     config: PathBuf,
     /// Overrides a value of the configuration, e.g. --set optimizer.learning_rate=3e-3
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// File of text, directory of `trine data prepare`, or `synth`; overrides data.path and
-    /// data.sources
+    /// What is trained on; overrides data.path and data.sources
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     data: Option<String>,
     /// Run directory; runs/NAME by default
@@ -28,60 +27,96 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
     /// Go on from the latest whole checkpoint of the run directory
     #[arg(long)]
-    resume: bool,
+    pub(crate) resume: bool,
+}
+
+impl Args {
+    /// The same with one more override.
+    pub(crate) fn with(&self, setting: &str) -> Self {
+        let mut args = self.clone();
+        args.overrides.push(setting.to_owned());
+        args
+    }
+}
+
+/// A run as its command line says it.
+pub(crate) struct Run {
+    pub(crate) config: RunConfig,
+    pub(crate) dir: PathBuf,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (mut config, run_dir) = load_config(args)?;
-    if let Some(data) = &args.data {
-        config.data.path.clone_from(data);
-        config.data.sources.clear();
+    let Run { config, dir } = Run::new(args, "train")?;
+    if config.finetune.is_some() {
+        bail!("{}: has a section [finetune]: use `trine finetune`", args.config.display());
     }
     let mut trainer = if args.resume {
-        let data = data::of_run(&config, &run_dir)?;
-        Trainer::resume(config.clone(), data, &run_dir)?
+        let data = data::of_run(&config, &dir)?;
+        Trainer::resume(config, data, &dir)?
     } else {
+        let data = data::of_new_run(&config, &dir)?;
+        Trainer::create(config, data, &dir)?
+    };
+    describe(&trainer, &dir);
+    let (code, checkpoint) = finish(&mut trainer, &dir, "train")?;
+    if let Some(checkpoint) = checkpoint {
+        let checkpoint = checkpoint.display();
+        note!("next: trine run {checkpoint}  or  trine convert {checkpoint} model.gguf");
+    }
+    Ok(code)
+}
+
+impl Run {
+    /// The run that a command line asks for; a new one has no directory yet.
+    pub(crate) fn new(args: &Args, command: &str) -> anyhow::Result<Self> {
+        let (mut config, dir) = load_config(args)?;
+        if let Some(data) = &args.data {
+            config.data.path.clone_from(data);
+            config.data.sources.clear();
+        }
         // The trainer refuses too, but only after the text has been tokenized into the directory.
-        if run_dir.join("config.toml").exists() {
-            if checkpoint::latest(&run_dir).is_none() {
+        if !args.resume && dir.join("config.toml").exists() {
+            let shown = dir.display();
+            if checkpoint::latest(&dir).is_none() {
                 bail!(
-                    "{} holds a run that ended before its first checkpoint: begin it again with \
-                     `trine train {} --resume`, or choose another directory with --out",
-                    run_dir.display(),
-                    run_dir.display()
+                    "{shown} holds a run that ended before its first checkpoint: begin it again with \
+                     `trine {command} {shown} --resume`, or choose another directory with --out"
                 );
             }
             bail!(
-                "{} holds a run already: go on with `trine train {} --resume`, or choose another \
-                 directory with --out",
-                run_dir.display(),
-                run_dir.display()
+                "{shown} holds a run already: go on with `trine {command} {shown} --resume`, or choose \
+                 another directory with --out"
             );
         }
-        let data = data::of_new_run(&config, &run_dir)?;
-        Trainer::create(config.clone(), data, &run_dir)?
-    };
-    let model = trainer.model();
+        Ok(Self { config, dir })
+    }
+}
+
+/// Says what is about to be trained.
+pub(crate) fn describe(trainer: &Trainer, dir: &Path) {
     note!(
         "{}: {} parameters, {} training tokens, {} threads, {}",
-        run_dir.display(),
-        output::count(model.params().count() as u64),
+        dir.display(),
+        output::count(trainer.model().trained().count() as u64),
         output::count(trainer.batches().tokens() as u64),
         trine_kernels::threads(),
         trine_kernels::isa()
     );
-    let outcome = train(&mut trainer)?;
-    if !outcome.finished {
-        note!(
-            "interrupted at step {}; go on with: trine train {} --resume",
-            outcome.state.step,
-            run_dir.display()
-        );
-        return Ok(ExitCode::from(130));
+}
+
+/// Trains, and returns the last checkpoint if the run came to its end.
+pub(crate) fn finish(
+    trainer: &mut Trainer,
+    dir: &Path,
+    command: &str,
+) -> anyhow::Result<(ExitCode, Option<PathBuf>)> {
+    let outcome = train(trainer)?;
+    if outcome.finished {
+        return Ok((ExitCode::SUCCESS, Some(outcome.checkpoint)));
     }
-    let checkpoint = outcome.checkpoint.display();
-    note!("next: trine run {checkpoint}  or  trine convert {checkpoint} model.gguf");
-    Ok(ExitCode::SUCCESS)
+    let step = outcome.state.step;
+    note!("interrupted at step {step}; go on with: trine {command} {} --resume", dir.display());
+    Ok((ExitCode::from(130), None))
 }
 
 /// Runs a trainer to its end with progress on stderr; ctrl-C saves and stops.

@@ -7,7 +7,7 @@
 //! rows of the table have the names of llama-bench.
 
 mod kernels;
-mod machine;
+pub(crate) mod machine;
 mod report;
 mod runs;
 mod traffic;
@@ -305,7 +305,7 @@ fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
 }
 
 /// The limits, in less than half a second: it is often asked.
-fn measure_limits(threads: usize) -> Limits {
+pub(crate) fn measure_limits(threads: usize) -> Limits {
     let mut options = limits::Options { buffer: 256 << 20, samples: 3, threads };
     // Not where it would push others out of memory.
     if let Some(available) = machine::available_memory() {

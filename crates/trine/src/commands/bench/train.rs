@@ -13,6 +13,7 @@ use trine_kernels::limits::{Limits, Rate};
 use trine_train::fused::{Engine, Options, Precision};
 use trine_train::naive::Naive;
 use trine_train::optimizer::{self, Optimizer};
+use trine_train::plan::Work;
 use trine_train::schedule::Rates;
 use trine_train::{Bitnet, Device, Params, RunConfig};
 
@@ -145,45 +146,6 @@ impl Run {
     }
 }
 
-/// Products of a step, in multiply-adds for each token.
-struct Work {
-    /// Ternary, of the forward pass.
-    forward: f64,
-    /// Of gradients, and of the head three times over.
-    gradients: f64,
-    /// Of attention: scores and weighted sums once forward, five such products backward.
-    attention_forward: f64,
-    attention_backward: f64,
-}
-
-impl Work {
-    fn of(config: &ModelConfig) -> Self {
-        let layers = config.num_hidden_layers as f64;
-        let shapes = trine_format::Projection::ALL.map(|p| config.projection_shape(p));
-        let blocks = layers * shapes.iter().map(|(out, inp)| (out * inp) as f64).sum::<f64>();
-        let head = (config.vocab_size * config.hidden_size) as f64;
-        // A query sees half of the sequence.
-        let product =
-            layers * (config.num_attention_heads * config.head_dim * SEQ_LEN) as f64 / 2.0;
-        Self {
-            forward: blocks,
-            gradients: 2.0 * blocks + 3.0 * head,
-            attention_forward: 2.0 * product,
-            attention_backward: 5.0 * product,
-        }
-    }
-
-    /// The fewest seconds a token can take: int8 forward, bfloat16 backward where the CPU has it,
-    /// attention's forward pass in f32.
-    fn seconds(&self, limits: &Limits) -> f64 {
-        let f32 = limits.f32.median / 2.0;
-        let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
-        self.forward / limits.int8.median
-            + (self.gradients + self.attention_backward) / bf16
-            + self.attention_forward / f32
-    }
-}
-
 /// How many steps a sample takes, found by two of them.
 fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<usize> {
     step()?;
@@ -225,7 +187,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     progress.step("limits of the machine");
     let mut limits = vec![measure_limits(threads)];
     let (mut speeds, mut shares) = ([const { Vec::new() }; 3], Vec::new());
-    let work = Work::of(&config);
+    let work = Work::new(&config, SEQ_LEN, None);
     for turn in 0..repetitions {
         let data = batch(sequences, 2 + turn as u64);
         let time = |steps: usize, step: &mut dyn FnMut() -> anyhow::Result<()>| {

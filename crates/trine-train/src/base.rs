@@ -1,0 +1,237 @@
+//! The trained model that a run begins with.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use trine_format::{ModelConfig, ModelFile, Quantization, TokenizerFiles};
+use trine_tokenizer::{ChatTemplate, Tokenizer};
+
+use crate::adapters::{Adapters, Dropout};
+use crate::config::{FinetuneConfig, Method, require};
+use crate::fused::Engine;
+use crate::quantizers::stored;
+use crate::{Bitnet, Params, RunConfig, TrainError};
+
+/// A model on disk, and what a run makes of it.
+pub struct Base {
+    path: PathBuf,
+    config: ModelConfig,
+    has_masters: bool,
+    finetune: FinetuneConfig,
+    tokenizer: TokenizerFiles,
+    /// Identifies its weights.
+    hash: String,
+}
+
+impl Base {
+    /// Opens the model at `path`, which is where `finetune.base` of the configuration is found.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or has no tokenizer; a chat template that cannot be read; a
+    /// configuration without `[finetune]`, or one that does not go with the model.
+    pub fn open(path: &Path, run: &RunConfig) -> Result<Self, TrainError> {
+        let Some(finetune) = run.finetune.clone() else {
+            let expected = "the section, for a run that begins with a model";
+            return Err(TrainError::ConfigValue {
+                key: "finetune".to_owned(),
+                expected: expected.to_owned(),
+                found: "none".to_owned(),
+            });
+        };
+        let file = open(path, finetune.method)?;
+        let mut config = file.config().clone();
+        let has_masters = config.quantization != Quantization::Offline;
+        let seq_len = run.data.seq_len;
+        let positions = config.max_position_embeddings;
+        let most = format!("at most the {positions} positions of {}", path.display());
+        require(seq_len <= positions, "data.seq_len", &most, seq_len)?;
+        if finetune.ternarize {
+            let full = config.quantization == Quantization::None;
+            let expected = "false, as the model is ternary already";
+            require(full, "finetune.ternarize", expected, true)?;
+        }
+        if finetune.add_sub_norms {
+            let expected = "false, as the model has sub-norms already";
+            require(!config.sub_norms, "finetune.add_sub_norms", expected, true)?;
+            config.sub_norms = true;
+        }
+        if finetune.method == Method::Full {
+            // Trits that were stored are trained as masters.
+            config.quantization = match (config.quantization, finetune.ternarize) {
+                (Quantization::None, false) => Quantization::None,
+                _ => Quantization::Online,
+            };
+        }
+        let Some(mut tokenizer) = file.tokenizer().cloned() else {
+            let message = "has no tokenizer: expected tokenizer.json beside the weights or tokenizer \
+                           keys inside the GGUF";
+            let (path, message) = (path.to_owned(), message.to_owned());
+            return Err(TrainError::Checkpoint { path, message });
+        };
+        if !finetune.chat_template.is_empty() {
+            let path = PathBuf::from(&finetune.chat_template);
+            let text = std::fs::read_to_string(&path)
+                .map_err(|source| TrainError::Read { path: path.clone(), source })?;
+            tokenizer.set_chat_template(&text);
+        }
+        let hash = hash(path)?;
+        Ok(Self { path: path.to_owned(), config, has_masters, finetune, tokenizer, hash })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The network that is trained.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether it has master weights. Those that are made of trits alone are all alike, and far from where
+    /// a trit flips.
+    pub fn has_masters(&self) -> bool {
+        self.has_masters
+    }
+
+    /// BLAKE3 of its weights, in hexadecimal.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Its tokenizer's files, with the chat template of the run.
+    pub fn tokenizer_files(&self) -> &TokenizerFiles {
+        &self.tokenizer
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// One that cannot be used, or has ids for which the model has no embedding.
+    pub fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
+        let tokenizer = Tokenizer::from_json(&self.tokenizer.tokenizer_json)?;
+        let (ids, vocab_size) = (tokenizer.vocab_size(), self.config.vocab_size);
+        if ids > vocab_size {
+            let message = format!("the tokenizer has {ids} ids, the model {vocab_size} embeddings");
+            return Err(TrainError::Checkpoint { path: self.path.clone(), message });
+        }
+        Ok(tokenizer)
+    }
+
+    /// The template that conversations are rendered with, if there is one.
+    ///
+    /// # Errors
+    /// One that does not compile.
+    pub fn template(&self) -> Result<Option<ChatTemplate>, TrainError> {
+        let text = self.tokenizer.chat_template();
+        let template = text.map(ChatTemplate::new).transpose();
+        template.map_err(|e| {
+            let origin = match self.finetune.chat_template.as_str() {
+                "" => self.path.clone(),
+                path => PathBuf::from(path),
+            };
+            TrainError::Checkpoint { path: origin, message: e.to_string() }
+        })
+    }
+
+    /// The model as a run begins with it.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or that adapters cannot be trained for.
+    pub(crate) fn model(&self, run: &RunConfig) -> Result<Bitnet, TrainError> {
+        let file = open(&self.path, self.finetune.method)?;
+        if self.finetune.method == Method::Full {
+            let params = Params::load_masters(&file, &self.config, &Device::Cpu)?;
+            return Bitnet::new(self.config.clone(), params);
+        }
+        let lora = &self.finetune.lora;
+        let targets = lora.projections()?;
+        let adapters = Adapters::init(&self.config, lora.rank, lora.alpha, &targets, run.seed)?;
+        self.adapted(run, adapters.for_base(Some(self.finetune.base.clone())))
+    }
+
+    /// The model as it is, beside one whose masters are trained: packed, where it is ternary.
+    ///
+    /// # Errors
+    /// A model that cannot be read, or that cannot be computed so.
+    pub(crate) fn reference(&self) -> Result<Bitnet, TrainError> {
+        let file = open(&self.path, self.finetune.method)?;
+        let model = match self.config.quantization {
+            Quantization::None => {
+                Bitnet::new(self.config.clone(), Params::load(&file, &Device::Cpu)?)?
+            }
+            _ => Bitnet::frozen(&file)?,
+        };
+        if Engine::fits(&model) && file.config().quantization != Quantization::None
+            || self.config.quantization == Quantization::None
+        {
+            return Ok(model);
+        }
+        let message = "cannot be compared with itself while it becomes another: preferences need a model \
+                       without norms of projections that is what it will be";
+        let (path, message) = (self.path.clone(), message.to_owned());
+        Err(TrainError::Checkpoint { path, message })
+    }
+
+    /// The model with adapters.
+    ///
+    /// # Errors
+    /// As [`Self::model`].
+    pub(crate) fn adapted(
+        &self,
+        run: &RunConfig,
+        adapters: Adapters,
+    ) -> Result<Bitnet, TrainError> {
+        let file = open(&self.path, self.finetune.method)?;
+        let model = match self.config.quantization {
+            Quantization::None => {
+                Bitnet::new(self.config.clone(), Params::load(&file, &Device::Cpu)?)?
+            }
+            _ => Bitnet::frozen(&file)?,
+        };
+        if !Engine::fits(&model) {
+            let message = "has norms of projections, for which no adapters can be trained: \
+                           train its masters with finetune.method = \"full\"";
+            let (path, message) = (self.path.clone(), message.to_owned());
+            return Err(TrainError::Checkpoint { path, message });
+        }
+        let dropout = Dropout { share: self.finetune.lora.dropout, seed: run.seed };
+        Ok(model.with_adapters(adapters.with_dropout(dropout)))
+    }
+}
+
+/// Opens a model: masters, to train these, of a checkpoint of any quantizer.
+fn open(path: &Path, method: Method) -> Result<ModelFile, TrainError> {
+    match method {
+        Method::Full => stored::open_masters(path),
+        Method::Lora => stored::open(path),
+    }
+}
+
+/// BLAKE3 of the files that hold a model's weights.
+fn hash(path: &Path) -> Result<String, TrainError> {
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        move |source| TrainError::Read { path, source }
+    };
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(read(path))?;
+        let entries: Result<Vec<_>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
+        files = entries.map_err(read(path))?;
+        // Of a checkpoint, without the state of its optimizer.
+        let holds_weights = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("model") && name.ends_with(".safetensors")
+        };
+        files.retain(holds_weights);
+        files.sort();
+    }
+    let mut hasher = blake3::Hasher::new();
+    for file in files {
+        let opened = File::open(&file);
+        opened.and_then(|f| hasher.update_reader(f).map(drop)).map_err(read(&file))?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

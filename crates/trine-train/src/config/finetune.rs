@@ -1,0 +1,251 @@
+//! `[finetune]`: a run that begins with a trained model.
+
+use serde::{Deserialize, Serialize};
+use trine_data::chats::TooLong;
+use trine_format::{Projection, names};
+
+use super::{RunConfig, require, set};
+use crate::TrainError;
+
+/// A run that begins with a trained model instead of fresh weights. Then there is no section `[model]`
+/// and no `data.tokenizer`: both are the model's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the section [finetune]")]
+pub struct FinetuneConfig {
+    /// The model: a path, or `hf://owner/name`, in any form that `trine convert` reads.
+    pub base: String,
+    /// `lora` trains adapters beside the packed model, `full` its masters.
+    pub method: Method,
+    /// What is learned: `sft` the answers of conversations, `text` all of a text, `dpo` which of two answers
+    /// is the better.
+    pub objective: Objective,
+    /// Whether the gradient is that of the `mean` loss of a batch's tokens, or of their `sum`, as the
+    /// 2B4T model was fine-tuned (arXiv 2504.12285, section 3.2). Reported losses are means.
+    pub loss: Reduction,
+    /// How strongly `dpo` holds to the model that the run began with.
+    pub beta: f64,
+    /// What happens to conversations of more than `data.seq_len` + 1 tokens: `truncate`, `drop` or
+    /// `refuse`.
+    pub too_long: TooLong,
+    /// A Jinja file to render conversations with, and to save with the model; empty for the model's own.
+    pub chat_template: String,
+    /// Makes the projections of a full-precision model ternary; `quantizer.lambda_steps` does it little by
+    /// little. For `method = "full"`.
+    pub ternarize: bool,
+    /// Adds RMSNorms before the output and down projections, where the model has none (BitDistill, arXiv
+    /// 2510.13998). For `method = "full"`.
+    pub add_sub_norms: bool,
+    /// Adapters, for `method = "lora"`.
+    pub lora: LoraConfig,
+}
+
+/// What of a model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Low-rank adapters (arXiv 2106.09685) beside weights that stay as they are, packed.
+    Lora,
+    /// Every parameter: masters move, and trits flip.
+    Full,
+}
+
+/// What is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The answers of conversations: supervised fine-tuning.
+    Sft,
+    /// Every token of a text: continued pre-training.
+    Text,
+    /// Preferences (arXiv 2305.18290). A sequence of the batch is a pair of answers then.
+    Dpo,
+}
+
+/// How the losses of tokens become that of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Divided by their number.
+    Mean,
+    /// Added up: the gradient grows with the number of tokens, and with it what
+    /// `optimizer.clip_grad_norm` cuts off.
+    Sum,
+}
+
+/// Adapters beside projections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the section [finetune.lora]")]
+pub struct LoraConfig {
+    /// Rows of `A`, columns of `B`.
+    pub rank: usize,
+    /// The product of both is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Share of an adapter's inputs that are left out of a step, at random.
+    pub dropout: f64,
+    /// The projections of every layer that have adapters, as PEFT names them.
+    pub targets: Vec<String>,
+}
+
+impl Default for FinetuneConfig {
+    fn default() -> Self {
+        Self {
+            base: String::new(),
+            method: Method::Lora,
+            objective: Objective::Sft,
+            loss: Reduction::Mean,
+            beta: 0.1,
+            too_long: TooLong::Truncate,
+            chat_template: String::new(),
+            ternarize: false,
+            add_sub_norms: false,
+            lora: LoraConfig::default(),
+        }
+    }
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: Projection::ALL.map(|p| names::module(p).to_owned()).into(),
+        }
+    }
+}
+
+impl LoraConfig {
+    /// The projections that have adapters, in the order of a forward pass.
+    ///
+    /// # Errors
+    /// A name that is none, or no name.
+    pub fn projections(&self) -> Result<Vec<Projection>, TrainError> {
+        let key = "finetune.lora.targets";
+        let all = Projection::ALL.map(names::module);
+        let expected = format!("some of {}", all.join(", "));
+        if let Some(other) = self.targets.iter().find(|name| !all.contains(&name.as_str())) {
+            return require(false, key, &expected, other).map(|()| Vec::new());
+        }
+        require(!self.targets.is_empty(), key, &expected, "nothing")?;
+        let named = |p: &Projection| self.targets.iter().any(|name| name == names::module(*p));
+        Ok(Projection::ALL.into_iter().filter(named).collect())
+    }
+}
+
+impl FinetuneConfig {
+    pub(super) fn check(&self, run: &RunConfig) -> Result<(), TrainError> {
+        let model = "a path or hf://owner/name";
+        require(!self.base.is_empty(), "finetune.base", model, "nothing")?;
+        let LoraConfig { rank, alpha, dropout, .. } = self.lora;
+        require(rank > 0, "finetune.lora.rank", "at least 1", rank)?;
+        let positive = alpha > 0.0 && alpha.is_finite();
+        require(positive, "finetune.lora.alpha", "a positive number", alpha)?;
+        let strong = self.beta > 0.0 && self.beta.is_finite();
+        require(strong, "finetune.beta", "a positive number", self.beta)?;
+        let mean = self.loss == Reduction::Mean || self.objective != Objective::Dpo;
+        require(mean, "finetune.loss", "\"mean\", with objective = \"dpo\"", "\"sum\"")?;
+        let share = "a share from 0 to below 1";
+        require((0.0..1.0).contains(&dropout), "finetune.lora.dropout", share, dropout)?;
+        self.lora.projections()?;
+        let sources = &run.data.sources;
+        let one = "nothing, as a fine-tuning has one source, data.path";
+        require(sources.is_empty(), "data.sources", one, sources.len())?;
+        let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
+        let lora = self.method == Method::Lora;
+        let frozen = "nothing, as method = \"lora\" leaves the model as it is";
+        for (holds, key) in [
+            (default, "quantizer"),
+            (!self.ternarize, "finetune.ternarize"),
+            (!self.add_sub_norms, "finetune.add_sub_norms"),
+        ] {
+            require(holds || !lora, key, frozen, "a value")?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what is the model's to say, and sets rates that suit a trained model, wherever a table
+/// names none: what suits fresh weights would destroy it.
+///
+/// # Errors
+/// A section `[model]`, or `data.tokenizer`.
+pub(super) fn resolve(table: &mut toml::Table) -> Result<(), TrainError> {
+    let Some(section) = table.get("finetune") else { return Ok(()) };
+    let lora = section.get("method").and_then(toml::Value::as_str) != Some("full");
+    for (section, key) in [("model", ""), ("data", "tokenizer")] {
+        let found = match (table.get(section), key) {
+            (found, "") => found,
+            (found, key) => found.and_then(|section| section.get(key)),
+        };
+        let key = [section, key].join(".");
+        let expected = "nothing, as it is that of finetune.base";
+        require(found.is_none(), key.trim_end_matches('.'), expected, "a value")?;
+    }
+    let defaults = [
+        // For LoRA the value of most recipes; for masters one at which trits flip.
+        ("optimizer.learning_rate", toml::Value::Float(if lora { 2e-4 } else { 1e-4 })),
+        ("optimizer.weight_decay", toml::Value::Float(0.0)),
+        ("schedule.kind", toml::Value::String("cosine".to_owned())),
+    ];
+    for (key, value) in defaults {
+        let named = key.split_once('.').and_then(|(section, key)| table.get(section)?.get(key));
+        if named.is_none() {
+            set(table, key, value)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn parse(text: &str, overrides: &[&str]) -> Result<RunConfig, String> {
+        let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        RunConfig::parse(text, Path::new("run.toml"), &overrides).map_err(|e| e.to_string())
+    }
+
+    const TEXT: &str = "[finetune]\nbase = 'model'\n[data]\npath = 'chats.jsonl'\n";
+
+    #[test]
+    fn a_resolved_configuration_reads_back_the_same() {
+        let config = parse(TEXT, &["finetune.lora.rank=4"]).unwrap();
+        let finetune = config.finetune.as_ref().unwrap();
+        assert_eq!((finetune.lora.rank, finetune.method), (4, Method::Lora));
+        assert_eq!(finetune.lora.projections().unwrap(), Projection::ALL);
+        assert_eq!((config.optimizer.learning_rate, config.optimizer.weight_decay), (2e-4, 0.0));
+        assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
+        let full = parse(TEXT, &["finetune.method=full"]).unwrap();
+        assert_eq!(full.optimizer.learning_rate, 1e-4);
+        let named = parse(TEXT, &["optimizer.learning_rate=3e-5"]).unwrap();
+        assert_eq!(named.optimizer.learning_rate, 3e-5);
+        // A run from fresh weights has no such section.
+        assert!(!parse("", &[]).unwrap().to_toml().contains("finetune"));
+    }
+
+    #[test]
+    fn what_does_not_go_with_a_base_is_refused_by_key() {
+        for (setting, key) in [
+            ("finetune.base=''", "`finetune.base`"),
+            ("finetune.lora.rank=0", "`finetune.lora.rank`"),
+            ("finetune.lora.alpha=nan", "`finetune.lora.alpha`"),
+            ("finetune.lora.dropout=1.0", "`finetune.lora.dropout`"),
+            ("finetune.lora.targets=['lm_head']", "found lm_head"),
+            ("finetune.beta=0", "`finetune.beta`"),
+            ("finetune.lora.targets=[]", "`finetune.lora.targets`"),
+            ("finetune.method=qlora", "qlora"),
+            ("finetune.rank=3", "unknown field `rank`"),
+            ("model.hidden_size=64", "`model`"),
+            ("data.tokenizer=char", "`data.tokenizer`"),
+            ("data.sources=[{path='a'}]", "`data.sources`"),
+            ("quantizer.weights=absmedian", "`quantizer`"),
+            ("finetune.ternarize=true", "`finetune.ternarize`"),
+        ] {
+            let text = if key == "`data.sources`" { "[finetune]\nbase = 'model'\n" } else { TEXT };
+            let error = parse(text, &[setting]).unwrap_err();
+            assert!(error.contains(key), "{setting}: {error}");
+        }
+    }
+}

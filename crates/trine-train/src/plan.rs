@@ -1,0 +1,199 @@
+//! What a run will need, before it begins: parameters, memory, and the time that no step can be below.
+//!
+//! Memory is counted from what the trainer keeps: parameters with gradients and moments, the state of
+//! layers between the forward and the backward pass, and the buffers of products and of the head. What
+//! the program needs beside it is not in it.
+
+use serde::Serialize;
+use trine_format::{ModelConfig, Projection, Quantization};
+use trine_kernels::limits::Limits;
+
+use crate::batching::BatchPlan;
+use crate::config::{Method, MomentStorage};
+use crate::{RunConfig, TrainError};
+
+/// Rows whose logits exist at a time, of a large vocabulary.
+const HEAD_ROWS: usize = 512;
+
+/// What of a model is trained, beside the weights that are not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Parameters {
+    /// Numbers that are trained.
+    pub trained: u64,
+    /// Trits that stay as they are.
+    pub frozen_trits: u64,
+    /// Other numbers that stay as they are.
+    pub frozen: u64,
+}
+
+/// Bytes that a run needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Parameters: masters, or packed trits, and everything in f32 beside them.
+    pub parameters: u64,
+    /// A gradient for every number that is trained.
+    pub gradients: u64,
+    /// What the optimizer keeps from one step to the next.
+    pub moments: u64,
+    /// What the backward pass needs of the forward pass.
+    pub activations: u64,
+    /// The sides of products, and logits.
+    pub buffers: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.parameters + self.gradients + self.moments + self.activations + self.buffers
+    }
+}
+
+/// What a run needs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Numbers by what becomes of them.
+    pub parameters: Parameters,
+    /// Bytes.
+    pub memory: Memory,
+    /// Tokens of a step, padding included.
+    pub tokens: usize,
+    /// Products of a token.
+    #[serde(skip)]
+    pub work: Work,
+}
+
+impl Plan {
+    /// Of a run with a network of `model`.
+    ///
+    /// # Errors
+    /// Adapters for projections that there are not.
+    pub fn new(config: &RunConfig, model: &ModelConfig) -> Result<Self, TrainError> {
+        let lora = config.finetune.as_ref().filter(|f| f.method == Method::Lora);
+        let targets = lora.map(|f| f.lora.projections()).transpose()?;
+        let rank = lora.map_or(0, |f| f.lora.rank);
+        let layers = model.num_hidden_layers;
+        let shapes = Projection::ALL.map(|p| model.projection_shape(p));
+        let blocks = layers * shapes.iter().map(|(out, inp)| out * inp).sum::<usize>();
+        let ids = model.tensor_ids().into_iter();
+        let all: usize = ids.map(|id| model.tensor_shape(id).iter().product::<usize>()).sum();
+        let ternary = model.quantization != Quantization::None;
+        let parameters = match &targets {
+            None => Parameters { trained: all as u64, ..Parameters::default() },
+            Some(targets) => {
+                let shape = |p: &Projection| model.projection_shape(*p);
+                let sizes = targets.iter().map(shape).map(|(out, inp)| rank * (out + inp));
+                let trits = if ternary { blocks } else { 0 };
+                Parameters {
+                    trained: (layers * sizes.sum::<usize>()) as u64,
+                    frozen_trits: trits as u64,
+                    frozen: (all - trits) as u64,
+                }
+            }
+        };
+        let plan = BatchPlan::new(&config.train);
+        let part = plan.parts(config.train.batch_warmup_steps).max().unwrap_or(1);
+        let rows = part * config.data.seq_len;
+        let moment = match config.optimizer.moments {
+            MomentStorage::F32 => 8,
+            MomentStorage::Int8 => 2,
+        };
+        let memory = Memory {
+            parameters: 4 * (parameters.trained + parameters.frozen) + parameters.frozen_trits / 4,
+            gradients: 4 * parameters.trained,
+            moments: moment * parameters.trained,
+            activations: activations(config, model, rows, targets.is_some()),
+            buffers: buffers(model, rows),
+        };
+        let work = Work::new(model, config.data.seq_len, lora.map(|_| parameters.trained));
+        let again = config.train.recompute_activations;
+        let work = if again { work.with_recomputation() } else { work };
+        let tokens = config.train.batch_size * config.data.seq_len;
+        Ok(Self { parameters, memory, tokens, work })
+    }
+
+    /// The fewest seconds that a step can take with the limits of a machine.
+    pub fn seconds(&self, limits: &Limits) -> f64 {
+        self.tokens as f64 * self.work.seconds(limits)
+    }
+}
+
+/// Bytes that the layers keep for the backward pass.
+fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bool) -> u64 {
+    let (d, f) = (model.hidden_size, model.intermediate_size);
+    let heads = model.num_attention_heads * model.head_dim;
+    let kv = model.num_key_value_heads * model.head_dim;
+    let ternary = model.quantization != Quantization::None;
+    let input = usize::from(ternary) + 4 * usize::from(adapted || !ternary);
+    let inputs = (2 * d + heads + f) * input;
+    let floats = 4 * (2 * heads + 2 * kv + d + 2 * f);
+    let shapes = Projection::ALL.map(|p| model.projection_shape(p));
+    let packed = match ternary && !adapted {
+        true => shapes.iter().map(|(out, inp)| out * inp / 4).sum::<usize>(),
+        false => 0,
+    };
+    let layers = model.num_hidden_layers;
+    let states = if config.train.recompute_activations { 1 } else { layers };
+    (states * (rows * (inputs + floats) + packed) + (layers + 1) * rows * d * 4) as u64
+}
+
+/// Bytes of the sides of products, and of the head.
+fn buffers(model: &ModelConfig, rows: usize) -> u64 {
+    let (d, f, vocab) = (model.hidden_size, model.intermediate_size, model.vocab_size);
+    // Two sides in bfloat16, and the gradient of an input.
+    let products = 2 * rows * f + 2 * d * f + 4 * rows * f;
+    let head = rows.min(HEAD_ROWS) * (4 * vocab + 8 * d) + 4 * (8 << 20);
+    (products + head) as u64
+}
+
+/// Products of a token in a step, by the arithmetic that they are done in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Ternary, of the forward pass.
+    forward: f64,
+    /// Of gradients, and of the head.
+    gradients: f64,
+    /// Of attention: scores and weighted sums once forward, five such products backward.
+    attention_forward: f64,
+    attention_backward: f64,
+}
+
+impl Work {
+    /// Of sequences of `seq_len` tokens; of a frozen model with so many numbers of `adapters`, or of one
+    /// that is trained.
+    pub fn new(config: &ModelConfig, seq_len: usize, adapters: Option<u64>) -> Self {
+        let layers = config.num_hidden_layers as f64;
+        let shapes = Projection::ALL.map(|p| config.projection_shape(p));
+        let blocks = layers * shapes.iter().map(|(out, inp)| (out * inp) as f64).sum::<f64>();
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        // A query sees half of the sequence.
+        let product =
+            layers * (config.num_attention_heads * config.head_dim * seq_len) as f64 / 2.0;
+        Self {
+            forward: blocks,
+            gradients: match adapters {
+                None => 2.0 * blocks + 3.0 * head,
+                // The input's gradient alone, and all three products of an adapter.
+                Some(adapters) => blocks + 2.0 * head + 3.0 * adapters as f64,
+            },
+            attention_forward: 2.0 * product,
+            attention_backward: 5.0 * product,
+        }
+    }
+
+    /// With layers that run a second time in the backward pass.
+    #[must_use]
+    fn with_recomputation(self) -> Self {
+        let attention_forward = 2.0 * self.attention_forward;
+        Self { forward: 2.0 * self.forward, attention_forward, ..self }
+    }
+
+    /// The fewest seconds a token can take: int8 forward, bfloat16 backward where the CPU has it,
+    /// attention's forward pass in f32.
+    pub fn seconds(&self, limits: &Limits) -> f64 {
+        let f32 = limits.f32.median / 2.0;
+        let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
+        self.forward / limits.int8.median
+            + (self.gradients + self.attention_backward) / bf16
+            + self.attention_forward / f32
+    }
+}

@@ -1,0 +1,313 @@
+//! Runs that begin with a trained model: adapters beside it, or its masters.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use trine_data::Dataset;
+use trine_data::chats::{ChatOptions, TooLong};
+use trine_format::peft::Lora;
+use trine_format::{ModelFile, Projection, Weight};
+use trine_tokenizer::Tokenizer;
+use trine_train::config::Objective;
+use trine_train::trainer::{Observer, StepReport};
+use trine_train::{Base, RunConfig, TrainError, Trainer};
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}\
+                        {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+
+/// A small model that was trained, with a template; and conversations.
+fn base(dir: &Path) -> PathBuf {
+    let text = "user: the cat sat on the mat\nassistant: and the dog ate the hat\n".repeat(40);
+    let tokenizer = Tokenizer::characters(&text).unwrap();
+    let config = "
+        name = 'base'
+        seed = 3
+        [model]
+        hidden_size = 64
+        intermediate_size = 96
+        num_hidden_layers = 2
+        num_attention_heads = 2
+        num_key_value_heads = 1
+        max_position_embeddings = 128
+        [data]
+        seq_len = 32
+        [optimizer]
+        learning_rate = 3e-3
+        [train]
+        steps = 30
+        batch_size = 4
+        eval_every = 30
+        checkpoint_every = 30
+    ";
+    let run = dir.join("base");
+    fs::create_dir_all(run.join("data")).unwrap();
+    let data = Dataset::from_text(&run.join("data"), &tokenizer, &text, 0.1).unwrap();
+    let config = RunConfig::parse(config, Path::new("base.toml"), &[]).unwrap();
+    let mut trainer = Trainer::create(config, data, &run).unwrap();
+    let checkpoint = trainer.run(&mut Watch::default()).unwrap().checkpoint;
+    fs::write(dir.join("template.jinja"), TEMPLATE).unwrap();
+    checkpoint
+}
+
+fn config(dir: &Path, base: &Path, settings: &[&str]) -> RunConfig {
+    let text = format!(
+        "name = 'tuned'
+        [finetune]
+        base = {base:?}
+        chat_template = {:?}
+        [finetune.lora]
+        rank = 4
+        [data]
+        seq_len = 64
+        val_fraction = 0.2
+        [optimizer]
+        learning_rate = 5e-3
+        [train]
+        steps = 10
+        batch_size = 4
+        eval_every = 5
+        checkpoint_every = 5
+        ",
+        dir.join("template.jinja")
+    );
+    let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+    RunConfig::parse(&text, Path::new("tuned.toml"), &settings).unwrap()
+}
+
+/// The data of a run, made in its directory.
+fn data(base: &Base, config: &RunConfig, run: &Path) -> Dataset {
+    let words = ["cat", "mat", "dog", "hat", "the", "ate"];
+    let preferences = config.finetune.as_ref().unwrap().objective == Objective::Dpo;
+    let mut lines = String::new();
+    for i in 0..40 {
+        let (a, b) = (words[i % 6], words[(i / 6) % 6]);
+        let answers = match preferences {
+            true => format!("\"chosen\":\"{b} and {a}\",\"rejected\":\"and the {a}\""),
+            false => format!("\"completion\":\"{b} and {a}\""),
+        };
+        writeln!(lines, "{{\"prompt\":\"the {a} the {b}\",{answers}}}").unwrap();
+    }
+    fs::create_dir_all(run).unwrap();
+    let path = run.join("chats.jsonl");
+    fs::write(&path, lines).unwrap();
+    let (tokenizer, template) = (base.tokenizer().unwrap(), base.template().unwrap());
+    let options = ChatOptions {
+        template: template.as_ref(),
+        seq_len: 64,
+        val_fraction: 0.2,
+        too_long: TooLong::Refuse,
+        preferences,
+    };
+    let dir = run.join("data");
+    Dataset::from_chats(&dir, &tokenizer, &[path], options, &mut |_| {}).unwrap().0
+}
+
+#[derive(Default)]
+struct Watch {
+    stop_after: Option<usize>,
+    losses: Vec<f32>,
+    validations: Vec<f32>,
+}
+
+impl Observer for Watch {
+    fn on_step(&mut self, report: &StepReport) {
+        self.losses.push(report.loss);
+    }
+    fn on_validation(&mut self, _step: usize, loss: f32) {
+        self.validations.push(loss);
+    }
+    fn should_stop(&mut self) -> bool {
+        self.stop_after.is_some_and(|steps| self.losses.len() >= steps)
+    }
+}
+
+/// The losses of a run, which is stopped and taken up after some steps.
+fn train(config: &RunConfig, base: &Path, run: &Path, stop_after: Option<usize>) -> Watch {
+    let opened = || Base::open(base, config).unwrap();
+    let made = data(&opened(), config, run);
+    let mut trainer = Trainer::finetune(config.clone(), made, opened(), run).unwrap();
+    let mut watch = Watch { stop_after, ..Watch::default() };
+    let outcome = trainer.run(&mut watch).unwrap();
+    if !outcome.finished {
+        drop(trainer);
+        let made = Dataset::open(&run.join("data")).unwrap();
+        let mut trainer = Trainer::resume_finetune(config.clone(), made, opened(), run).unwrap();
+        watch.stop_after = None;
+        assert!(trainer.run(&mut watch).unwrap().finished);
+    }
+    watch
+}
+
+#[test]
+fn every_way_learns_and_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    for (i, ways) in [
+        &[][..],
+        &["finetune.lora.dropout=0.2", "train.accumulate=2", "samples.every=5"],
+        &["finetune.method=full", "finetune.loss=sum", "optimizer.clip_grad_norm=0"],
+        &["finetune.lora.targets=['q_proj','down_proj']", "train.recompute_activations=true"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let ways = [ways, &["samples.prompts=['user: the cat']", "samples.max_tokens=4"]].concat();
+        let config = config(dir.path(), &base, &ways);
+        let run = |name: &str| dir.path().join(format!("{name}-{i}"));
+        let whole = train(&config, &base, &run("whole"), None);
+        let parts = train(&config, &base, &run("parts"), Some(4));
+        assert_eq!(whole.losses, parts.losses, "{ways:?}");
+        let (first, last) = (whole.losses[0], whole.validations[1]);
+        assert!(last < first - 0.05, "{ways:?}: from {first} to {last}");
+    }
+}
+
+#[test]
+fn better_answers_gain_on_worse_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    for method in ["lora", "full"] {
+        let method = format!("finetune.method={method}");
+        let ways = ["finetune.objective=dpo", &method, "train.accumulate=2", "train.batch_size=6"];
+        let config = config(dir.path(), &base, &ways);
+        let run = |name: &str| dir.path().join(format!("{name}-{method}"));
+        let whole = train(&config, &base, &run("whole"), None);
+        let parts = train(&config, &base, &run("parts"), Some(7));
+        assert_eq!(whole.losses, parts.losses, "{method}");
+        // Nothing has gained on anything before the first step.
+        assert!((whole.losses[0] - 2f32.ln()).abs() < 1e-5, "{method}: {}", whole.losses[0]);
+        assert!(whole.validations[1] < 0.66, "{method}: {:?}", whole.validations);
+        let lines = fs::read_to_string(run("whole").join("metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert!(last["val_accuracy"].as_f64().unwrap() > 0.7, "{method}: {last}");
+    }
+    // Data of one kind is not taken for the other.
+    let sft = config(dir.path(), &base, &[]);
+    let opened = Base::open(&base, &sft).unwrap();
+    let made = Dataset::open(&dir.path().join("whole-finetune.method=lora/data")).unwrap();
+    let created = Trainer::finetune(sft, made, opened, &dir.path().join("new"));
+    assert!(created.err().unwrap().to_string().contains("`finetune.objective`"));
+}
+
+#[test]
+fn adapters_are_saved_and_the_base_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    let config = config(dir.path(), &base, &["finetune.lora.targets=['q_proj','up_proj']"]);
+    let run = dir.path().join("run");
+    train(&config, &base, &run, None);
+    let model = ModelFile::open(&base).unwrap();
+    let checkpoint = run.join("checkpoints/step-000010");
+    let lora = Lora::read(&checkpoint, model.config()).unwrap();
+    assert_eq!((lora.rank, lora.alpha), (4, 32.0));
+    assert_eq!(lora.targets, [Projection::Q, Projection::Up]);
+    assert_eq!(lora.base.as_deref(), base.to_str());
+    assert!(lora.matrices.values().all(|[_, b]| b.iter().any(|b| *b != 0.0)));
+    assert!(!checkpoint.join("model.safetensors").exists());
+    let text = fs::read_to_string(checkpoint.join("tokenizer_config.json")).unwrap();
+    assert!(text.contains("add_generation_prompt"), "{text}");
+}
+
+/// Trits that flipped between two models, of all.
+fn flipped(a: &Path, b: &Path) -> (usize, usize) {
+    let (a, b) = (ModelFile::open(a).unwrap(), ModelFile::open(b).unwrap());
+    let (mut flipped, mut all) = (0, 0);
+    for layer in 0..a.config().num_hidden_layers {
+        for p in Projection::ALL {
+            let trits = |file: &ModelFile| match file.projection(layer, p).unwrap() {
+                Weight::Ternary(matrix) => matrix.trits(),
+                Weight::Dense(_) => panic!("expected trits"),
+            };
+            let (a, b) = (trits(&a), trits(&b));
+            flipped += a.iter().zip(&b).filter(|(a, b)| a != b).count();
+            all += a.len();
+        }
+    }
+    (flipped, all)
+}
+
+#[test]
+fn masters_move_from_where_they_were_and_packed_trits_begin_as_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    let packed = dir.path().join("packed");
+    let file = ModelFile::open(&base).unwrap();
+    trine_format::write_hf_packed(&packed, file.config(), &file, file.tokenizer()).unwrap();
+    let settings = ["finetune.method=full", "train.steps=5", "optimizer.learning_rate=2e-3"];
+    let mut first = Vec::new();
+    for (name, from) in [("masters", &base), ("packed", &packed)] {
+        let config = config(dir.path(), from, &settings);
+        let run = dir.path().join(name);
+        let watch = train(&config, from, &run, None);
+        let after = run.join("checkpoints/step-000005");
+        let (flips, all) = flipped(from, &after);
+        // Masters that are made of trits alone begin far from where these flip.
+        let learns = flips > 0 && watch.losses[4] < watch.losses[0];
+        assert!(learns || name == "packed", "{flips} flips, {:?}", watch.losses);
+        assert!(flips < all / 4, "{name}: {flips} of {all}");
+        assert_eq!(Base::open(from, &config).unwrap().has_masters(), name == "masters");
+        first.push(watch.losses[0]);
+    }
+    assert!((first[0] - first[1]).abs() < 0.02, "{first:?}");
+}
+
+#[test]
+fn a_full_precision_model_becomes_ternary() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    // Masters that are taken for full precision.
+    let json = base.join("config.json");
+    let mut keys: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    keys.as_object_mut().unwrap().remove("quantization_config");
+    fs::write(&json, keys.to_string()).unwrap();
+    let full = ["finetune.method=full", "finetune.ternarize=true", "quantizer.lambda_steps=4"];
+    let config = config(dir.path(), &base, &full);
+    let watch = train(&config, &base, &dir.path().join("run"), None);
+    assert!(watch.validations[1] < watch.losses[0], "{:?}", watch.validations);
+    let made = ModelFile::open(&dir.path().join("run/checkpoints/step-000010")).unwrap();
+    assert!(matches!(made.projection(0, Projection::Q).unwrap(), Weight::Ternary(_)));
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    let open = |settings: &[&str]| Base::open(&base, &config(dir.path(), &base, settings));
+    let refused = |settings: &[&str]| open(settings).err().unwrap().to_string();
+    assert!(refused(&["data.seq_len=129"]).contains("128 positions"));
+    let full = "finetune.method=full";
+    assert!(refused(&[full, "finetune.ternarize=true"]).contains("ternary already"));
+    assert!(refused(&[full, "finetune.add_sub_norms=true"]).contains("sub-norms already"));
+    assert!(refused(&["finetune.chat_template=nowhere.jinja"]).contains("nowhere.jinja"));
+
+    // Another base than the run began with, or another tokenizer than the model's.
+    let (run, config) = (dir.path().join("run"), config(dir.path(), &base, &["train.steps=5"]));
+    train(&config, &base, &run, None);
+    let text = fs::read_to_string(run.join("run.json")).unwrap();
+    let hash = open(&[]).unwrap().hash().to_owned();
+    fs::write(run.join("run.json"), text.replace(&hash, "0123")).unwrap();
+    let error = |data: Dataset, config: &RunConfig| -> TrainError {
+        let base = Base::open(&base, config).unwrap();
+        Trainer::resume_finetune(config.clone(), data, base, &run).err().unwrap()
+    };
+    let data = || Dataset::open(&run.join("data")).unwrap();
+    let message = error(data(), &config).to_string();
+    assert!(message.contains("the model it began with") && message.contains("0123"), "{message}");
+    let other = Tokenizer::characters("abc").unwrap();
+    let other = Dataset::from_text(&dir.path().join("other"), &other, &"abc".repeat(99), 0.5);
+    let created = Trainer::finetune(
+        config.clone(),
+        other.unwrap(),
+        Base::open(&base, &config).unwrap(),
+        &dir.path().join("new"),
+    );
+    let message = created.err().unwrap().to_string();
+    assert!(message.contains("another tokenizer"), "{message}");
+    // A section without a model.
+    let created = Trainer::create(config.clone(), data(), &dir.path().join("new"));
+    assert!(created.err().unwrap().to_string().contains("`finetune`"));
+}

@@ -1,0 +1,162 @@
+//! `trine finetune`: a run that begins with a trained model.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use serde_json::json;
+use trine_hub::SCHEME;
+use trine_kernels::limits::Limits;
+use trine_train::config::Method;
+use trine_train::plan::Plan;
+use trine_train::{Base, RunConfig, Trainer};
+
+use super::bench::machine::available_memory;
+use super::bench::measure_limits;
+use super::train::{self, Run};
+use crate::output::{self, note};
+use crate::{data, model};
+
+/// Options of `trine finetune`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    run: train::Args,
+    /// The model to begin with; overrides finetune.base
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
+    base: Option<String>,
+    /// Print what the run will need (parameters, memory, time of a step) and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the plan as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+    /// Begin even where memory seems too small
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let run = match &args.base {
+        None => args.run.clone(),
+        Some(base) => args.run.with(&format!("finetune.base={base:?}")),
+    };
+    let Run { mut config, dir } = Run::new(&run, "finetune")?;
+    let Some(finetune) = &mut config.finetune else {
+        bail!("the configuration has no section [finetune]: use `trine train`");
+    };
+    // A run, and its adapters, are found from wherever they are used.
+    if !finetune.base.starts_with(SCHEME) {
+        finetune.base = std::path::absolute(&finetune.base)?.to_string_lossy().into_owned();
+    }
+    let finetune = finetune.clone();
+    let base = Base::open(&model::resolve(Path::new(&finetune.base))?, &config)?;
+    let plan = Plan::new(&config, base.config())?;
+    if args.dry_run {
+        let limits = measure_limits(trine_kernels::threads());
+        return print(&plan, &limits, args.json).map(|()| ExitCode::SUCCESS);
+    }
+    check_memory(&plan, &config, args.force)?;
+    if finetune.method == Method::Full && !base.has_masters() {
+        note!(
+            "{} has trits without masters: those that are made of them begin far from where trits flip. \
+             A checkpoint with masters learns sooner",
+            finetune.base
+        );
+    }
+    let mut trainer = if run.resume {
+        let data = data::of_run(&config, &dir)?;
+        Trainer::resume_finetune(config, data, base, &dir)?
+    } else {
+        let data = data::of_finetuning(&config, &base, &dir)?;
+        Trainer::finetune(config, data, base, &dir)?
+    };
+    train::describe(&trainer, &dir);
+    let (code, checkpoint) = train::finish(&mut trainer, &dir, "finetune")?;
+    if let Some(checkpoint) = checkpoint {
+        next(&finetune.base, finetune.method, &checkpoint);
+    }
+    Ok(code)
+}
+
+/// Says what can be done with the result.
+fn next(base: &str, method: Method, checkpoint: &Path) {
+    let checkpoint = checkpoint.display();
+    match method {
+        Method::Lora => note!(
+            "next: trine chat {base} --adapter {checkpoint}  or  trine serve {base} --adapter \
+             NAME={checkpoint}"
+        ),
+        Method::Full => {
+            note!("next: trine chat {checkpoint}  or  trine convert {checkpoint} model.gguf");
+        }
+    }
+}
+
+/// Refuses a run that memory has no room for, before anything is written.
+fn check_memory(plan: &Plan, config: &RunConfig, force: bool) -> anyhow::Result<()> {
+    let (needed, available) = (plan.memory.total(), available_memory());
+    let Some(available) = available.filter(|available| needed > *available) else {
+        return Ok(());
+    };
+    let (needed, available) = (output::bytes(needed), output::bytes(available));
+    if force {
+        note!("this run needs about {needed}, {available} are free");
+        return Ok(());
+    }
+    let full = config.finetune.as_ref().is_some_and(|f| f.method == Method::Full);
+    let mut advice = Vec::new();
+    if !config.train.recompute_activations {
+        advice.push("train.recompute_activations = true");
+    }
+    if full {
+        advice.push("optimizer.moments = \"int8\"");
+        advice.push("finetune.method = \"lora\"");
+    }
+    advice.push("a smaller data.seq_len or more of train.accumulate");
+    bail!(
+        "this run needs about {needed}, {available} are free: see `--dry-run`; what makes it smaller: \
+         {}; --force begins all the same",
+        advice.join(", ")
+    )
+}
+
+/// Prints a plan.
+fn print(plan: &Plan, limits: &Limits, as_json: bool) -> anyhow::Result<()> {
+    let (seconds, available) = (plan.seconds(limits), available_memory());
+    if as_json {
+        let mut all = json!(plan);
+        all["memory"]["total"] = plan.memory.total().into();
+        all["available_bytes"] = json!(available);
+        all["seconds_at_the_limit"] = json!(seconds);
+        return output::print_line(&all.to_string());
+    }
+    let (p, m) = (&plan.parameters, &plan.memory);
+    let mut lines = vec![
+        format!("trained        {} parameters", output::count(p.trained)),
+        format!(
+            "frozen         {} trits, {} other parameters",
+            output::count(p.frozen_trits),
+            output::count(p.frozen)
+        ),
+    ];
+    for (name, bytes) in [
+        ("parameters", m.parameters),
+        ("gradients", m.gradients),
+        ("moments", m.moments),
+        ("activations", m.activations),
+        ("buffers", m.buffers),
+        ("memory", m.total()),
+    ] {
+        lines.push(format!("{name:<14} {}", output::bytes(bytes)));
+    }
+    if let Some(available) = available {
+        lines.push(format!("free           {}", output::bytes(available)));
+    }
+    lines.push(format!(
+        "step           {} tokens, at least {seconds:.2} s at this machine's limits; expect half as much \
+         again",
+        output::count(plan.tokens as u64)
+    ));
+    output::print_line(&lines.join("\n"))
+}
