@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use trine_format::names;
 use trine_format::peft::Lora;
+use trine_format::{ModelConfig, names};
 use trine_runtime::{Adapter, LowRankType, Model};
 
+use crate::model::resolve;
 use crate::output::{bytes, note};
 
 /// Option of the commands that run a model for one user.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AdapterArgs {
-    /// Directory of an adapter, adapter_config.json and adapter_model.safetensors, to run the model with
+    /// Directory of an adapter, adapter_config.json and adapter_model.safetensors, to run the model with;
+    /// of a run its latest checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
 }
@@ -33,7 +35,7 @@ impl AdapterArgs {
 /// beside is only a name: shapes decide whether it fits.
 pub(crate) fn load(model: &Model, dir: &Path, dtype: LowRankType) -> anyhow::Result<Arc<Adapter>> {
     let of = || format!("adapter {}", dir.display());
-    let lora = Lora::read(dir, model.config()).with_context(of)?;
+    let lora = read(dir, model.config()).with_context(of)?;
     let adapter = Adapter::new(model, &lora, dtype).with_context(of)?;
     let targets: Vec<&str> = lora.targets.iter().map(|p| names::module(*p)).collect();
     let base = lora.base.map_or(String::new(), |base| format!(", trained beside {base}"));
@@ -45,6 +47,11 @@ pub(crate) fn load(model: &Model, dir: &Path, dtype: LowRankType) -> anyhow::Res
         bytes(adapter.bytes() as u64)
     );
     Ok(Arc::new(adapter))
+}
+
+/// Reads the adapter in a directory, or in the latest checkpoint of a run.
+pub(crate) fn read(dir: &Path, config: &ModelConfig) -> anyhow::Result<Lora> {
+    Ok(Lora::read(&resolve(dir)?, config)?)
 }
 
 /// What `NAME=DIR` names, or `DIR` after its last part.

@@ -112,3 +112,31 @@ fn a_server_answers_as_run_does_with_each_adapter() {
     super::signals::signal(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn an_adapter_is_merged_and_what_that_costs_is_said() {
+    let (place, _) = place();
+    let convert = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&place.ok(&[&["convert", FIXTURE], args, &["--json"]].concat()))
+            .unwrap()
+    };
+    assert!(convert(&["plain.gguf"]).get("merged").is_none());
+    let merged = &convert(&["merged.gguf", "--merge-adapter", "law"])["merged"];
+    let names: Vec<_> = merged.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["v_proj", "gate_proj"]);
+    for cost in merged.as_object().unwrap().values() {
+        let number = |key: &str| cost[key].as_f64().unwrap();
+        assert!(number("changed_trits") > 0.0 && number("changed_trits") < number("weights"));
+        assert!(number("adapter_change") > 0.0 && number("error") > 0.0 && number("kept") < 1.0);
+    }
+    place.ok(&["inspect", "merged.gguf"]);
+    assert_ne!(place.read("merged.gguf"), place.read("plain.gguf"));
+    let told = place.run(&["convert", FIXTURE, "again.gguf", "--merge-adapter", "law"]).stderr;
+    assert!(told.contains("merged v_proj: ") && told.contains("trits turned"), "{told}");
+    assert_eq!(place.read("again.gguf"), place.read("merged.gguf"));
+    place.refused(
+        &["convert", OTHER, "no.gguf", "--merge-adapter", "law"],
+        &["law", "v_proj", "3 x 192"],
+    );
+    assert!(!place.exists("no.gguf"));
+}

@@ -215,12 +215,13 @@ fn evaluate(
 
 /// What says which weights were scored: of the model, and of the two files of an adapter.
 fn fingerprint(
-    model: &Path,
+    path: &Path,
     adapter: Option<&Path>,
 ) -> anyhow::Result<(String, Option<[String; 2]>)> {
     let file = |dir: &Path, name: &str| trine_eval::fingerprint(&dir.join(name));
     let of = |dir: &Path| -> anyhow::Result<_> {
+        let dir = &model::resolve(dir)?;
         Ok([file(dir, peft::CONFIG)?, file(dir, peft::MATRICES)?])
     };
-    Ok((trine_eval::fingerprint(model)?, adapter.map(of).transpose()?))
+    Ok((trine_eval::fingerprint(path)?, adapter.map(of).transpose()?))
 }
