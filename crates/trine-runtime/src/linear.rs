@@ -113,7 +113,7 @@ impl<'a> Input<'a> {
     }
 
     /// Adds to the outputs of projections what adapters make of their input.
-    fn adapt<'o, const N: usize>(&self, outs: [(&Projected, &'o mut [f32]); N]) {
+    fn adapt<const N: usize>(&self, outs: [(&Projected, &mut [f32]); N]) {
         let outs = outs.map(|(p, out)| (p.place, out));
         adapt(self.adapted, self.floats(), self.tokens, outs);
     }
