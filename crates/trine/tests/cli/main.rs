@@ -9,6 +9,7 @@
 mod bench;
 mod data;
 mod eval;
+mod finetune;
 mod hub;
 mod input;
 #[cfg(unix)]
