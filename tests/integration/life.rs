@@ -33,7 +33,7 @@ batch_size = 8
 ";
 
 /// A model after a short training, and its checkpoint.
-fn trained(dir: &Path, overrides: &[&str]) -> (Trainer, ModelFile) {
+pub(crate) fn trained(dir: &Path, overrides: &[&str]) -> (Trainer, ModelFile) {
     let (trainer, checkpoint) = trained_in(dir, overrides);
     (trainer, ModelFile::open(&checkpoint).unwrap())
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod bitllama2c;
 mod blocks;
 mod fixtures;

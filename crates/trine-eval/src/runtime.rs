@@ -5,8 +5,10 @@
 //! the options' own ids, all of them in passes that are full. Sequences share the pages of what they
 //! have in common. A token's logits have the same bits alone and in a batch, so scores do too.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
-use trine_runtime::{Logits, Model, Sequence, Step};
+use trine_runtime::{Adapter, Logits, Model, Sequence, Step};
 
 use crate::EvalError;
 use crate::model::{Continuation, Done, Item, LanguageModel, Likelihood, Work, argmax};
@@ -46,7 +48,13 @@ struct Branch<'a> {
 impl<'m> RuntimeModel<'m> {
     /// Nothing is computed yet.
     pub fn new(model: &'m Model) -> Self {
-        Self { model, common: (Vec::new(), Sequence::new(model)), work: Work::default() }
+        Self::with_adapter(model, None)
+    }
+
+    /// The same beside an adapter, if there is one.
+    pub fn with_adapter(model: &'m Model, adapter: Option<Arc<Adapter>>) -> Self {
+        let sequence = Sequence::with_adapter(model, adapter);
+        Self { model, common: (Vec::new(), sequence), work: Work::default() }
     }
 
     fn step(&mut self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>, EvalError> {

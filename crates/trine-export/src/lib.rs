@@ -15,6 +15,7 @@ mod compare;
 mod given;
 pub mod import;
 mod masters;
+mod merge;
 mod random;
 mod verify;
 
@@ -32,6 +33,7 @@ use masters::Masters;
 use verify::verify_given;
 
 pub use compare::{Comparison, compare};
+pub use merge::{MergeCost, MergeCosts, merge};
 pub use random::{RandomModel, RandomTrits};
 pub use verify::verify;
 
@@ -43,7 +45,8 @@ pub enum Target {
     /// A Hugging Face directory with packed trits; scales are rounded to bf16.
     HfPacked,
     /// A Hugging Face directory of master weights in this type, which quantize to exactly the trits
-    /// and scales of the source; see [`master_dtype`].
+    /// and scales of the source; see [`master_dtype`]. The only target of a full-precision model, whose
+    /// weights are rounded to the type.
     Hf(Dtype),
 }
 
@@ -80,6 +83,14 @@ pub enum ExportError {
         index: usize,
         /// The number.
         value: f32,
+    },
+    /// An adapter that cannot be merged into the model.
+    #[error("{}: the adapter cannot be merged: {what}", path.display())]
+    Adapter {
+        /// The model.
+        path: PathBuf,
+        /// What was expected and found.
+        what: String,
     },
     /// What was written does not decode to what was to be written.
     #[error("the models differ: {name}: {what}")]
@@ -204,7 +215,7 @@ pub type Watch<'a> = dyn Fn(Progress) + Sync + 'a;
 /// The same model makes the same bytes on any number of threads.
 ///
 /// # Errors
-/// A source without trits or with plain numbers that are not finite, a shape that the target type
+/// A source without trits for a target of trits, plain numbers that are not finite, a shape that the target type
 /// cannot hold, a disk that refuses, or a verification that failed; nothing is then left under the
 /// name `to`.
 pub fn convert(source: &ModelFile, to: &Path, target: Target) -> Result<Report, ExportError> {
@@ -221,7 +232,8 @@ pub fn convert_watched(
     target: Target,
     watch: &Watch<'_>,
 ) -> Result<Report, ExportError> {
-    if source.config().quantization == Quantization::None {
+    let full = source.config().quantization == Quantization::None;
+    if full && !matches!(target, Target::Hf(_)) {
         return Err(ExportError::NotTernary { path: source.path().to_owned() });
     }
     let io = |source| ExportError::Io { path: to.to_owned(), source };
@@ -244,18 +256,19 @@ pub fn convert_watched(
     let (config, tokenizer) = (source.config(), source.tokenizer());
     let masters;
     let from: &dyn TensorSource = match target {
-        Target::Hf(dtype) => {
+        Target::Hf(dtype) if !full => {
             masters = Masters { source, dtype };
             &masters
         }
-        Target::Gguf(_) | Target::HfPacked => source,
+        _ => source,
     };
     let recorder = Recorder::new(from, config, watch);
     let written = match target {
         Target::Gguf(options) => write_model(&staged, config, &recorder, tokenizer, options),
         Target::HfPacked => write_hf_packed(&staged, config, &recorder, tokenizer),
         Target::Hf(dtype) => {
-            let config = ModelConfig { quantization: Quantization::Online, ..config.clone() };
+            let quantization = if full { Quantization::None } else { Quantization::Online };
+            let config = ModelConfig { quantization, ..config.clone() };
             write_hf(&staged, &config, dtype, &recorder, tokenizer)
         }
     };

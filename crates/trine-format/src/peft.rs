@@ -56,6 +56,22 @@ fn settled() -> [(&'static str, Value); 12] {
     ]
 }
 
+/// Keys of other methods that came with later versions: they must be missing, null, false or empty.
+const UNSET: [&str; 8] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// Ways to begin `A` and `B` that take something out of the model's own weights, which an adapter is then
+/// to be added to.
+const TAKES_FROM_WEIGHTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
 impl Lora {
     /// Reads the adapters in `dir`, for a model of that shape.
     ///
@@ -73,6 +89,21 @@ impl Lora {
             if *value != expected && !value.is_null() {
                 return Err(FormatError::key(&path, key, expected, value));
             }
+        }
+        let unset = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(keys) => keys.is_empty(),
+            _ => false,
+        };
+        if let Some(key) = UNSET.into_iter().find(|key| !unset(found(key))) {
+            return Err(FormatError::key(&path, key, "nothing", found(key)));
+        }
+        let begun = found("init_lora_weights");
+        let takes = |name: &str| TAKES_FROM_WEIGHTS.iter().any(|other| name.starts_with(other));
+        if begun.as_str().is_some_and(takes) {
+            let expected = "a beginning beside the model's own weights";
+            return Err(FormatError::key(&path, "init_lora_weights", expected, begun));
         }
         let rank = match found("r").as_u64() {
             Some(rank @ 1..=65_536) => rank as usize,
@@ -287,6 +318,10 @@ mod tests {
         for (key, value) in [
             ("use_dora", json!(true)),
             ("rank_pattern", json!({"q_proj": 2})),
+            ("use_qalora", json!(true)),
+            ("target_parameters", json!(["q_proj.weight"])),
+            ("alora_invocation_tokens", json!([1, 2])),
+            ("init_lora_weights", json!("pissa_niter_16")),
             ("r", json!(0)),
             ("lora_alpha", json!("much")),
             ("target_modules", json!("all-linear")),

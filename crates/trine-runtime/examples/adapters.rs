@@ -23,7 +23,7 @@ use trine_kernels::{isa, threads};
 use trine_runtime::{Adapter, LoadOptions, Logits, LowRankType, Model, Sequence, Step};
 
 /// How often each is timed.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 21;
 
 /// Tokens that a sequence has seen, and sequences of a batch.
 const SEEN: usize = 32;
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         LoadOptions { kv: KvType::Int8, head: Some(Dtype::Q6_K), ..LoadOptions::default() };
     let model = Model::load_with(&file, &options)?;
     println!("{path}, rank {rank}, {} threads, {}", threads(), isa());
-    for dtype in [LowRankType::F32, LowRankType::F16] {
+    for dtype in [LowRankType::F16, LowRankType::F32] {
         let mut adapters = Adapters::new();
         for seed in 0..BATCH {
             let lora = lora(model.config(), rank, seed as u64);

@@ -5,10 +5,11 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use trine_runtime::{Finish, GeneratorConfig, Session};
+use trine_runtime::{Finish, GeneratorConfig, LowRankType, Session};
 use trine_tokenizer::{ChatTemplate, Message};
 
 use super::generate::{DraftArgs, SamplingArgs, generate};
+use crate::adapter::AdapterArgs;
 use crate::memory::MemoryArgs;
 use crate::model;
 use crate::output::{self, note};
@@ -30,6 +31,8 @@ pub(crate) struct Args {
     draft: DraftArgs,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     /// Jinja file to use instead of the model's chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -43,6 +46,7 @@ const CONTINUE: &str = "{% for message in messages %}{{ message['content'] }}\n{
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    let adapter = args.adapter.load(&loaded.model, LowRankType::F16)?;
     let own = loaded.file.tokenizer().and_then(|files| files.chat_template());
     let origin = args.chat_template.as_ref().unwrap_or(&args.model);
     let text = match (&args.chat_template, own) {
@@ -62,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         note!("an empty line or ctrl-D ends the conversation");
     }
     let mut sampler = args.sampling.sampler()?;
-    let mut session = Session::new(&loaded.model);
+    let mut session = Session::with_adapter(&loaded.model, adapter);
     let mut seen: Vec<u32> = Vec::new();
     let mut messages: Vec<Message> =
         args.system.iter().map(|text| Message::new("system", text)).collect();

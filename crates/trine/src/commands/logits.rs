@@ -7,8 +7,9 @@ use clap::ArgGroup;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use trine_format::AtomicFile;
-use trine_runtime::{LoadOptions, Model, Session};
+use trine_runtime::{LoadOptions, LowRankType, Model, Session};
 
+use crate::adapter::AdapterArgs;
 use crate::model;
 use crate::output::{self, note};
 
@@ -24,6 +25,8 @@ pub(crate) struct Args {
     /// Text instead of ids, for the model's tokenizer
     #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     /// Write all logits to a safetensors file: `logits`, f32, (T, V)
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -48,7 +51,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => (Model::load(&model::open(&args.model)?)?, args.ids.clone()),
     };
     let vocab = model.config().vocab_size;
-    let logits = Session::new(&model)
+    let adapter = args.adapter.load(&model, LowRankType::F32)?;
+    let logits = Session::with_adapter(&model, adapter)
         .logits_of_all(&ids)
         .with_context(|| args.model.display().to_string())?;
     if let Some(path) = &args.out {

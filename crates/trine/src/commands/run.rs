@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
-use trine_runtime::{GeneratorConfig, Session};
+use trine_runtime::{GeneratorConfig, LowRankType, Session};
 
 use super::generate::{DraftArgs, Generated, SamplingArgs, generate, name};
+use crate::adapter::AdapterArgs;
 use crate::memory::MemoryArgs;
 use crate::model;
 use crate::output::{self, note};
@@ -31,6 +32,8 @@ pub(crate) struct Args {
     draft: DraftArgs,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     /// Go on after end tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -44,6 +47,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    let adapter = args.adapter.load(&loaded.model, LowRankType::F16)?;
     let mut prompt_text = args.prompt.clone();
     if prompt_text == "-" {
         prompt_text.clear();
@@ -54,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let prompt = loaded.prompt_ids(&prompt_text)?;
     let stop = if args.ignore_eos { Vec::new() } else { loaded.stop_ids() };
     let mut sampler = args.sampling.sampler()?;
-    let mut session = Session::new(&loaded.model);
+    let mut session = Session::with_adapter(&loaded.model, adapter);
     let mut text = String::new();
     if !args.json {
         output::print(&prompt_text)?;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tracing_subscriber::EnvFilter;
-use trine_runtime::{Engine, EngineConfig};
-use trine_server::{App, ServerConfig};
+use trine_runtime::{Engine, EngineConfig, LowRankType, Model};
+use trine_server::{App, ServedAdapter, ServerConfig};
 use trine_tokenizer::ChatTemplate;
 
 use crate::memory::MemoryArgs;
-use crate::model;
 use crate::output::{bytes, note};
+use crate::{adapter, model};
 
 /// Options of `trine serve`.
 #[derive(clap::Args)]
@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// What the model is called by clients; by default the name of its file or directory
     #[arg(long, value_name = "NAME", env = "TRINE_SERVE_NAME")]
     name: Option<String>,
+    /// Adapter to serve beside the model, as a model of its own: `NAME=DIR`, or a directory after which it
+    /// is called; several times or with commas for several adapters
+    #[arg(long, value_name = "NAME=DIR", value_delimiter = ',', env = "TRINE_SERVE_ADAPTER")]
+    adapter: Vec<String>,
     /// Key that requests must have; several times or with commas for several keys
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     #[arg(env = "TRINE_SERVE_API_KEY", hide_env_values = true)]
@@ -86,6 +90,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = config(args)?;
+    let adapters = adapters(args, &config.model)?;
     let engine = engine_config(args)?;
     start_log(args.log_json);
     // A port that is taken is said before a model is loaded.
@@ -94,7 +99,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let listener = listener.with_context(|| format!("cannot listen at {address}"))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let app = Arc::new(load(args, config, engine)?);
+    let app = Arc::new(load(args, &adapters, config, engine)?);
     // The model has the kernels' threads; what is left to do takes little.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -108,8 +113,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Loads the model and starts its engine.
-fn load(args: &Args, config: ServerConfig, engine: EngineConfig) -> anyhow::Result<App> {
+fn load(
+    args: &Args,
+    adapters: &[(String, PathBuf)],
+    config: ServerConfig,
+    engine: EngineConfig,
+) -> anyhow::Result<App> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    let adapters = adapters.iter().map(|(name, dir)| served(&loaded.model, name, dir));
+    let adapters = adapters.collect::<anyhow::Result<Vec<_>>>()?;
     let own = loaded.file.tokenizer().and_then(|files| files.chat_template().map(str::to_owned));
     let text = match &args.chat_template {
         Some(path) => Some(read(path)?),
@@ -122,10 +134,32 @@ fn load(args: &Args, config: ServerConfig, engine: EngineConfig) -> anyhow::Resu
     let context = loaded.model.config().max_position_embeddings;
     let kv = bytes(engine.kv_bytes as u64);
     note!("serving {}: context of {context} tokens, {kv} for contexts{kind}", config.model);
+    for served in &adapters {
+        note!("serving {}: {} with adapter {}", served.name, config.model, served.root);
+    }
     let stop = loaded.stop_ids();
     let engine = Engine::start(Arc::new(loaded.model), engine);
     let engine = engine.context("cannot start the engine's thread")?;
-    Ok(App::new(engine, loaded.tokenizer, template, stop, config))
+    Ok(App::new(engine, loaded.tokenizer, template, stop, config).with_adapters(adapters))
+}
+
+fn served(model: &Model, name: &str, dir: &Path) -> anyhow::Result<ServedAdapter> {
+    let adapter = adapter::load(model, dir, LowRankType::F16)?;
+    Ok(ServedAdapter { name: name.to_owned(), root: self::name(dir), adapter })
+}
+
+/// Names and directories of the adapters, each name for itself.
+fn adapters(args: &Args, model: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let all = args.adapter.iter().map(|text| adapter::named(text));
+    let all = all.collect::<anyhow::Result<Vec<_>>>()?;
+    for (i, (name, dir)) in all.iter().enumerate() {
+        let taken = name == model || all[..i].iter().any(|(other, _)| other == name);
+        if taken {
+            let dir = dir.display();
+            bail!("--adapter {name}={dir}: the name {name} is taken: give another before the =");
+        }
+    }
+    Ok(all)
 }
 
 fn config(args: &Args) -> anyhow::Result<ServerConfig> {

@@ -158,3 +158,38 @@ fn what_cannot_be_evaluated_is_refused_before_a_model_is_loaded() {
     let list = place.ok(&["eval", "--list"]);
     assert!(list.contains("| hellaswag ") && list.contains("minerva_math500"), "{list}");
 }
+
+#[test]
+fn a_model_is_compared_with_itself_and_an_adapter() {
+    let place = with_items();
+    super::adapters::write_adapter(&place.path("law"), FIXTURE, 1);
+    let tasks = ["-t", "arc_easy", "-d", "sets", "-o", "kept"];
+    let both =
+        eval(&place, &[&["model.gguf", "model.gguf", "--adapter", "law"], &tasks[..]].concat());
+    let without = eval(&place, &[&["model.gguf"], &tasks[..]].concat());
+    let with = eval(&place, &[&["model.gguf", "--adapter", "law"], &tasks[..]].concat());
+    // Results are kept apart: one file for each, which are found again.
+    assert_eq!(std::fs::read_dir(place.path("kept")).unwrap().count(), 2);
+    let tasks_of = |found: &serde_json::Value, i: usize| found["models"][i]["tasks"].clone();
+    assert_eq!(
+        tasks_of(&both, 0)["arc_easy"]["metrics"],
+        tasks_of(&without, 0)["arc_easy"]["metrics"]
+    );
+    assert_eq!(
+        tasks_of(&both, 1)["arc_easy"]["metrics"],
+        tasks_of(&with, 0)["arc_easy"]["metrics"]
+    );
+    assert_eq!(
+        (&both["models"][0]["adapter"], &both["models"][1]["adapter"]),
+        (&serde_json::Value::Null, &"law".into())
+    );
+    let one = ["model.gguf", "--adapter", "law", "--one-by-one", "--no-keep"];
+    let one = eval(&place, &[&one[..], &["-t", "arc_easy", "-d", "sets"]].concat());
+    assert_eq!(tasks_of(&one, 0)["arc_easy"]["metrics"], tasks_of(&with, 0)["arc_easy"]["metrics"]);
+    // Likelihoods differ, even where both choose the same answers.
+    let kept = std::fs::read_dir(place.path("kept")).unwrap();
+    let texts: Vec<String> =
+        kept.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+    let first = |text: &str| text.lines().nth(1).unwrap().to_owned();
+    assert_ne!(first(&texts[0]), first(&texts[1]));
+}

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod bench;
 mod data;
 mod eval;

@@ -7,19 +7,19 @@ use std::process::{Child, Stdio};
 use super::{FIXTURE, Place};
 
 /// A server of the fixture at a free port.
-fn start(place: &Place, args: &[&str]) -> Child {
+pub(crate) fn start(place: &Place, args: &[&str]) -> Child {
     let mut command = place.command(&["serve", FIXTURE, "--port", "0", "--name", "tiny"]);
     command.args(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
 }
 
 /// Where a server says that it listens.
-fn address(stderr: &mut impl BufRead) -> String {
+pub(crate) fn address(stderr: &mut impl BufRead) -> String {
     let lines = stderr.lines().map(Result::unwrap);
     let address = |line: String| Some(line.strip_prefix("listening at http://")?.to_owned());
     lines.filter_map(address).next().expect("it ended before it listened")
 }
 
-fn post(address: &str, headers: &str, body: &str) -> String {
+pub(crate) fn post(address: &str, headers: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
     let request = format!(

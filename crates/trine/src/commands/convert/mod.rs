@@ -1,5 +1,7 @@
 //! `trine convert`: any model in, any format out, verified.
 
+mod merged;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -54,6 +56,10 @@ pub(crate) struct Args {
     /// Jinja file to use instead of the model's chat template
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Directory of an adapter to merge into the weights, which are rounded to trits again: what that
+    /// costs is said
+    #[arg(long, value_name = "DIR")]
+    merge_adapter: Option<PathBuf>,
     /// Print one JSON object about what was written
     #[arg(long)]
     json: bool,
@@ -160,6 +166,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         note!("the trits of {} lie in {}", file.path().display(), order.name());
     }
     let target = target(args, &file)?;
+    let i2_s_order = file.i2_s_order();
+    let (file, costs) = match &args.merge_adapter {
+        None => (file, None),
+        Some(dir) => {
+            let of = || format!("adapter {}", dir.display());
+            let lora = crate::adapter::read(dir, file.config()).with_context(of)?;
+            let (file, costs) = trine_export::merge(file, lora)?;
+            (file, Some(costs))
+        }
+    };
     let progress = ConversionProgress::new();
     let report = convert_watched(&file, &args.to, target, &|at| progress.on_progress(at))?;
     drop(progress);
@@ -169,14 +185,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Target::Hf(dtype) => dtype,
     };
     if args.json {
-        let summary = json!({
+        let mut summary = json!({
             "from": file.path(),
             "to": args.to,
             "bytes": report.bytes,
             "ternary_tensors": report.ternary_tensors,
             "trits": report.trits,
             "type": target_name(target),
-            "i2_s_order": file.i2_s_order().map(Order::name),
+            "i2_s_order": i2_s_order.map(Order::name),
             "ambiguous_ties": report.ambiguity.ties,
             "ambiguous_bf16_scale": report.ambiguity.bf16_scale,
             "largest_scale_change": report.largest_scale_change,
@@ -184,16 +200,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "dense_tensors": report.dense_tensors,
             "largest_dense_change": report.largest_dense_change,
         });
+        if let Some(costs) = &costs {
+            summary["merged"] = merged::json(costs);
+        }
         return output::print_line(&summary.to_string());
     }
+    let verified = match report.ternary_tensors {
+        0 => format!("{} tensors", report.dense_tensors),
+        tensors => format!("{} trits in {tensors} tensors", output::count(report.trits)),
+    };
     note!(
-        "wrote {}: {}, {} trits in {} tensors verified against {}",
+        "wrote {}: {}, {verified} verified against {}",
         args.to.display(),
         output::bytes(report.bytes),
-        output::count(report.trits),
-        report.ternary_tensors,
         file.path().display()
     );
+    if let Some(costs) = &costs {
+        merged::note(costs);
+    }
     let Ambiguity { ties, bf16_scale } = report.ambiguity;
     for (count, why) in [(ties, "it rounds ties"), (bf16_scale, "a scale in bf16 rounds them")] {
         if count > 0 {

@@ -4,7 +4,7 @@ mod results;
 mod table;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -13,8 +13,9 @@ use serde_json::json;
 use trine_eval::{
     Data, Evaluation, LanguageModel, OneByOne, RuntimeModel, Settings, Store, Task, TooLong,
 };
+use trine_format::peft;
 use trine_kernels::nn::KvType;
-use trine_runtime::{LoadOptions, Session};
+use trine_runtime::{LoadOptions, LowRankType, Session};
 
 use super::convert::Embed;
 use crate::model::{self, Loaded};
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
     /// Another model, to compare with the first on the same items
     other: Option<PathBuf>,
+    /// Directory of an adapter, to run the model with, or the other where two are compared
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Built-in tasks (`--list`) or paths of task files (.toml), separated by commas
     #[arg(short, long, value_delimiter = ',', value_name = "TASK,TASK")]
     tasks: Vec<String>,
@@ -135,7 +139,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let texts = args.text.iter().map(|path| text::read(path)).collect::<Result<Vec<_>, _>>()?;
     let mut models = Vec::new();
     for path in args.model.iter().chain(&args.other) {
-        models.push(evaluate(path, &tasks, &texts, args)?);
+        let adapter = args.adapter.as_deref().filter(|_| models.is_empty() == args.other.is_none());
+        models.push(evaluate(path, adapter, &tasks, &texts, args)?);
     }
     match args.json {
         true => output::print_line(&results::json(&models, args.seed)?.to_string()),
@@ -145,7 +150,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Everything about one model.
 fn evaluate(
-    path: &std::path::Path,
+    path: &Path,
+    adapter: Option<&Path>,
     tasks: &[(Task, Data)],
     texts: &[text::Text],
     args: &Args,
@@ -153,13 +159,17 @@ fn evaluate(
     let loaded = model::load(path, args.tokenizer.as_deref(), &args.options())?;
     let stop_ids = loaded.stop_ids();
     let keep = !args.no_keep && !args.one_by_one && !tasks.is_empty();
-    let fingerprint = keep.then(|| trine_eval::fingerprint(loaded.file.path())).transpose()?;
+    let fingerprint = keep.then(|| fingerprint(loaded.file.path(), adapter)).transpose()?;
     let Loaded { model, tokenizer, .. } = &loaded;
     let limit = model.config().max_position_embeddings;
-    let mut shared = RuntimeModel::new(model);
-    let mut plain = OneByOne::new(limit, |ids: &[u32]| Session::new(model).logits_of_all(ids));
+    let run_with =
+        adapter.map(|dir| crate::adapter::load(model, dir, LowRankType::F32)).transpose()?;
+    let mut shared = RuntimeModel::with_adapter(model, run_with.clone());
+    let mut plain = OneByOne::new(limit, |ids: &[u32]| {
+        Session::with_adapter(model, run_with.clone()).logits_of_all(ids)
+    });
     let language: &mut dyn LanguageModel = if args.one_by_one { &mut plain } else { &mut shared };
-    let mut results = ModelResults::new(path);
+    let mut results = ModelResults::new(path, adapter);
     for text in texts {
         results.texts.push(text::measure(text, tokenizer, language, (args.window, args.stride))?);
     }
@@ -169,10 +179,15 @@ fn evaluate(
             None => Store::in_memory(),
             Some(weights) => {
                 let head = args.head.map_or("as stored", |head| head.dtype().name());
-                let model = json!({
+                let (weights, adapter) = weights;
+                let mut model = json!({
                     "weights_hash": weights, "kv": args.kv.to_string(), "head": head,
                     "trine": env!("CARGO_PKG_VERSION"),
                 });
+                // Only with one, so that results without keep their names.
+                if let Some(hashes) = adapter {
+                    model["adapter_hashes"] = json!(hashes);
+                }
                 let conditions = settings.conditions(task, data, tokenizer, model);
                 Store::open(&args.out, task.name(), &conditions)?
             }
@@ -196,4 +211,17 @@ fn evaluate(
         note!("warning: {}: no item could be scored", missing.name);
     }
     Ok(results)
+}
+
+/// What says which weights were scored: of the model, and of the two files of an adapter.
+fn fingerprint(
+    path: &Path,
+    adapter: Option<&Path>,
+) -> anyhow::Result<(String, Option<[String; 2]>)> {
+    let file = |dir: &Path, name: &str| trine_eval::fingerprint(&dir.join(name));
+    let of = |dir: &Path| -> anyhow::Result<_> {
+        let dir = &model::resolve(dir)?;
+        Ok([file(dir, peft::CONFIG)?, file(dir, peft::MATRICES)?])
+    };
+    Ok((trine_eval::fingerprint(path)?, adapter.map(of).transpose()?))
 }

@@ -14,7 +14,8 @@ use crate::output::{self, note};
 
 /// Everything about one model.
 pub(super) struct ModelResults {
-    pub(super) path: PathBuf,
+    path: PathBuf,
+    adapter: Option<PathBuf>,
     pub(super) texts: Vec<TextResults>,
     pub(super) tasks: Vec<TaskResults>,
 }
@@ -34,8 +35,15 @@ pub(super) struct TaskResults {
 }
 
 impl ModelResults {
-    pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), texts: Vec::new(), tasks: Vec::new() }
+    pub(super) fn new(path: &Path, adapter: Option<&Path>) -> Self {
+        let (path, adapter) = (path.to_owned(), adapter.map(Path::to_owned));
+        Self { path, adapter, texts: Vec::new(), tasks: Vec::new() }
+    }
+
+    /// What it is called in tables.
+    pub(super) fn name(&self) -> String {
+        let adapter = self.adapter.iter().map(|dir| format!(" + {}", dir.display()));
+        self.path.display().to_string() + &adapter.collect::<String>()
     }
 }
 
@@ -158,7 +166,12 @@ fn model(model: &ModelResults) -> Value {
             "stride": windows.stride,
         })
     });
-    json!({ "model": model.path, "tasks": tasks, "texts": texts.collect::<Vec<_>>() })
+    json!({
+        "model": model.path,
+        "adapter": model.adapter,
+        "tasks": tasks,
+        "texts": texts.collect::<Vec<_>>(),
+    })
 }
 
 fn task(task: &TaskResults) -> Value {

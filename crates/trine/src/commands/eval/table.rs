@@ -101,7 +101,7 @@ fn texts(models: &[ModelResults]) -> anyhow::Result<()> {
         for TextResults { path, found, windows } in &model.texts {
             let count = |n: usize| output::count(n as u64);
             table.0.push(vec![
-                model.path.display().to_string(),
+                model.name(),
                 path.display().to_string(),
                 format!("{:.4}", found.bits_per_byte()),
                 large(found.token()),
@@ -158,7 +158,7 @@ fn row(model: &ModelResults, task: &TaskResults, score: &Score) -> Vec<String> {
     };
     let chance = task.summary.chance.filter(|_| score.metric.starts_with("acc"));
     vec![
-        model.path.display().to_string(),
+        model.name(),
         task.name.clone(),
         task.version.to_string(),
         task.shots.to_string(),
@@ -195,14 +195,14 @@ fn remarks(model: &ModelResults, task: &TaskResults) -> anyhow::Result<()> {
     }
     if !said.is_empty() {
         let (name, items) = (&task.name, output::count(summary.items as u64));
-        let path = model.path.display();
+        let path = model.name();
         output::print_line(&format!("{path}, {name}: of {items} items {}.\n", said.join(", ")))?;
     }
     let mut table = Table::new(&["model", "task", "group", "items", "metric", "score", "± error"]);
     for (name, (items, scores)) in &summary.groups {
         for score in scores {
             table.0.push(vec![
-                model.path.display().to_string(),
+                model.name(),
                 task.name.clone(),
                 output::printable(name),
                 output::count(*items as u64),
