@@ -9,7 +9,7 @@ use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::adapters::{Adapters, Dropout};
 use crate::config::{FinetuneConfig, Method, require};
-use crate::fused::Engine;
+use crate::fused::{Engine, Options, Precision, Teacher};
 use crate::quantizers::stored;
 use crate::{Bitnet, Params, RunConfig, TrainError};
 
@@ -22,6 +22,8 @@ pub struct Base {
     tokenizer: TokenizerFiles,
     /// Identifies its weights.
     hash: String,
+    /// Where the teacher is, unless it is the model itself.
+    teacher: Option<PathBuf>,
 }
 
 impl Base {
@@ -76,7 +78,55 @@ impl Base {
             tokenizer.set_chat_template(&text);
         }
         let hash = hash(path)?;
-        Ok(Self { path: path.to_owned(), config, has_masters, finetune, tokenizer, hash })
+        let (path, teacher) = (path.to_owned(), None);
+        Ok(Self { path, config, has_masters, finetune, tokenizer, hash, teacher })
+    }
+
+    /// With the teacher that `finetune.distill.teacher` names, which is found at `path`.
+    ///
+    /// # Errors
+    /// One that cannot be read, or has another tokenizer or vocabulary.
+    pub fn with_teacher(mut self, path: &Path) -> Result<Self, TrainError> {
+        let file = stored::open(path)?;
+        let ids = |text: &str| Tokenizer::from_json(text).map(|tokenizer| tokenizer.hash());
+        let own = ids(&self.tokenizer.tokenizer_json)?;
+        let same = match file.tokenizer() {
+            // A GGUF keeps another spelling of the same; then the number of ids must do.
+            Some(files) => {
+                ids(&files.tokenizer_json)? == own || !path.is_dir() || !self.path.is_dir()
+            }
+            None => true,
+        };
+        if !same || file.config().vocab_size != self.config.vocab_size {
+            let message = "a teacher has the tokenizer of its student, this one has another";
+            return Err(TrainError::Checkpoint {
+                path: path.to_owned(),
+                message: message.to_owned(),
+            });
+        }
+        self.teacher = Some(path.to_owned());
+        Ok(self)
+    }
+
+    /// What the run learns from besides its data, if anything; its engine makes steps as `options` say.
+    pub(crate) fn teacher(&self, precision: Precision) -> Result<Option<Teacher>, TrainError> {
+        if self.finetune.distill.is_none() {
+            return Ok(None);
+        }
+        let path = self.teacher.as_ref().unwrap_or(&self.path);
+        let file = stored::open(path)?;
+        let config = file.config().clone();
+        let ternary = config.quantization != Quantization::None;
+        let model = match ternary {
+            false => Bitnet::new(config, Params::load(&file, &Device::Cpu)?)?,
+            true => Bitnet::frozen(&file)?,
+        };
+        if !Engine::fits(&model) {
+            let message = "has norms of projections, which no teacher may have".to_owned();
+            return Err(TrainError::Checkpoint { path: path.clone(), message });
+        }
+        let engine = Engine::new(Options { precision, recompute: false }, ternary);
+        Ok(Some(Teacher::new(model, engine)))
     }
 
     /// Where it is.

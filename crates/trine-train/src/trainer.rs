@@ -36,7 +36,8 @@ use trine_tokenizer::Tokenizer;
 use crate::base::Base;
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
-use crate::fused::{self, Engine, Precision};
+use crate::config::Objective;
+use crate::fused::{self, Engine, Precision, Teacher};
 use crate::optimizer::Optimizer;
 use crate::run_dir::{self, Metrics, write_error};
 use crate::watch::Watch;
@@ -61,6 +62,8 @@ pub struct Trainer {
     model: Bitnet,
     /// What preferences are compared with, unless that is the model without its adapters.
     reference: Option<Bitnet>,
+    /// What the run learns from besides its data.
+    teacher: Option<Teacher>,
     optimizer: Optimizer,
     /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
     engine: Engine,
@@ -204,6 +207,15 @@ impl Trainer {
         let boundaries = boundaries(&config, &tokenizer)?;
         let (train, val): (Vec<_>, Vec<_>) =
             sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
+        let needs_engine = config.finetune.as_ref().is_some_and(|finetune| {
+            finetune.distill.is_some() || finetune.objective == Objective::Dpo
+        });
+        if needs_engine && !Engine::fits(&model) {
+            let message = "has norms of projections, with which it cannot learn from a teacher or from \
+                           preferences";
+            let path = start.base().map_or(run_dir, Base::path).to_owned();
+            return Err(TrainError::Checkpoint { path, message: message.to_owned() });
+        }
         let watch = Watch::new(&config, &model, tokenizer.clone(), &val[0])?;
         let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
         if let Some(boundaries) = boundaries {
@@ -224,6 +236,10 @@ impl Trainer {
                 None => tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             },
             reference: start.reference(&config)?,
+            teacher: match start.base() {
+                Some(base) => base.teacher(config.train.precision)?,
+                None => None,
+            },
             start,
             metrics: Metrics::open(run_dir)?,
             watch,

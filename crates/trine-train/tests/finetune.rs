@@ -264,12 +264,20 @@ fn a_full_precision_model_becomes_ternary() {
         serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     keys.as_object_mut().unwrap().remove("quantization_config");
     fs::write(&json, keys.to_string()).unwrap();
-    let full = ["finetune.method=full", "finetune.ternarize=true", "quantizer.lambda_steps=4"];
-    let config = config(dir.path(), &base, &full);
-    let watch = train(&config, &base, &dir.path().join("run"), None);
-    assert!(watch.validations[1] < watch.losses[0], "{:?}", watch.validations);
-    let made = ModelFile::open(&dir.path().join("run/checkpoints/step-000010")).unwrap();
-    assert!(matches!(made.projection(0, Projection::Q).unwrap(), Weight::Ternary(_)));
+    let full = ["finetune.method=full", "finetune.ternarize=true"];
+    for (name, way) in [
+        ("lambda", "quantizer.lambda_steps=4"),
+        ("distilled", "finetune.distill={temperature=3.0}"),
+    ] {
+        let config = config(dir.path(), &base, &[&full[..], &[way]].concat());
+        let watch = train(&config, &base, &dir.path().join(name), Some(7));
+        assert!(watch.validations[1] < watch.losses[0], "{name}: {:?}", watch.validations);
+        let made = dir.path().join(name).join("checkpoints/step-000010");
+        let made = ModelFile::open(&made).unwrap();
+        assert!(matches!(made.projection(0, Projection::Q).unwrap(), Weight::Ternary(_)));
+    }
+    let lines = fs::read_to_string(dir.path().join("distilled/metrics.jsonl")).unwrap();
+    assert_eq!(lines.matches("\"divergence\"").count(), 10);
 }
 
 #[test]

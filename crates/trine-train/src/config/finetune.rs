@@ -37,6 +37,29 @@ pub struct FinetuneConfig {
     pub add_sub_norms: bool,
     /// Adapters, for `method = "lora"`.
     pub lora: LoraConfig,
+    /// A teacher, to learn from what it says of every token besides the tokens themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillConfig>,
+}
+
+/// Learning from a teacher (arXiv 1503.02531; for ternary models BitDistill, arXiv 2510.13998).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the section [finetune.distill]")]
+pub struct DistillConfig {
+    /// A model with the same tokenizer: a path, or `hf://owner/name`; empty for `finetune.base` as it is.
+    pub teacher: String,
+    /// Divides the logits of both before they are compared.
+    pub temperature: f64,
+    /// Factor of the cross entropy of the tokens.
+    pub cross_entropy: f64,
+    /// Factor of the divergence from the teacher, times the square of the temperature.
+    pub divergence: f64,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self { teacher: String::new(), temperature: 2.0, cross_entropy: 0.5, divergence: 0.5 }
+    }
 }
 
 /// What of a model is trained.
@@ -99,6 +122,7 @@ impl Default for FinetuneConfig {
             ternarize: false,
             add_sub_norms: false,
             lora: LoraConfig::default(),
+            distill: None,
         }
     }
 }
@@ -144,6 +168,20 @@ impl FinetuneConfig {
         require(strong, "finetune.beta", "a positive number", self.beta)?;
         let mean = self.loss == Reduction::Mean || self.objective != Objective::Dpo;
         require(mean, "finetune.loss", "\"mean\", with objective = \"dpo\"", "\"sum\"")?;
+        if let Some(distill) = &self.distill {
+            for (key, value, least) in [
+                ("temperature", distill.temperature, 1e-3),
+                ("cross_entropy", distill.cross_entropy, 0.0),
+                ("divergence", distill.divergence, 1e-9),
+            ] {
+                let holds = value >= least && value.is_finite();
+                let expected = format!("a number of at least {least}");
+                require(holds, &format!("finetune.distill.{key}"), &expected, value)?;
+            }
+            let no_dpo = self.objective != Objective::Dpo;
+            let expected = "sft or text, as there is a section [finetune.distill]";
+            require(no_dpo, "finetune.objective", expected, "dpo")?;
+        }
         let share = "a share from 0 to below 1";
         require((0.0..1.0).contains(&dropout), "finetune.lora.dropout", share, dropout)?;
         self.lora.projections()?;
@@ -152,6 +190,9 @@ impl FinetuneConfig {
         require(sources.is_empty(), "data.sources", one, sources.len())?;
         let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
         let lora = self.method == Method::Lora;
+        let plain = "nothing, as only the default is learned from a teacher or from preferences";
+        let taught = self.distill.is_some() || self.objective == Objective::Dpo;
+        require(default || !taught, "quantizer", plain, "a section")?;
         let frozen = "nothing, as method = \"lora\" leaves the model as it is";
         for (holds, key) in [
             (default, "quantizer"),
@@ -234,6 +275,8 @@ mod tests {
             ("finetune.lora.dropout=1.0", "`finetune.lora.dropout`"),
             ("finetune.lora.targets=['lm_head']", "found lm_head"),
             ("finetune.beta=0", "`finetune.beta`"),
+            ("finetune.distill.temperature=0", "`finetune.distill.temperature`"),
+            ("finetune.distill={divergence=0.0}", "`finetune.distill.divergence`"),
             ("finetune.lora.targets=[]", "`finetune.lora.targets`"),
             ("finetune.method=qlora", "qlora"),
             ("finetune.rank=3", "unknown field `rank`"),

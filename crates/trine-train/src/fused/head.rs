@@ -79,7 +79,7 @@ pub(super) struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    fn chunks(self, rows: usize) -> impl Iterator<Item = Targets<'a>> {
+    pub(super) fn chunks(self, rows: usize) -> impl Iterator<Item = Targets<'a>> {
         let chunks = self.ids.chunks(rows).zip(self.weights.chunks(rows));
         chunks.map(|(ids, weights)| Targets { ids, weights })
     }
@@ -115,7 +115,7 @@ impl Division {
     }
 }
 
-fn head_name(model: &Bitnet) -> &'static str {
+pub(super) fn head_name(model: &Bitnet) -> &'static str {
     if model.config().tie_word_embeddings { names::EMBED } else { names::HEAD }
 }
 
@@ -240,11 +240,11 @@ impl Head {
     }
 }
 
-fn norm(model: &Bitnet) -> Result<impl std::ops::Deref<Target = [f32]> + '_> {
+pub(super) fn norm(model: &Bitnet) -> Result<impl std::ops::Deref<Target = [f32]> + '_> {
     view(model.params().get(names::FINAL_NORM)?)
 }
 
-fn normed_rows(x: &[f32], weight: &[f32], eps: f32, normed: &mut Buffer) {
+pub(super) fn normed_rows(x: &[f32], weight: &[f32], eps: f32, normed: &mut Buffer) {
     normed.resize(x.len());
     parallel::for_each_chunk(normed, weight.len(), |row, out| {
         nn::rms_norm(&x[row * weight.len()..][..weight.len()], weight, eps, out);

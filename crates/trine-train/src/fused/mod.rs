@@ -18,6 +18,7 @@
 //!
 //! Shapes: B batch, T tokens, M = B T rows, D hidden, F feed-forward, V vocabulary.
 
+mod distill;
 mod head;
 mod layer;
 mod products;
@@ -33,10 +34,12 @@ use trine_kernels::{AlignedBuf, parallel};
 use crate::ops::view;
 use crate::optimizer::{Gradients, in_place};
 use crate::{Bitnet, Params};
-use head::Head;
+use distill::Chunk;
+use head::{Head, Targets};
 use layer::LayerState;
 use products::Products;
 
+pub use distill::{Distillation, Teacher};
 pub use products::Precision;
 
 /// How a step is computed.
@@ -54,6 +57,8 @@ pub struct Engine {
     options: Options,
     products: Products,
     head: Head,
+    /// Of the head of a distillation.
+    chunk: Chunk,
     /// `(M, D)`, the input of every layer and the output of the last.
     inputs: Vec<Buffer>,
     /// One for each layer, or one for all of them in turn.
@@ -172,6 +177,7 @@ impl Engine {
             options,
             products: Products::new(options.precision),
             head: Head::default(),
+            chunk: Chunk::default(),
             inputs: Vec::new(),
             states: Vec::new(),
             scratch: Buffer::default(),
@@ -209,8 +215,36 @@ impl Engine {
         let rows = Learned::of(batch)?;
         let extent = self.forward(model, batch, Pass::Training)?;
         let weights = vec![weight; rows.ids.len()];
-        let losses = self.backward(model, batch, extent, &rows, &weights)?;
-        Ok((mean(&losses), self.gradients.clone()))
+        let losses = self.backward(model, batch, extent, &rows, |end, x, found| {
+            let targets = Targets { ids: &rows.ids, weights: &weights };
+            end.head.backward(model, end.products, x, targets, found)
+        })?;
+        Ok((mean(losses.iter().copied()), self.gradients.clone()))
+    }
+
+    /// As [`Self::weighted_gradients`], of the loss of a [`Distillation`]: the means of cross entropy and of
+    /// divergence, in nats, and the gradients.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`], and a teacher of another vocabulary.
+    pub fn distilled_gradients(
+        &mut self,
+        model: &Bitnet,
+        teacher: &mut Teacher,
+        options: Distillation,
+        batch: &Batch,
+        weight: f32,
+    ) -> Result<([f32; 2], Gradients)> {
+        let rows = Learned::of(batch)?;
+        teacher.look(model, batch, &rows)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let weights = vec![weight; rows.ids.len()];
+        let losses = self.backward(model, batch, extent, &rows, |end, x, found| {
+            let targets = Targets { ids: &rows.ids, weights: &weights };
+            end.chunk.backward(model, end.products, teacher, options, x, targets, found)
+        })?;
+        let means = [0, 1].map(|part| mean(losses.iter().map(|losses| losses[part])));
+        Ok((means, self.gradients.clone()))
     }
 
     /// The gradients of an objective of the log-probabilities of sequences. `weigh` is given these, `(B,)` in
@@ -231,7 +265,10 @@ impl Engine {
         let weights = weigh(&rows.log_probabilities(&losses, batch));
         let weight = |at: usize| weights[at / batch.seq_len] as f32;
         let weights: Vec<f32> = rows.positions().map(weight).collect();
-        self.backward(model, batch, extent, &rows, &weights)?;
+        self.backward(model, batch, extent, &rows, |end, x, found| {
+            let targets = Targets { ids: &rows.ids, weights: &weights };
+            end.head.backward(model, end.products, x, targets, found)
+        })?;
         Ok(self.gradients.clone())
     }
 
@@ -259,7 +296,8 @@ impl Engine {
     pub fn evaluate(&mut self, model: &Bitnet, batch: &Batch) -> Result<f32> {
         let rows = Learned::of(batch)?;
         self.forward(model, batch, Pass::Evaluation)?;
-        Ok(mean(&self.losses(model, model.config().num_hidden_layers % 2, &rows)?))
+        let losses = self.losses(model, model.config().num_hidden_layers % 2, &rows)?;
+        Ok(mean(losses.into_iter()))
     }
 
     /// The losses of the rows that predict something, of the output of the layers, which lies in the buffer
@@ -273,26 +311,27 @@ impl Engine {
         self.head.evaluate(model, &self.learned, &rows.ids)
     }
 
-    /// After a pass in training: the losses of the rows that predict something, and in
-    /// [`Self::gradients`] the gradients of their sum, each times its weight.
-    fn backward(
+    /// After a pass in training: the gradients of what `end` makes of the rows that predict something,
+    /// which it turns into their gradients. Returns what it returns.
+    fn backward<T>(
         &mut self,
         model: &Bitnet,
         batch: &Batch,
         extent: Extent<'_>,
         rows: &Learned<'_>,
-        weights: &[f32],
-    ) -> Result<Vec<f32>> {
+        end: impl FnOnce(End<'_>, &mut [f32], &mut Found<'_>) -> Result<T>,
+    ) -> Result<T> {
         let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
-        let Self { options, products, head, inputs, states, scratch, learned, gradients } = self;
+        let Self { options, products, head, chunk, inputs, states, scratch, learned, gradients } =
+            self;
         let mut found = Found::new(model.trained(), gradients)?;
-        let targets = head::Targets { ids: &rows.ids, weights };
+        let parts = End { head, chunk, products: &mut *products };
         let x = &mut inputs[layers];
         let losses = match &rows.at {
-            None => head.backward(model, products, x, targets, &mut found)?,
+            None => end(parts, x, &mut found)?,
             Some(at) => {
                 gather(at, width, x, learned);
-                let losses = head.backward(model, products, learned, targets, &mut found)?;
+                let losses = end(parts, learned, &mut found)?;
                 // What predicts nothing has no gradient.
                 x.fill(0.0);
                 for (row, from) in at.iter().zip(learned.chunks_exact(width)) {
@@ -394,8 +433,16 @@ impl<'a> Learned<'a> {
     }
 }
 
-fn mean(losses: &[f32]) -> f32 {
-    (losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64) as f32
+fn mean(losses: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let n = losses.len() as f64;
+    (losses.map(f64::from).sum::<f64>() / n) as f32
+}
+
+/// What the end of a network needs.
+struct End<'a> {
+    head: &'a mut Head,
+    chunk: &'a mut Chunk,
+    products: &'a mut Products,
 }
 
 /// Some rows of `x` `(M, D)`, one after the other.
@@ -576,8 +623,73 @@ mod tests {
         check(&model, &batch(3, 17, 37), "adapters in full precision");
     }
 
-    /// The gradients of what is left out are those of a loss that leaves it out: along them, the loss
-    /// changes as much as they say.
+    /// Checks that along its gradients the loss changes as much as they say. `loss` returns both.
+    fn check_slope(model: &Bitnet, mut loss: impl FnMut() -> (f64, Gradients)) {
+        let gradients = loss().1;
+        let gradients: Gradients =
+            gradients.iter().map(|(name, g)| (name.clone(), g.copy().unwrap())).collect();
+        let square: f64 = crate::optimizer::global_norm(&gradients).unwrap().powi(2);
+        let mut moved = |by: f64| {
+            for (name, var) in model.trained().iter() {
+                let gradient = view(&gradients[name]).unwrap();
+                let step = |w: &mut [f32]| {
+                    w.iter_mut().zip(&gradient[..]).for_each(|(w, g)| *w += by as f32 * g);
+                };
+                in_place(var, step).unwrap();
+            }
+            loss().0
+        };
+        let by = 0.01 / square;
+        let (above, below) = (moved(by), moved(-2.0 * by));
+        moved(by);
+        let slope = (above - below) / (2.0 * by);
+        assert!((slope / square - 1.0).abs() < 0.01, "{slope}, not {square}");
+    }
+
+    /// A student and a teacher in full precision, of which every gradient is that of the loss.
+    #[test]
+    fn distillation_has_the_gradients_of_its_loss() {
+        let full = ModelConfig { quantization: Quantization::None, ..config() };
+        let wide = ModelConfig { hidden_size: 32, head_dim: 8, ..full.clone() };
+        let options = Options { precision: Precision::F32, recompute: false };
+        let (student, engine) = (model(full.clone()), || Engine::new(options, false));
+        let mut batch = batch(2, 20, 37);
+        batch.targets[5..11].fill(IGNORED);
+        for distillation in [
+            Distillation { temperature: 2.0, cross_entropy: 0.3, divergence: 1.0 },
+            Distillation { temperature: 1.0, cross_entropy: 0.0, divergence: 0.7 },
+        ] {
+            let mut teacher = Teacher::new(model(wide.clone()), engine());
+            let mut engine = engine();
+            let weight = 1.0 / batch.learned() as f32;
+            check_slope(&student, || {
+                let ([hard, soft], gradients) = engine
+                    .distilled_gradients(&student, &mut teacher, distillation, &batch, weight)
+                    .unwrap();
+                assert!(soft > 0.0);
+                let soften = distillation.divergence * distillation.temperature.powi(2);
+                (f64::from(distillation.cross_entropy * hard + soften * soft), gradients)
+            });
+        }
+        // Who learns from itself diverges from nothing, and has the gradients of the cross entropy.
+        let mut itself = Teacher::new(model(full), engine());
+        let only = Distillation { temperature: 3.0, cross_entropy: 1.0, divergence: 1.0 };
+        let ([hard, soft], found) =
+            engine().distilled_gradients(&student, &mut itself, only, &batch, 0.01).unwrap();
+        let (expected_loss, expected) =
+            engine().weighted_gradients(&student, &batch, 0.01).unwrap();
+        assert!(soft.abs() < 1e-5 && (hard - expected_loss).abs() < 1e-5, "{hard}, {soft}");
+        for (name, gradient) in &found {
+            let difference = difference(gradient, &expected[name]);
+            assert!(difference < 1e-4, "{name}: {difference}");
+        }
+        let other = ModelConfig { vocab_size: 36, ..config() };
+        let mut other = Teacher::new(model(other), engine());
+        let error = engine().distilled_gradients(&student, &mut other, only, &batch, 0.01);
+        assert!(error.unwrap_err().to_string().contains("a teacher of 36 ids, expected 37"));
+    }
+
+    /// The gradients of what is left out are those of a loss that leaves it out.
     #[test]
     fn dropout_has_the_gradients_of_its_loss() {
         let full = ModelConfig { quantization: Quantization::None, ..config() };
@@ -588,26 +700,12 @@ mod tests {
         let mut losses = Vec::new();
         for recompute in [false, true] {
             let mut engine = Engine::new(Options { precision: Precision::F32, recompute }, false);
-            let (loss, gradients) = engine.gradients(&model, &batch).unwrap();
+            let (loss, _) = engine.gradients(&model, &batch).unwrap();
             assert_ne!(engine.evaluate(&model, &batch).unwrap(), loss);
-            let gradients: Gradients =
-                gradients.iter().map(|(name, g)| (name.clone(), g.copy().unwrap())).collect();
-            let square: f64 = crate::optimizer::global_norm(&gradients).unwrap().powi(2);
-            let mut moved = |by: f64| {
-                for (name, var) in model.trained().iter() {
-                    let gradient = view(&gradients[name]).unwrap();
-                    let step = |w: &mut [f32]| {
-                        w.iter_mut().zip(&gradient[..]).for_each(|(w, g)| *w += by as f32 * g);
-                    };
-                    in_place(var, step).unwrap();
-                }
-                f64::from(engine.gradients(&model, &batch).unwrap().0)
-            };
-            let by = 0.002;
-            let (above, below) = (moved(by), moved(-2.0 * by));
-            moved(by);
-            let slope = (above - below) / (2.0 * by);
-            assert!((slope / square - 1.0).abs() < 0.01, "{slope}, not {square}");
+            check_slope(&model, || {
+                let (loss, gradients) = engine.gradients(&model, &batch).unwrap();
+                (f64::from(loss), gradients)
+            });
             losses.push(loss);
         }
         assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");

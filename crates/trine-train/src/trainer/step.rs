@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trine_data::Batch;
 
 use super::{Observer, StepReport, Trainer, preferences, tensors};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{Reduction, SpikePolicy};
-use crate::fused::Engine;
+use crate::fused::{Distillation, Engine};
 use crate::optimizer::{self, Gradients};
 use crate::stability::{self, Action, Anomaly};
 use crate::{Bitnet, TrainError, schedule};
@@ -31,14 +31,15 @@ impl Trainer {
         let parts = self.parts(step)?;
         let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
         let beta = preferences::beta(self.config.finetune.as_ref());
-        let (loss, preferences, gradients) = match beta {
+        let (loss, besides, gradients) = match beta {
             Some(beta) => {
                 let (found, gradients) = self.preference_step(&parts, beta)?;
-                (found.loss as f32, Some(found), gradients)
+                let besides = json!({ "accuracy": found.accuracy, "margin": found.margin });
+                (found.loss as f32, besides, gradients)
             }
             None => {
-                let (loss, gradients) = self.forward_backward(&parts)?;
-                (loss, None, gradients)
+                let (loss, divergence, gradients) = self.forward_backward(&parts)?;
+                (loss, divergence.map_or(json!({}), |d| json!({ "divergence": d })), gradients)
             }
         };
         let grad_norm = optimizer::global_norm(&gradients)?;
@@ -78,9 +79,8 @@ impl Trainer {
             "tokens": report.tokens,
             "tokens_per_second": report.tokens_per_second.round(),
         });
-        if let Some(found) = preferences {
-            line["accuracy"] = found.accuracy.into();
-            line["margin"] = found.margin.into();
+        if let (Some(line), Value::Object(besides)) = (line.as_object_mut(), besides) {
+            line.extend(besides);
         }
         self.log(&line)?;
         observer.on_step(&report);
@@ -115,29 +115,49 @@ impl Trainer {
         Ok(parts)
     }
 
-    /// Mean loss in nats of the tokens of a step's batch that are to be predicted, and the gradients that
-    /// `finetune.loss` asks for.
-    fn forward_backward(&mut self, parts: &[Batch]) -> Result<(f32, Gradients), TrainError> {
+    /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats, the mean divergence
+    /// from a teacher where there is one, and the gradients that `finetune.loss` asks for.
+    fn forward_backward(
+        &mut self,
+        parts: &[Batch],
+    ) -> Result<(f32, Option<f32>, Gradients), TrainError> {
         let tokens: usize = parts.iter().map(Batch::learned).sum();
-        let reduction = self.config.finetune.as_ref().map_or(Reduction::Mean, |f| f.loss);
-        let weight = match reduction {
+        let finetune = self.config.finetune.as_ref();
+        let weight = match finetune.map_or(Reduction::Mean, |f| f.loss) {
             Reduction::Mean => 1.0 / tokens as f64,
             Reduction::Sum => 1.0,
         };
-        let (mut total, mut sum) = (0.0, Gradients::new());
-        let one = parts.len() == 1;
+        let options = finetune.and_then(|f| f.distill.as_ref()).map(|distill| Distillation {
+            temperature: distill.temperature as f32,
+            cross_entropy: distill.cross_entropy as f32,
+            divergence: distill.divergence as f32,
+        });
+        let (mut total, mut diverged, mut sum) = (0.0, options.map(|_| 0.0), Gradients::new());
         for batch in parts {
-            let (value, gradients) = match Engine::fits(&self.model) {
-                true => self.engine.weighted_gradients(&self.model, batch, weight as f32)?,
-                false => by_graph(&self.model, batch, weight)?,
+            let (model, engine) = (&self.model, &mut self.engine);
+            let ([value, divergence], gradients) = match (&mut self.teacher, options) {
+                (Some(teacher), Some(options)) => {
+                    engine.distilled_gradients(model, teacher, options, batch, weight as f32)?
+                }
+                _ if Engine::fits(model) => {
+                    let (value, found) = engine.weighted_gradients(model, batch, weight as f32)?;
+                    ([value, 0.0], found)
+                }
+                _ => {
+                    let (value, found) = by_graph(model, batch, weight)?;
+                    ([value, 0.0], found)
+                }
             };
-            if one {
-                return Ok((value, gradients));
+            let share = batch.learned() as f64 / tokens as f64;
+            total += share * f64::from(value);
+            diverged = diverged.map(|sum| sum + share * f64::from(divergence));
+            if parts.len() == 1 {
+                sum = gradients;
+            } else {
+                optimizer::accumulate(&mut sum, gradients, 1.0)?;
             }
-            total += batch.learned() as f64 / tokens as f64 * f64::from(value);
-            optimizer::accumulate(&mut sum, gradients, 1.0)?;
         }
-        Ok((total as f32, sum))
+        Ok((total as f32, diverged.map(|d| d as f32), sum))
     }
 
     fn remember(&mut self, loss: f32) {

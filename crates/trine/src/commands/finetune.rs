@@ -50,7 +50,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         finetune.base = std::path::absolute(&finetune.base)?.to_string_lossy().into_owned();
     }
     let finetune = finetune.clone();
-    let base = Base::open(&model::resolve(Path::new(&finetune.base))?, &config)?;
+    let mut base = Base::open(&model::resolve(Path::new(&finetune.base))?, &config)?;
+    if let Some(distill) = finetune.distill.as_ref().filter(|d| !d.teacher.is_empty()) {
+        base = base.with_teacher(&model::resolve(Path::new(&distill.teacher))?)?;
+    }
     let plan = Plan::new(&config, base.config())?;
     if args.dry_run {
         let limits = measure_limits(trine_kernels::threads());

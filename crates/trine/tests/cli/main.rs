@@ -10,6 +10,7 @@ mod adapters;
 mod bench;
 mod data;
 mod eval;
+mod finetune;
 mod hub;
 mod input;
 #[cfg(unix)]
