@@ -16,7 +16,7 @@ use crate::life::trained;
 fn lora(file: &ModelFile, targets: &[Projection], seed: u64) -> Lora {
     let (config, rank) = (file.config(), 4);
     let fresh = Adapters::init(config, rank, 8.0, targets, seed).unwrap();
-    let mut lora = fresh.to_lora(config.num_hidden_layers, None).unwrap();
+    let mut lora = fresh.to_lora(config.num_hidden_layers).unwrap();
     for [a, b] in lora.matrices.values_mut() {
         let noise = a.iter().cycle().skip(seed as usize);
         b.iter_mut().zip(noise).for_each(|(b, a)| *b = *a);
