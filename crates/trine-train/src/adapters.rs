@@ -219,6 +219,10 @@ impl Adapters {
         &self.params
     }
 
+    pub(crate) fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
     /// What `with` makes of the adapter of a projection, if it has one.
     pub(crate) fn with<R>(
         &self,

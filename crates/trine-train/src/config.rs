@@ -335,6 +335,10 @@ impl RunConfig {
         self.quantizer.check(m)?;
         self.check_sources()?;
         self.samples.check()?;
+        let clip = self.optimizer.clip_grad_norm;
+        let zero = "0, as train.update_in_backward is true";
+        let clips = self.train.update_in_backward && clip != 0.0;
+        require(!clips, "optimizer.clip_grad_norm", zero, clip)?;
         if let Some(finetune) = &self.finetune {
             finetune.check(self)?;
         }

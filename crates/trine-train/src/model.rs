@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use trine_data::IGNORED;
 use trine_format::{ModelConfig, ModelFile, Projection, Quantization, Weight, names};
 use trine_kernels::{Activations, PackedMatrix};
@@ -86,6 +86,14 @@ impl Bitnet {
     /// The parameters that are trained.
     pub fn trained(&self) -> &Params {
         self.adapters.as_ref().map_or(&self.params, Adapters::params)
+    }
+
+    /// The parameters that are trained, to be kept otherwise.
+    pub(crate) fn trained_mut(&mut self) -> &mut Params {
+        match &mut self.adapters {
+            Some(adapters) => adapters.params_mut(),
+            None => &mut self.params,
+        }
     }
 
     /// A projection that stays as it is.
@@ -227,7 +235,8 @@ impl<'a> Pass<'a> {
 
     fn param(&self, name: &str) -> Result<Tensor> {
         let tensor = self.model.params.get(name)?;
-        Ok(if self.gradients { tensor.clone() } else { tensor.detach() })
+        let tensor = if self.gradients { tensor.clone() } else { tensor.detach() };
+        tensor.to_dtype(DType::F32)
     }
 
     fn logits(&self, ids: &Tensor) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trine_format::names::{Part, TensorId};
@@ -11,7 +11,7 @@ use trine_ternary::Precision;
 
 use crate::TrainError;
 
-/// Named f32 variables, in the order of their names: every loop over them is deterministic.
+/// Named variables, of f32 or of bf16, in the order of their names: every loop over them is deterministic.
 pub struct Params {
     vars: BTreeMap<String, Var>,
 }
@@ -147,6 +147,16 @@ impl Params {
     /// Adds a variable that is not a tensor of the model's configuration, such as a learned scale.
     pub(crate) fn insert(&mut self, name: String, var: Var) {
         self.vars.insert(name, var);
+    }
+
+    /// Keeps matrices in bf16, rounded to the nearest; norms stay in f32.
+    pub(crate) fn narrow(&mut self) -> candle_core::Result<()> {
+        for var in self.vars.values_mut().filter(|var| var.rank() >= 2) {
+            if var.dtype() == DType::F32 {
+                *var = Var::from_tensor(&var.to_dtype(DType::BF16)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// All variables by name, in name order.

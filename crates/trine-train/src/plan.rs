@@ -9,7 +9,7 @@ use trine_format::{ModelConfig, Projection, Quantization};
 use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
-use crate::config::{Method, MomentStorage};
+use crate::config::{MasterPrecision, Method, MomentStorage};
 use crate::{RunConfig, TrainError};
 
 /// Rows whose logits exist at a time, of a large vocabulary.
@@ -97,12 +97,24 @@ impl Plan {
             MomentStorage::F32 => 8,
             MomentStorage::Int8 => 2,
         };
+        let master = match config.optimizer.masters {
+            MasterPrecision::F32 => 4,
+            MasterPrecision::Bf16 => 2,
+        };
+        let at_once = match config.train.update_in_backward {
+            true => all - blocks + blocks / layers,
+            false => parameters.trained as usize,
+        };
+        // Masters in bf16 are widened a matrix at a time; none is larger than the embedding.
+        let widened = if master == 2 { 4 * model.vocab_size * model.hidden_size } else { 0 };
         let memory = Memory {
-            parameters: 4 * (parameters.trained + parameters.frozen) + parameters.frozen_trits / 4,
-            gradients: 4 * parameters.trained,
+            parameters: master * parameters.trained
+                + 4 * parameters.frozen
+                + parameters.frozen_trits / 4,
+            gradients: 4 * at_once as u64,
             moments: moment * parameters.trained,
             activations: activations(config, model, rows, targets.is_some()),
-            buffers: buffers(model, rows),
+            buffers: buffers(model, rows) + widened as u64,
         };
         let work = Work::new(model, config.data.seq_len, lora.map(|_| parameters.trained));
         let again = config.train.recompute_activations;

@@ -79,7 +79,8 @@ impl Observer for Watch {
 /// Every master, bit by bit.
 fn masters(trainer: &Trainer) -> BTreeMap<String, Vec<u32>> {
     let bits = |var: &candle_core::Var| -> Vec<u32> {
-        let values = var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = var.to_dtype(candle_core::DType::F32).unwrap();
+        let values = values.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         values.into_iter().map(f32::to_bits).collect()
     };
     trainer.model().params().iter().map(|(name, var)| (name.to_owned(), bits(var))).collect()
@@ -97,12 +98,18 @@ fn metrics(run: &Path) -> Vec<String> {
 }
 
 /// Ways to update parameters that must all resume exactly.
-const WAYS: [&[&str]; 6] = [
+const WAYS: [&[&str]; 7] = [
     &[],
     &["optimizer.kind=muon"],
     &["optimizer.moments=int8"],
     &["optimizer.kind=muon", "optimizer.moments=int8"],
     &["optimizer.masters=bf16"],
+    &[
+        "optimizer.masters=bf16",
+        "optimizer.moments=int8",
+        "optimizer.clip_grad_norm=0",
+        "train.update_in_backward=true",
+    ],
     &["train.accumulate=3", "train.batch_warmup_steps=7", "schedule.kind=wsd"],
 ];
 

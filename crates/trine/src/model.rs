@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use trine_format::ModelFile;
+use trine_format::{ModelFile, peft};
 use trine_hub::{Fetched, Hub, Reference, SCHEME, Settings};
 use trine_runtime::{LoadOptions, Model};
 use trine_tokenizer::{ChatTemplate, Message, Tokenizer};
@@ -48,7 +48,17 @@ pub(crate) fn fetch(reference: &Reference) -> anyhow::Result<Fetched> {
 
 /// Opens the model that a path means.
 pub(crate) fn open(path: &Path) -> anyhow::Result<ModelFile> {
-    Ok(trine_train::quantizers::open(&resolve(path)?)?)
+    Ok(trine_train::quantizers::open(&resolve_model(path)?)?)
+}
+
+/// As [`resolve`], where an adapter will not do.
+pub(crate) fn resolve_model(path: &Path) -> anyhow::Result<PathBuf> {
+    let found = resolve(path)?;
+    if found.join(peft::CONFIG).exists() && !found.join("config.json").exists() {
+        let shown = path.display();
+        bail!("{shown} is an adapter: name its model, and the adapter with --adapter {shown}");
+    }
+    Ok(found)
 }
 
 /// A model with its tokenizer, ready to generate.

@@ -25,6 +25,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::Path;
 
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 use safetensors::{Dtype as SafeDtype, SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use trine_format::{
@@ -210,6 +211,9 @@ struct Masters<'a>(&'a Params);
 impl TensorSource for Masters<'_> {
     fn dense(&self, name: &str) -> Result<DenseTensor<'_>, BoxError> {
         let tensor = self.0.get(name)?;
+        if tensor.dtype() == DType::BF16 {
+            return narrow(name, tensor);
+        }
         let values = view(tensor)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(format!("element {at} is {}: such a model is not kept", values[at]).into());
@@ -219,6 +223,23 @@ impl TensorSource for Masters<'_> {
         let data = Cow::Owned(borrowed.data.into_owned());
         Ok(DenseTensor { name: borrowed.name, dtype: Dtype::F32, shape: borrowed.shape, data })
     }
+}
+
+/// A tensor of bf16, half the size.
+fn narrow(name: &str, tensor: &Tensor) -> Result<DenseTensor<'static>, BoxError> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::BF16(numbers)), Some((start, end))) =
+        (&*storage, layout.contiguous_offsets())
+    else {
+        return Err("expected a contiguous tensor on the CPU".into());
+    };
+    let numbers = &numbers[start..end];
+    if let Some(at) = numbers.iter().position(|v| !v.is_finite()) {
+        return Err(format!("element {at} is {}: such a model is not kept", numbers[at]).into());
+    }
+    let data = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let (name, shape) = (name.to_owned(), tensor.dims().to_vec());
+    Ok(DenseTensor { name, dtype: Dtype::BF16, shape, data: Cow::Owned(data) })
 }
 
 fn corrupt(dir: &Path, message: String) -> TrainError {

@@ -182,17 +182,22 @@ impl FinetuneConfig {
             let expected = "sft or text, as there is a section [finetune.distill]";
             require(no_dpo, "finetune.objective", expected, "dpo")?;
         }
+        let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
+        let plain = "nothing, as only the default is learned from a teacher or from preferences";
+        let taught = self.distill.is_some() || self.objective == Objective::Dpo;
+        require(default || !taught, "quantizer", plain, "a section")?;
+        if run.train.update_in_backward {
+            let masters = self.method == Method::Full && !taught;
+            let expected = "false, as adapters, preferences and teachers are not learned so";
+            require(masters, "train.update_in_backward", expected, true)?;
+        }
         let share = "a share from 0 to below 1";
         require((0.0..1.0).contains(&dropout), "finetune.lora.dropout", share, dropout)?;
         self.lora.projections()?;
         let sources = &run.data.sources;
         let one = "nothing, as a fine-tuning has one source, data.path";
         require(sources.is_empty(), "data.sources", one, sources.len())?;
-        let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
         let lora = self.method == Method::Lora;
-        let plain = "nothing, as only the default is learned from a teacher or from preferences";
-        let taught = self.distill.is_some() || self.objective == Objective::Dpo;
-        require(default || !taught, "quantizer", plain, "a section")?;
         let frozen = "nothing, as method = \"lora\" leaves the model as it is";
         for (holds, key) in [
             (default, "quantizer"),

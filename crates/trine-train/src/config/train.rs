@@ -24,6 +24,10 @@ pub struct TrainConfig {
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:
     /// less memory, the same bits, a sixth more time.
     pub recompute_activations: bool,
+    /// Update each layer as soon as its gradients are there, in the backward pass, so that those of one
+    /// layer exist at a time (arXiv 2306.09782): a third of the memory less or more. Then a batch is one
+    /// part, `optimizer.clip_grad_norm` is 0, and only a loss that leaps is a spike that can be skipped.
+    pub update_in_backward: bool,
     /// Updates in which the batch grows evenly to `batch_size`; 0 begins with all of it.
     pub batch_warmup_steps: usize,
     /// Sequences of the first update where the batch grows.
@@ -72,6 +76,7 @@ impl Default for TrainConfig {
             accumulate: 1,
             precision: Precision::Auto,
             recompute_activations: false,
+            update_in_backward: false,
             batch_warmup_steps: 0,
             batch_start: 1,
             eval_every: 250,
@@ -105,6 +110,9 @@ impl TrainConfig {
         let (batch, warms_up) = (self.batch_size, self.batch_warmup_steps > 0);
         let most = format!("at most train.batch_size {batch}");
         require(self.accumulate <= batch, "train.accumulate", &most, self.accumulate)?;
+        let whole = self.accumulate == 1 || !self.update_in_backward;
+        let one = "1, as train.update_in_backward is true";
+        require(whole, "train.accumulate", one, self.accumulate)?;
         let start = self.batch_start;
         require(!warms_up || start <= batch, "train.batch_start", &most, start)?;
         let window = self.spike_window;

@@ -41,7 +41,8 @@ struct Layer {
 }
 
 struct Before {
-    grad_norms: Vec<f64>,
+    /// None where gradients were gone by then.
+    grad_norms: Vec<Option<f64>>,
     trits: Snapshot,
 }
 
@@ -75,7 +76,8 @@ impl Collector {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// To be called before the update that makes `step`, counted from 1, with its gradients.
+    /// To be called before the update that makes `step`, counted from 1, with its gradients; with none
+    /// where they do not exist together.
     ///
     /// # Errors
     /// Masters that are not finite, or a gradient that is missing.
@@ -94,12 +96,15 @@ impl Collector {
             self.last = Some((step - 1, self.snapshot(params)?));
         }
         if self.is_due(step) {
-            let norm = |layer: &Layer| -> Result<f64, TrainError> {
+            let norm = |layer: &Layer| -> Result<Option<f64>, TrainError> {
+                if gradients.is_empty() {
+                    return Ok(None);
+                }
                 let Some(gradient) = gradients.get(&layer.weight) else {
                     let message = format!("{} has no gradient", layer.weight);
                     return Err(candle_core::Error::Msg(message).into());
                 };
-                Ok(norm(&view(gradient)?))
+                Ok(Some(norm(&view(gradient)?)))
             };
             let grad_norms = self.layers.par_iter().map(norm).collect::<Result<_, _>>()?;
             let trits = match &self.last {
@@ -156,7 +161,7 @@ impl Collector {
         before: &Before,
         last: Option<&(usize, Snapshot)>,
     ) -> Result<(LayerDiagnostics, Vec<u8>), TrainError> {
-        let grad_norm = Some(before.grad_norms[i]);
+        let grad_norm = before.grad_norms[i];
         if !self.ternary {
             return Ok((LayerDiagnostics { grad_norm, ..Default::default() }, Vec::new()));
         }

@@ -28,6 +28,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use trine_data::{Batch, IGNORED};
+use trine_format::names::TensorId;
 use trine_format::{Quantization, names};
 use trine_kernels::{AlignedBuf, parallel};
 
@@ -247,6 +248,60 @@ impl Engine {
         Ok((means, self.gradients.clone()))
     }
 
+    /// Mean cross entropy in nats of the targets that are to be predicted; the gradients of the sum of their
+    /// losses times `weight` are shown to `update` in parts, those of one layer after the other from the last
+    /// on, and then the others. No more than one part exists at a time, and what a part is of may change
+    /// before the next is made. `go_on` is told the loss first, and whether there is to be a backward pass.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`], what `update` returns, and a model with adapters.
+    pub fn gradients_by_layer<E: From<candle_core::Error>>(
+        &mut self,
+        model: &Bitnet,
+        batch: &Batch,
+        weight: f32,
+        go_on: impl FnOnce(f32) -> std::result::Result<bool, E>,
+        mut update: impl FnMut(&Gradients) -> std::result::Result<(), E>,
+    ) -> std::result::Result<f32, E> {
+        let rows = Learned::of(batch)?;
+        let extent = self.forward(model, batch, Pass::Training)?;
+        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
+        let weights = vec![weight; rows.ids.len()];
+        let Self { options, products, head, inputs, states, scratch, learned, gradients, .. } =
+            self;
+        let [mut ends, layer] = parts(model, gradients)?;
+        let mut found = Found { gradients: &mut ends, written: BTreeSet::new() };
+        let targets = Targets { ids: &rows.ids, weights: &weights };
+        let at: Vec<usize> = rows.positions().collect();
+        gather(&at, width, &inputs[layers], learned);
+        let losses = head.backward(model, products, learned, targets, &mut found)?;
+        scatter(&at, width, learned, &mut inputs[layers]);
+        let loss = mean(losses.into_iter());
+        if !go_on(loss)? {
+            return Ok(loss);
+        }
+        for index in (0..layers).rev() {
+            let (below, above) = inputs.split_at_mut(index + 1);
+            let (x, dx) = (&mut below[index], &above[0]);
+            let state = &mut states[if options.recompute { 0 } else { index }];
+            let mut of_layer = layer_gradients(&layer, index);
+            let mut found = Found { gradients: &mut of_layer, written: BTreeSet::new() };
+            let mut layer = layer::Layer::new(model, index, extent, products);
+            if options.recompute {
+                layer.forward(x, state, None)?;
+            }
+            layer.backward(x, state, dx, scratch, &mut found)?;
+            found.finish()?;
+            update(&of_layer)?;
+        }
+        add_embedding(model, batch, &inputs[0], &mut found)?;
+        found.finish()?;
+        update(&ends)?;
+        // Kept for the next step.
+        *gradients = ends.into_iter().chain(layer).collect();
+        Ok(loss)
+    }
+
     /// The gradients of an objective of the log-probabilities of sequences. `weigh` is given these, `(B,)` in
     /// nats, summed over the targets that are to be predicted, and returns by how much the objective rises
     /// for each when it falls, `(B,)`.
@@ -332,11 +387,7 @@ impl Engine {
             Some(at) => {
                 gather(at, width, x, learned);
                 let losses = end(parts, learned, &mut found)?;
-                // What predicts nothing has no gradient.
-                x.fill(0.0);
-                for (row, from) in at.iter().zip(learned.chunks_exact(width)) {
-                    x[row * width..][..width].copy_from_slice(from);
-                }
+                scatter(at, width, learned, x);
                 losses
             }
         };
@@ -453,10 +504,53 @@ fn gather(rows: &[usize], width: usize, x: &[f32], out: &mut Buffer) {
     }
 }
 
+/// Puts such rows back; the others, which predict nothing, have no gradient.
+fn scatter(rows: &[usize], width: usize, from: &[f32], x: &mut [f32]) {
+    x.fill(0.0);
+    for (row, from) in rows.iter().zip(from.chunks_exact(width)) {
+        x[row * width..][..width].copy_from_slice(from);
+    }
+}
+
+/// Memory for the gradients of what is in no layer, and for those of one layer, by the names of the first.
+fn parts(model: &Bitnet, kept: &Gradients) -> Result<[Gradients; 2]> {
+    let mut parts = [Gradients::new(), Gradients::new()];
+    for (name, var) in model.params().iter() {
+        let part = match TensorId::from_canonical(name) {
+            Some(TensorId::Layer(0, _)) => 1,
+            Some(TensorId::Layer(..)) => continue,
+            _ => 0,
+        };
+        let fitting = kept.get(name).filter(|kept| kept.shape() == var.shape());
+        let gradient = match fitting {
+            Some(kept) => kept.clone(),
+            None => Tensor::zeros(var.shape(), DType::F32, &Device::Cpu)?,
+        };
+        parts[part].insert(name.to_owned(), gradient);
+    }
+    Ok(parts)
+}
+
+/// The same memory by the names of another layer.
+fn layer_gradients(first: &Gradients, layer: usize) -> Gradients {
+    let renamed = |name: &str| match TensorId::from_canonical(name) {
+        Some(TensorId::Layer(_, part)) => TensorId::Layer(layer, part).canonical(),
+        _ => name.to_owned(),
+    };
+    first.iter().map(|(name, gradient)| (renamed(name), gradient.clone())).collect()
+}
+
 /// The rows of the embedding for all ids, `(M, D)`.
 fn embed(model: &Bitnet, batch: &Batch, x: &mut [f32]) -> Result<()> {
     let width = model.config().hidden_size;
-    let embed = view(model.params().get(names::EMBED)?)?;
+    let embed = model.params().get(names::EMBED)?;
+    if embed.dtype() != DType::F32 {
+        // Only the rows that are needed are widened.
+        let ids = Tensor::from_slice(&batch.inputs, batch.inputs.len(), &Device::Cpu)?;
+        x.copy_from_slice(&view(&embed.detach().index_select(&ids, 0)?)?);
+        return Ok(());
+    }
+    let embed = view(embed)?;
     let embed: &[f32] = &embed;
     parallel::for_each_chunk(x, width, |row, to| {
         to.copy_from_slice(&embed[batch.inputs[row] as usize * width..][..width]);
@@ -644,6 +738,38 @@ mod tests {
         moved(by);
         let slope = (above - below) / (2.0 * by);
         assert!((slope / square - 1.0).abs() < 0.01, "{slope}, not {square}");
+    }
+
+    #[test]
+    fn gradients_by_layer_are_those_of_all_layers() {
+        let untied = ModelConfig { tie_word_embeddings: false, ..config() };
+        let mut batch = batch(2, 40, 37);
+        batch.targets[3..9].fill(IGNORED);
+        for (config, recompute) in [(config(), true), (untied, false)] {
+            let model = model(config);
+            let options = Options { precision: Precision::Bf16, recompute };
+            let mut engine = Engine::new(options, true);
+            let (expected_loss, expected) = engine.weighted_gradients(&model, &batch, 0.3).unwrap();
+            let expected: Gradients =
+                expected.iter().map(|(name, g)| (name.clone(), g.copy().unwrap())).collect();
+            for _ in 0..2 {
+                let mut seen = BTreeSet::new();
+                let show = |part: &Gradients| {
+                    for (name, gradient) in part {
+                        assert!(difference(gradient, &expected[name]) < 1e-6, "{name}");
+                        assert!(seen.insert(name.clone()), "{name}");
+                    }
+                    Ok::<_, candle_core::Error>(())
+                };
+                let go_on = |_: f32| Ok(true);
+                let loss = engine.gradients_by_layer(&model, &batch, 0.3, go_on, show).unwrap();
+                assert_eq!(loss, expected_loss);
+                assert!(seen.iter().eq(expected.keys()));
+            }
+            let not = |_: f32| Ok::<_, candle_core::Error>(false);
+            let never = |_: &Gradients| panic!("no backward pass was asked for");
+            engine.gradients_by_layer(&model, &batch, 0.3, not, never).unwrap();
+        }
     }
 
     /// A student and a teacher in full precision, of which every gradient is that of the loss.

@@ -25,33 +25,56 @@ pub use norm::rms_norm;
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
+use half::bf16;
+use trine_kernels::parallel;
 
-/// The elements of a contiguous f32 tensor on the CPU, borrowed; made by [`view`].
-pub(crate) struct View<G> {
-    /// Candle's read guard, whose type it does not name.
-    storage: G,
-    range: Range<usize>,
+/// Elements that one thread takes at a time.
+const CHUNK: usize = 1 << 14;
+
+/// The elements of a contiguous tensor on the CPU; made by [`view`].
+pub(crate) enum View<G> {
+    /// Those of an f32 tensor where they lie.
+    Borrowed {
+        /// Candle's read guard, whose type it does not name.
+        storage: G,
+        range: Range<usize>,
+    },
+    /// Those of a bf16 tensor in f32, which loses nothing.
+    Widened(Vec<f32>),
 }
 
-/// Borrows the elements of a contiguous f32 tensor on the CPU.
+/// The elements of a contiguous tensor of f32 or bf16 on the CPU, as f32.
 pub(crate) fn view(tensor: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("expected a contiguous tensor, found {layout:?}");
     };
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => Ok(View { storage, range: start..end }),
-        _ => candle_core::bail!("expected an f32 tensor on the CPU"),
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(View::Borrowed { storage, range: start..end }),
+        Storage::Cpu(CpuStorage::BF16(data)) => Ok(View::Widened(widened(&data[start..end]))),
+        _ => candle_core::bail!("expected a tensor of f32 or bf16 on the CPU"),
     }
+}
+
+/// bf16 numbers in f32.
+pub(crate) fn widened(numbers: &[bf16]) -> Vec<f32> {
+    let mut out = vec![0.0; numbers.len()];
+    parallel::for_each_chunk(&mut out, CHUNK, |i, out| {
+        out.iter_mut().zip(&numbers[i * CHUNK..]).for_each(|(out, x)| *out = x.to_f32());
+    });
+    out
 }
 
 impl<G: Deref<Target = Storage>> Deref for View<G> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
-            _ => unreachable!("checked when the view was made"),
+        match self {
+            Self::Widened(data) => data,
+            Self::Borrowed { storage, range } => match &**storage {
+                Storage::Cpu(CpuStorage::F32(data)) => &data[range.clone()],
+                _ => unreachable!("checked when the view was made"),
+            },
         }
     }
 }

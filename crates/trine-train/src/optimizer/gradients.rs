@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
 use trine_kernels::parallel;
 
 use super::{CHUNK, in_place};
@@ -23,7 +23,7 @@ pub fn collect(params: &Params, store: &mut GradStore) -> Result<Gradients, Trai
         let Some(gradient) = store.remove(var) else {
             return Err(candle_core::Error::Msg(format!("{name} received no gradient")).into());
         };
-        gradients.insert(name.to_owned(), gradient.contiguous()?);
+        gradients.insert(name.to_owned(), gradient.to_dtype(DType::F32)?.contiguous()?);
     }
     Ok(gradients)
 }

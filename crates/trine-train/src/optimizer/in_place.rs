@@ -3,8 +3,14 @@
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
+use half::bf16;
+use trine_kernels::parallel;
 
-/// Lets `change` write the elements of a contiguous f32 tensor on the CPU.
+use super::CHUNK;
+use crate::ops::widened;
+
+/// Lets `change` write the elements of a contiguous tensor of f32 or bf16 on the CPU. What it leaves in
+/// place of bf16 is rounded to the nearest.
 ///
 /// # Errors
 /// Any other tensor.
@@ -24,11 +30,19 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for InPlace<F> {
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("expected a contiguous tensor, found {layout:?}");
         };
-        let CpuStorage::F32(values) = storage else {
-            candle_core::bail!("expected an f32 tensor");
-        };
-        if let Some(change) = self.0.take() {
-            change(&mut values[start..end]);
+        let Some(change) = self.0.take() else { return Ok(()) };
+        match storage {
+            CpuStorage::F32(values) => change(&mut values[start..end]),
+            CpuStorage::BF16(values) => {
+                let values = &mut values[start..end];
+                let mut wide = widened(values);
+                change(&mut wide);
+                parallel::for_each_chunk(values, CHUNK, |i, values| {
+                    let pairs = values.iter_mut().zip(&wide[i * CHUNK..]);
+                    pairs.for_each(|(narrow, wide)| *narrow = bf16::from_f32(*wide));
+                });
+            }
+            _ => candle_core::bail!("expected a tensor of f32 or bf16"),
         }
         Ok(())
     }

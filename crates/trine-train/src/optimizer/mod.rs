@@ -111,13 +111,14 @@ impl Optimizer {
     }
 
     /// Makes masters what this optimizer keeps them as: nothing to do for f32, and rounded to the
-    /// nearest for bf16. Called once, on fresh parameters.
+    /// nearest for bf16, in which matrices then lie in memory. Called once, before the first update.
     ///
     /// # Errors
-    /// When a parameter is not an f32 tensor on the CPU.
-    pub fn prepare(&self, params: &Params) -> Result<(), TrainError> {
+    /// When a parameter is not a tensor of f32 or bf16 on the CPU.
+    pub fn prepare(&self, params: &mut Params) -> Result<(), TrainError> {
         if self.config.masters == MasterPrecision::Bf16 {
-            for (_, var) in params.iter() {
+            params.narrow()?;
+            for (_, var) in params.iter().filter(|(_, var)| var.rank() < 2) {
                 in_place(var, |w| w.iter_mut().for_each(|w| *w = rounding::to_nearest(*w)))?;
             }
         }
@@ -136,16 +137,39 @@ impl Optimizer {
         norm: f64,
         rates: Rates,
     ) -> Result<(), TrainError> {
-        self.updates += 1;
-        let config = &self.config;
-        let clip = match config.clip_grad_norm {
+        self.begin();
+        let clip = match self.config.clip_grad_norm {
             max if max > 0.0 => (max / (norm + 1e-6)).min(1.0) as f32,
             _ => 1.0,
         };
+        if let Some((name, _)) = params.iter().find(|(name, _)| !gradients.contains_key(*name)) {
+            return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
+        }
+        self.part(params, gradients, clip, rates)
+    }
+
+    /// Begins an update that is made of [parts](Self::part).
+    pub(crate) fn begin(&mut self) {
+        self.updates += 1;
+    }
+
+    /// The part of an update that changes the parameters that have a gradient here, which is multiplied by
+    /// `clip`.
+    ///
+    /// # Errors
+    /// When a gradient is of another shape.
+    pub(crate) fn part(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        clip: f32,
+        rates: Rates,
+    ) -> Result<(), TrainError> {
+        let config = &self.config;
         for (index, (name, var)) in params.iter().enumerate() {
             let (Some(gradient), Some(rule)) = (gradients.get(name), self.rules.get_mut(name))
             else {
-                return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
+                continue;
             };
             if gradient.dims() != var.dims() {
                 let message = format!(

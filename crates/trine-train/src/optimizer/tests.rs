@@ -120,9 +120,9 @@ fn bf16_masters_move_by_steps_that_rounding_to_nearest_would_undo() {
     let config = OptimizerConfig { masters: MasterPrecision::Bf16, ..unclipped() };
     let n = 4096;
     let var = Var::from_vec(vec![1.001f32; n], n, &Device::Cpu).unwrap();
-    let params = Params::from_vars([("p".to_owned(), var.clone())]);
+    let mut params = Params::from_vars([("p".to_owned(), var.clone())]);
     let mut optimizer = Optimizer::new(config, 9, &params);
-    optimizer.prepare(&params).unwrap();
+    optimizer.prepare(&mut params).unwrap();
     assert_eq!(values(&var)[0], 1.0);
     let gradient = Tensor::full(1f32, n, &Device::Cpu).unwrap();
     let gradients = Gradients::from([("p".to_owned(), gradient)]);

@@ -88,7 +88,7 @@ impl Start {
             model = model.with_scheme(scheme)?;
         }
         let optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.trained());
-        optimizer.prepare(model.trained())?;
+        optimizer.prepare(model.trained_mut())?;
         Ok((model, optimizer))
     }
 
@@ -107,6 +107,7 @@ impl Start {
             _ => self.masters(config, path)?,
         };
         let mut optimizer = Optimizer::new(config.optimizer.clone(), config.seed, model.trained());
+        optimizer.prepare(model.trained_mut())?;
         let state = checkpoint::restore(path, &mut optimizer)?;
         model.set_step(state.step);
         Ok((model, optimizer, state))

@@ -10,8 +10,9 @@ use crate::checkpoint::{self, TrainerState};
 use crate::config::{Reduction, SpikePolicy};
 use crate::fused::{Distillation, Engine};
 use crate::optimizer::{self, Gradients};
+use crate::schedule::{self, Rates};
 use crate::stability::{self, Action, Anomaly};
-use crate::{Bitnet, TrainError, schedule};
+use crate::{Bitnet, TrainError};
 
 /// The mean loss of a batch, and the gradients of the sum of its tokens' losses times `weight`, by Candle's
 /// graph, which computes any network.
@@ -23,13 +24,25 @@ fn by_graph(model: &Bitnet, batch: &Batch, weight: f64) -> Result<(f32, Gradient
     Ok((loss.to_scalar()?, gradients))
 }
 
+/// An update that was made.
+struct Update {
+    begin: Instant,
+    loss: f32,
+    grad_norm: f64,
+    rates: Rates,
+    /// What else there is to log.
+    besides: Value,
+}
+
 impl Trainer {
     /// Makes one step. `false` when the run went back instead.
     pub(super) fn step(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
         let begin = Instant::now();
-        let (step, steps) = (self.state.step, self.config.train.steps);
+        let step = self.state.step;
         let parts = self.parts(step)?;
-        let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
+        if self.config.train.update_in_backward {
+            return self.step_in_backward(begin, &parts, observer);
+        }
         let beta = preferences::beta(self.config.finetune.as_ref());
         let (loss, besides, gradients) = match beta {
             Some(beta) => {
@@ -47,12 +60,94 @@ impl Trainer {
         if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
             return self.anomaly(loss, what, &gradients, observer);
         }
-        let rates = schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps);
+        let rates = self.rates();
         observer.before_update(step + 1, &self.model, &gradients);
         self.watch.before_update(step + 1, self.model.params(), &gradients)?;
         self.optimizer.update(self.model.trained(), &gradients, grad_norm, rates)?;
-        observer.after_update(step + 1, &self.model);
+        self.made(Update { begin, loss, grad_norm, rates, besides }, &parts, observer)?;
+        Ok(true)
+    }
 
+    /// A step whose gradients exist one layer at a time: see `train.update_in_backward`.
+    fn step_in_backward(
+        &mut self,
+        begin: Instant,
+        parts: &[Batch],
+        observer: &mut dyn Observer,
+    ) -> Result<bool, TrainError> {
+        let (step, rates) = (self.state.step + 1, self.rates());
+        let (weight, none) = (self.weight(parts), Gradients::new());
+        let [batch] = parts else { unreachable!("checked with the configuration") };
+        if !Engine::fits(&self.model) {
+            return Err(TrainError::ConfigValue {
+                key: "train.update_in_backward".to_owned(),
+                expected:
+                    "false, as only the default quantizer without norms of projections has it"
+                        .to_owned(),
+                found: "true".to_owned(),
+            });
+        }
+        observer.before_update(step, &self.model, &none);
+        self.watch.before_update(step, self.model.params(), &none)?;
+        let (state, train) = (&self.state, &self.config.train);
+        let (model, optimizer) = (&self.model, &mut self.optimizer);
+        let (mut spike, mut squares, mut begun) = (None, 0.0, false);
+        let loss = self.engine.gradients_by_layer(
+            model,
+            batch,
+            weight as f32,
+            |loss| {
+                spike = stability::judge(&state.recent_losses, loss, 0.0, train);
+                Ok(spike.is_none())
+            },
+            |part| {
+                let norm = optimizer::global_norm(part)?;
+                if !norm.is_finite() {
+                    let of = part.keys().next().map_or("", String::as_str);
+                    let what = format!("the gradient of {of} and those beside it have norm {norm}");
+                    return Err(TrainError::Diverged { step, what });
+                }
+                squares += norm * norm;
+                if !std::mem::replace(&mut begun, true) {
+                    optimizer.begin();
+                }
+                optimizer.part(model.params(), part, 1.0, rates)
+            },
+        )?;
+        if let Some(what) = spike {
+            return self.anomaly(loss, what, &none, observer);
+        }
+        let besides = json!({});
+        let grad_norm = squares.sqrt();
+        self.made(Update { begin, loss, grad_norm, rates, besides }, parts, observer)?;
+        Ok(true)
+    }
+
+    /// The rates of the step that is to be made.
+    fn rates(&self) -> Rates {
+        let (step, steps) = (self.state.step, self.config.train.steps);
+        schedule::rates(&self.config.optimizer, &self.config.schedule, step, steps)
+    }
+
+    /// What the loss of each token of a step counts for.
+    fn weight(&self, parts: &[Batch]) -> f64 {
+        match self.config.finetune.as_ref().map_or(Reduction::Mean, |f| f.loss) {
+            Reduction::Mean => 1.0 / parts.iter().map(Batch::learned).sum::<usize>() as f64,
+            Reduction::Sum => 1.0,
+        }
+    }
+
+    /// Says, and remembers, that an update was made.
+    fn made(
+        &mut self,
+        update: Update,
+        parts: &[Batch],
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let Update { begin, loss, grad_norm, rates, besides } = update;
+        let (step, steps) = (self.state.step, self.config.train.steps);
+        let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
+        observer.after_update(step + 1, &self.model);
         let batch_size = self.plan.size(step);
         self.state.step += 1;
         self.model.set_step(self.state.step);
@@ -84,8 +179,7 @@ impl Trainer {
         }
         self.log(&line)?;
         observer.on_step(&report);
-        self.look(observer)?;
-        Ok(true)
+        self.look(observer)
     }
 
     /// Diagnostics and samples, where it is time for them.
@@ -122,11 +216,7 @@ impl Trainer {
         parts: &[Batch],
     ) -> Result<(f32, Option<f32>, Gradients), TrainError> {
         let tokens: usize = parts.iter().map(Batch::learned).sum();
-        let finetune = self.config.finetune.as_ref();
-        let weight = match finetune.map_or(Reduction::Mean, |f| f.loss) {
-            Reduction::Mean => 1.0 / tokens as f64,
-            Reduction::Sum => 1.0,
-        };
+        let (finetune, weight) = (self.config.finetune.as_ref(), self.weight(parts));
         let options = finetune.and_then(|f| f.distill.as_ref()).map(|distill| Distillation {
             temperature: distill.temperature as f32,
             cross_entropy: distill.cross_entropy as f32,
@@ -174,7 +264,10 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<bool, TrainError> {
         let (parameter, norm) = stability::culprit(&self.model, gradients)?;
-        let what = format!("{what}; the gradient of {parameter} has a norm of {norm:.3e}");
+        let what = match gradients.is_empty() {
+            true => what,
+            false => format!("{what}; the gradient of {parameter} has a norm of {norm:.3e}"),
+        };
         let (step, limit) = (self.state.step + 1, self.config.train.spike_limit);
         let diverged = |what: String| Err(TrainError::Diverged { step, what });
         let action = match self.config.train.on_spike {

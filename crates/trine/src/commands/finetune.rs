@@ -50,9 +50,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         finetune.base = std::path::absolute(&finetune.base)?.to_string_lossy().into_owned();
     }
     let finetune = finetune.clone();
-    let mut base = Base::open(&model::resolve(Path::new(&finetune.base))?, &config)?;
+    let mut base = Base::open(&model::resolve_model(Path::new(&finetune.base))?, &config)?;
     if let Some(distill) = finetune.distill.as_ref().filter(|d| !d.teacher.is_empty()) {
-        base = base.with_teacher(&model::resolve(Path::new(&distill.teacher))?)?;
+        base = base.with_teacher(&model::resolve_model(Path::new(&distill.teacher))?)?;
     }
     let plan = Plan::new(&config, base.config())?;
     if args.dry_run {

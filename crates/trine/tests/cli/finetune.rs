@@ -54,6 +54,9 @@ fn adapters_are_trained_resumed_and_run() {
         place.ok(&args.concat())
     };
     assert_ne!(said(&["--adapter", adapter]), said(&[]));
+    assert_eq!(said(&["--adapter", adapter]), said(&["--adapter", "run"]));
+    place.refused(&["run", "run", "-p", "x"], &["run is an adapter", "--adapter run"]);
+    place.refused(&["finetune", "tuned.toml", "--base", "run"], &["run is an adapter"]);
     assert_eq!(place.leftovers(), [""; 0]);
 }
 
