@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use trine_format::names::{Part, TensorId};
-use trine_format::{ModelConfig, ModelFile, Quantization, Weight};
+use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, Weight};
 use trine_ternary::Precision;
 
 use crate::TrainError;
@@ -61,7 +62,13 @@ impl Params {
                 message: "expected master weights, found packed trits".to_owned(),
             });
         }
-        Self::dense(file, device, |_| true)
+        let mut vars = BTreeMap::new();
+        for (name, shape) in shapes(config) {
+            let values = file.dense(&name)?.to_f32();
+            file.release(&name);
+            vars.insert(name, Var::from_vec(values, shape, device)?);
+        }
+        Ok(Self { vars })
     }
 
     /// The parameters of a network of `config`, of a model on disk: masters, or where it has trits, masters
@@ -103,7 +110,8 @@ impl Params {
         Ok(Self { vars })
     }
 
-    /// Those of the parameters of a model on disk that are not projections, widened to f32.
+    /// Those of the parameters of a model on disk that are not projections, to stay as they are: matrices
+    /// of 16 bits keep these, all others are widened to f32.
     ///
     /// # Errors
     /// A model that cannot be read.
@@ -111,19 +119,21 @@ impl Params {
         let is_projection = |name: &str| {
             matches!(TensorId::from_canonical(name), Some(TensorId::Layer(_, Part::Projection(_))))
         };
-        Self::dense(file, device, |name| !is_projection(name))
-    }
-
-    fn dense(
-        file: &ModelFile,
-        device: &Device,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Self, TrainError> {
         let mut vars = BTreeMap::new();
-        for (name, shape) in shapes(file.config()).filter(|(name, _)| wanted(name)) {
-            let values = file.dense(&name)?.to_f32();
+        for (name, shape) in shapes(file.config()).filter(|(name, _)| !is_projection(name)) {
+            let tensor = file.dense(&name)?;
+            let bits = tensor.data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+            let var = match tensor.dtype {
+                Dtype::BF16 if shape.len() > 1 => {
+                    Var::from_vec(bits.map(bf16::from_bits).collect(), shape, device)
+                }
+                Dtype::F16 if shape.len() > 1 => {
+                    Var::from_vec(bits.map(f16::from_bits).collect(), shape, device)
+                }
+                _ => Var::from_vec(tensor.to_f32(), shape, device),
+            };
             file.release(&name);
-            vars.insert(name, Var::from_vec(values, shape, device)?);
+            vars.insert(name, var?);
         }
         Ok(Self { vars })
     }

@@ -105,11 +105,13 @@ impl Plan {
             true => all - blocks + blocks / layers,
             false => parameters.trained as usize,
         };
-        // Masters in bf16 are widened a matrix at a time; none is larger than the embedding.
-        let widened = if master == 2 { 4 * model.vocab_size * model.hidden_size } else { 0 };
+        // Masters in bf16 are widened a projection at a time.
+        let widest = shapes.iter().map(|(out, inp)| out * inp).max().unwrap_or(0);
+        let widened = if master == 2 { 4 * widest } else { 0 };
         let memory = Memory {
+            // Matrices that stay as they are mostly have 16 bits.
             parameters: master * parameters.trained
-                + 4 * parameters.frozen
+                + 2 * parameters.frozen
                 + parameters.frozen_trits / 4,
             gradients: 4 * at_once as u64,
             moments: moment * parameters.trained,

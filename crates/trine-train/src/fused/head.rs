@@ -9,7 +9,7 @@
 //! they are the softmax over all blocks, is known at the end and goes into the products. The targets'
 //! own terms, which are exact, are added beside them.
 
-use candle_core::Result;
+use candle_core::{Device, Result, Tensor};
 use trine_format::names;
 use trine_kernels::bf16::{Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
@@ -129,8 +129,7 @@ impl Head {
         targets: Targets<'_>,
         found: &mut Found<'_>,
     ) -> Result<Vec<f32>> {
-        let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
-        let (head, norm): (&[f32], &[f32]) = (&head, &norm);
+        let (head, norm) = (model.params().get(head_name(model))?.detach(), norm(model)?);
         let (bf16, eps) = (products.is_bf16(), model.config().rms_norm_eps);
         let division = Division::new(model, targets.ids.len(), self.block);
         let (width, learns) = (division.width, found.wants(head_name(model)));
@@ -139,9 +138,9 @@ impl Head {
         let chunks = x.chunks_mut(division.rows * width).zip(targets.chunks(division.rows));
         for (chunk, (x, Targets { ids: targets, weights })) in chunks.enumerate() {
             let n = targets.len();
-            normed_rows(x, norm, eps, &mut self.normed);
+            normed_rows(x, &norm, eps, &mut self.normed);
             let fresh = chunk == 0 || !division.is_whole();
-            self.logits(division, head, n, bf16, fresh);
+            self.logits(division, &head, n, bf16, fresh)?;
             losses.extend(slopes(division, &mut self.logits, targets, weights, &mut self.scales));
             let Self { left, normed_right, lines, logits, scales, normed, dnormed, .. } = self;
             dnormed.resize(n * width);
@@ -150,12 +149,11 @@ impl Head {
             }
             for (b, (at, ids)) in division.blocks().enumerate() {
                 let logits = &mut logits[n * at..][..n * ids];
-                let (scales, lines_of_head) =
-                    (&scales[b * n..][..n], &head[at * width..][..ids * width]);
+                let scales = &scales[b * n..][..n];
                 let add = if b == 0 { Store::Set } else { Store::Add };
                 if bf16 {
                     if fresh {
-                        lines.fill_rows(lines_of_head, ids, width);
+                        lines.fill_rows(&view(&head.narrow(0, at, ids)?)?, ids, width);
                     }
                     left.fill_scaled_rows(logits, n, ids, |row| scales[row]);
                     multiply(left, lines.all(), 1.0, add, dnormed);
@@ -163,8 +161,10 @@ impl Head {
                     parallel::for_each_chunk(logits, ids, |row, logits| {
                         logits.iter_mut().for_each(|logit| *logit *= scales[row]);
                     });
-                    let (dlogits, head) = (Matrix::plain(logits), Matrix::plain(lines_of_head));
-                    matmul([n, ids, width], dlogits, head, add, dnormed);
+                    let block = head.narrow(0, at, ids)?;
+                    let block = view(&block)?;
+                    let (dlogits, block) = (Matrix::plain(logits), Matrix::plain(&block));
+                    matmul([n, ids, width], dlogits, block, add, dnormed);
                 }
                 found.write(head_name(model), |dhead| {
                     let dhead = &mut dhead[at * width..][..ids * width];
@@ -181,8 +181,12 @@ impl Head {
             let minus = |to: &mut [f32], weight: f32, x: &[f32]| {
                 to.iter_mut().zip(x).for_each(|(to, x)| *to -= weight * x);
             };
+            let ids = Tensor::from_slice(targets, n, &Device::Cpu)?;
+            let of_targets = head.index_select(&ids, 0)?;
+            let of_targets = view(&of_targets)?;
+            let of_targets: &[f32] = &of_targets;
             parallel::for_each_chunk(dnormed, width, |row, to| {
-                minus(to, weights[row], &head[targets[row] as usize * width..][..width]);
+                minus(to, weights[row], &of_targets[row * width..][..width]);
             });
             found.write(head_name(model), |dhead| {
                 let rows = targets.iter().zip(weights).zip(normed.chunks_exact(width));
@@ -190,7 +194,7 @@ impl Head {
                     minus(&mut dhead[*id as usize * width..][..width], *weight, normed);
                 }
             })?;
-            let part = norm_backward(x, norm, eps, dnormed, None);
+            let part = norm_backward(x, &norm, eps, dnormed, None);
             dnorm.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         found.write(names::FINAL_NORM, |to| to.copy_from_slice(&dnorm))?;
@@ -204,13 +208,13 @@ impl Head {
         x: &[f32],
         targets: &[u32],
     ) -> Result<Vec<f32>> {
-        let (head, norm) = (view(model.params().get(head_name(model))?)?, norm(model)?);
+        let (head, norm) = (model.params().get(head_name(model))?.detach(), norm(model)?);
         let division = Division::new(model, targets.len(), self.block);
         let mut losses = Vec::with_capacity(targets.len());
         let chunks = x.chunks(division.rows * division.width).zip(targets.chunks(division.rows));
         for (x, targets) in chunks {
             normed_rows(x, &norm, model.config().rms_norm_eps, &mut self.normed);
-            self.logits(division, &head, targets.len(), false, true);
+            self.logits(division, &head, targets.len(), false, true)?;
             let weights = vec![1.0; targets.len()];
             losses.extend(slopes(division, &mut self.logits, targets, &weights, &mut self.scales));
         }
@@ -218,25 +222,34 @@ impl Head {
     }
 
     /// Logits of the `n` rows that are in `normed`; without `fresh`, the columns are those of before.
-    fn logits(&mut self, division: Division, head: &[f32], n: usize, bf16: bool, fresh: bool) {
+    fn logits(
+        &mut self,
+        division: Division,
+        head: &Tensor,
+        n: usize,
+        bf16: bool,
+        fresh: bool,
+    ) -> Result<()> {
         let width = division.width;
         self.logits.resize(n * division.vocab);
         if bf16 {
             self.normed_left.fill_rows(&self.normed, n, width);
         }
         for (at, ids) in division.blocks() {
-            let head = &head[at * width..][..ids * width];
+            let block = head.narrow(0, at, ids)?;
             let logits = &mut self.logits[n * at..][..n * ids];
             if bf16 {
                 if fresh {
-                    self.columns.fill_columns(head, ids, width);
+                    self.columns.fill_columns(&view(&block)?, ids, width);
                 }
                 multiply(&self.normed_left, self.columns.all(), 1.0, Store::Set, logits);
             } else {
-                let (normed, head) = (Matrix::plain(&self.normed), Matrix::turned(head));
-                matmul([n, width, ids], normed, head, Store::Set, logits);
+                let block = view(&block)?;
+                let (normed, block) = (Matrix::plain(&self.normed), Matrix::turned(&block));
+                matmul([n, width, ids], normed, block, Store::Set, logits);
             }
         }
+        Ok(())
     }
 }
 

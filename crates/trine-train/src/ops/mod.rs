@@ -25,7 +25,6 @@ pub use norm::rms_norm;
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
-use half::bf16;
 use trine_kernels::parallel;
 
 /// Elements that one thread takes at a time.
@@ -39,11 +38,11 @@ pub(crate) enum View<G> {
         storage: G,
         range: Range<usize>,
     },
-    /// Those of a bf16 tensor in f32, which loses nothing.
+    /// Those of a tensor of 16 bits in f32, which loses nothing.
     Widened(Vec<f32>),
 }
 
-/// The elements of a contiguous tensor of f32 or bf16 on the CPU, as f32.
+/// The elements of a contiguous tensor of f32, bf16 or f16 on the CPU, as f32.
 pub(crate) fn view(tensor: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
@@ -52,15 +51,16 @@ pub(crate) fn view(tensor: &Tensor) -> Result<View<impl Deref<Target = Storage> 
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(View::Borrowed { storage, range: start..end }),
         Storage::Cpu(CpuStorage::BF16(data)) => Ok(View::Widened(widened(&data[start..end]))),
-        _ => candle_core::bail!("expected a tensor of f32 or bf16 on the CPU"),
+        Storage::Cpu(CpuStorage::F16(data)) => Ok(View::Widened(widened(&data[start..end]))),
+        _ => candle_core::bail!("expected a tensor of f32, bf16 or f16 on the CPU"),
     }
 }
 
-/// bf16 numbers in f32.
-pub(crate) fn widened(numbers: &[bf16]) -> Vec<f32> {
+/// Numbers of 16 bits in f32.
+pub(crate) fn widened<T: Copy + Into<f32> + Sync>(numbers: &[T]) -> Vec<f32> {
     let mut out = vec![0.0; numbers.len()];
     parallel::for_each_chunk(&mut out, CHUNK, |i, out| {
-        out.iter_mut().zip(&numbers[i * CHUNK..]).for_each(|(out, x)| *out = x.to_f32());
+        out.iter_mut().zip(&numbers[i * CHUNK..]).for_each(|(out, x)| *out = (*x).into());
     });
     out
 }

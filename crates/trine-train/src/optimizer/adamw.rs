@@ -1,11 +1,11 @@
 //! AdamW (arXiv 1711.05101), as PyTorch computes it: one pass over a parameter, in place.
 
 use candle_core::{Result, Tensor};
-use trine_kernels::parallel;
 
+use super::CHUNK;
+use super::in_place::in_place_parts;
 use super::moment::Moment;
 use super::rounding::Rounding;
-use super::{CHUNK, in_place};
 
 /// What one update does to one parameter.
 pub(super) struct Update {
@@ -32,17 +32,15 @@ impl Update {
         m: &mut Moment,
         v: &mut Moment,
     ) -> Result<()> {
-        in_place(weights, |weights| {
-            let chunks = weights.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
-            let mut chunks: Vec<_> = chunks.zip(m.parts()).zip(v.parts()).collect();
-            parallel::for_each(&mut chunks, |chunk, (((weights, gradient), m), v)| {
-                m.change_both(v, |range, m, v| {
-                    self.elements(&mut weights[range.clone()], &gradient[range], m, v);
-                });
-                if let Some(rounding) = self.rounding {
-                    rounding.apply(chunk * CHUNK, weights);
-                }
+        let parts = gradient.chunks(CHUNK).zip(m.parts()).zip(v.parts());
+        let mut parts: Vec<_> = parts.collect();
+        in_place_parts(weights, &mut parts, |part, weights, ((gradient, m), v)| {
+            m.change_both(v, |range, m, v| {
+                self.elements(&mut weights[range.clone()], &gradient[range], m, v);
             });
+            if let Some(rounding) = self.rounding {
+                rounding.apply(part * CHUNK, weights);
+            }
         })
     }
 

@@ -14,10 +14,11 @@ use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{AlignedBuf, parallel};
 
+use super::CHUNK;
 use super::gradients::squares;
+use super::in_place::in_place_parts;
 use super::moment::Moment;
 use super::rounding::Rounding;
-use super::{CHUNK, in_place};
 
 /// Coefficients of the quintic `a x + b x^3 + c x^5`, chosen for a steep rise at 0.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
@@ -169,15 +170,14 @@ impl Update {
         let mut direction = self.direction(gradient, mean);
         newton_schulz.orthogonalize(&mut direction, rows, columns);
         let step = (self.learning_rate * update_scale(rows, columns)) as f32;
-        in_place(weights, |weights| {
-            parallel::for_each_chunk(weights, CHUNK, |chunk, weights| {
-                for (w, d) in weights.iter_mut().zip(&direction[chunk * CHUNK..]) {
-                    *w = *w * self.keep - step * d;
-                }
-                if let Some(rounding) = self.rounding {
-                    rounding.apply(chunk * CHUNK, weights);
-                }
-            });
+        let mut parts: Vec<_> = direction.chunks(CHUNK).collect();
+        in_place_parts(weights, &mut parts, |part, weights, direction| {
+            for (w, d) in weights.iter_mut().zip(direction.iter()) {
+                *w = *w * self.keep - step * d;
+            }
+            if let Some(rounding) = self.rounding {
+                rounding.apply(part * CHUNK, weights);
+            }
         })
     }
 
