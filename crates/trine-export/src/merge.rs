@@ -1,8 +1,9 @@
 //! Adapters merged into the weights beside which they were trained, and what that costs.
 //!
 //! In full precision `W + (alpha / r) B A` is the adapted weight itself. A ternary weight plus that sum is
-//! no ternary weight: it is rounded again, and a small change is mostly lost, since a trit turns only
-//! where the sum crosses the middle between two. So every merge is measured ([`MergeCost`]) against what
+//! no ternary weight: it is rounded again, and a trit turns only where the sum crosses the middle between
+//! two. Masters lie anywhere between, so a small change is kept on the average, in noise that is larger
+//! than it; of stored trits a small change turns none. So every merge is measured ([`MergeCost`]) against what
 //! a model with the adapter beside it computes: ternary weights plus the exact product.
 //!
 //! Masters, where a model has them, get the product added and are ternarized by the definition, scale and
