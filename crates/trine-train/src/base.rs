@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use trine_format::{ModelConfig, ModelFile, Quantization, TokenizerFiles};
+use trine_format::peft::{self, Lora};
+use trine_format::{ModelConfig, ModelFile, Projection, Quantization, TokenizerFiles, names};
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::adapters::{Adapters, Dropout};
@@ -24,6 +25,8 @@ pub struct Base {
     hash: String,
     /// Where the teacher is, unless it is the model itself.
     teacher: Option<PathBuf>,
+    /// The adapter to begin with.
+    adapter: Option<Lora>,
 }
 
 impl Base {
@@ -78,8 +81,45 @@ impl Base {
             tokenizer.set_chat_template(&text);
         }
         let hash = hash(path)?;
-        let (path, teacher) = (path.to_owned(), None);
-        Ok(Self { path, config, has_masters, finetune, tokenizer, hash, teacher })
+        let path = path.to_owned();
+        let (teacher, adapter) = (None, None);
+        Ok(Self { path, config, has_masters, finetune, tokenizer, hash, teacher, adapter })
+    }
+
+    /// With the adapter that `finetune.adapter` names, which is found at `path`.
+    ///
+    /// # Errors
+    /// One that cannot be read, belongs to a model of other shapes, or is not what `[finetune.lora]` says.
+    pub fn with_adapter(mut self, path: &Path) -> Result<Self, TrainError> {
+        let lora = Lora::read(path, &self.config)?;
+        let config = &self.finetune.lora;
+        let targets = config.projections()?;
+        let names = |targets: &[Projection]| {
+            targets.iter().map(|p| names::module(*p)).collect::<Vec<_>>().join(", ")
+        };
+        for (key, of_adapter, of_config) in [
+            ("rank", lora.rank.to_string(), config.rank.to_string()),
+            ("alpha", lora.alpha.to_string(), config.alpha.to_string()),
+            ("targets", names(&lora.targets), names(&targets)),
+        ] {
+            let expected = format!("{of_adapter}, as {} has it", path.display());
+            let key = format!("finetune.lora.{key}");
+            require(of_adapter == of_config, &key, &expected, of_config)?;
+        }
+        // Another adapter is another beginning.
+        let both = [self.hash.clone(), hash(&path.join(peft::MATRICES))?];
+        self.hash = blake3::hash(both.concat().as_bytes()).to_hex().to_string();
+        self.adapter = Some(lora);
+        Ok(self)
+    }
+
+    /// The adapters that the run begins with.
+    fn adapters(&self, run: &RunConfig) -> Result<Adapters, TrainError> {
+        if let Some(lora) = &self.adapter {
+            return Adapters::from_lora(lora, &self.config);
+        }
+        let lora = &self.finetune.lora;
+        Adapters::init(&self.config, lora.rank, lora.alpha, &lora.projections()?, run.seed)
     }
 
     /// With the teacher that `finetune.distill.teacher` names, which is found at `path`.
@@ -195,17 +235,26 @@ impl Base {
             let params = Params::load_masters(&file, &self.config, &Device::Cpu)?;
             return Bitnet::new(self.config.clone(), params);
         }
-        let lora = &self.finetune.lora;
-        let targets = lora.projections()?;
-        let adapters = Adapters::init(&self.config, lora.rank, lora.alpha, &targets, run.seed)?;
+        let adapters = self.adapters(run)?;
         self.adapted(run, adapters.for_base(Some(self.finetune.base.clone())))
     }
 
-    /// The model as it is, beside one whose masters are trained: packed, where it is ternary.
+    /// What preferences are compared with: the model as the run begins with it. None where that is `model`,
+    /// the one in training, without its adapters; in its memory where only adapters are trained; otherwise
+    /// beside it, packed where it is ternary.
     ///
     /// # Errors
     /// A model that cannot be read, or that cannot be computed so.
-    pub(crate) fn reference(&self) -> Result<Bitnet, TrainError> {
+    pub(crate) fn reference(&self, model: &Bitnet) -> Result<Option<Bitnet>, TrainError> {
+        if self.finetune.method == Method::Full {
+            return self.beside().map(Some);
+        }
+        let adapter = self.adapter.as_ref();
+        let adapters = adapter.map(|lora| Adapters::from_lora(lora, &self.config)).transpose()?;
+        adapters.map(|adapters| model.beside(adapters)).transpose()
+    }
+
+    fn beside(&self) -> Result<Bitnet, TrainError> {
         let file = open(&self.path, self.finetune.method)?;
         let model = match self.config.quantization {
             Quantization::None => {

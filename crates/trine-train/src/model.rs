@@ -78,6 +78,15 @@ impl Bitnet {
         self
     }
 
+    /// A model of the same weights, in the same memory, with other adapters.
+    ///
+    /// # Errors
+    /// None, but for what a configuration may be refused for.
+    pub(crate) fn beside(&self, adapters: Adapters) -> std::result::Result<Self, TrainError> {
+        let model = Self::new(self.config.clone(), self.params.shared())?;
+        Ok(Self { frozen: self.frozen.clone(), adapters: Some(adapters), ..model })
+    }
+
     /// The adapters, if the model has them.
     pub fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()

@@ -159,6 +159,11 @@ impl Params {
         self.vars.insert(name, var);
     }
 
+    /// The same variables, in the same memory.
+    pub(crate) fn shared(&self) -> Self {
+        Self { vars: self.vars.clone() }
+    }
+
     /// Keeps matrices in bf16, rounded to the nearest; norms stay in f32.
     pub(crate) fn narrow(&mut self) -> candle_core::Result<()> {
         for var in self.vars.values_mut().filter(|var| var.rank() >= 2) {

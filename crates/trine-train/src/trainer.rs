@@ -235,7 +235,7 @@ impl Trainer {
                 Some(base) => base.tokenizer_files().clone(),
                 None => tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             },
-            reference: start.reference(&config)?,
+            reference: start.reference(&config, &model)?,
             teacher: match start.base() {
                 Some(base) => base.teacher(config.train.precision)?,
                 None => None,

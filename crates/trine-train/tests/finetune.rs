@@ -184,6 +184,27 @@ fn better_answers_gain_on_worse_ones() {
         let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         assert!(last["val_accuracy"].as_f64().unwrap() > 0.7, "{method}: {last}");
     }
+    // Preferences after answers: compared with what the adapter was in the beginning.
+    let tuned = config(dir.path(), &base, &["finetune.lora.rank=2"]);
+    train(&tuned, &base, &dir.path().join("tuned"), None);
+    let adapter = dir.path().join("tuned/checkpoints/step-000010");
+    let named = format!("finetune.adapter={}", adapter.display());
+    let ways = ["finetune.objective=dpo", &named, "finetune.lora.rank=2"];
+    let with_adapter = |settings: &[&str]| {
+        let config = config(dir.path(), &base, settings);
+        let opened = Base::open(&base, &config).unwrap().with_adapter(&adapter);
+        opened.map(|opened| (config, opened))
+    };
+    let (tuning, opened) = with_adapter(&ways).unwrap();
+    let run = dir.path().join("preferred");
+    let made = data(&opened, &tuning, &run);
+    let mut watch = Watch::default();
+    Trainer::finetune(tuning, made, opened, &run).unwrap().run(&mut watch).unwrap();
+    assert!((watch.losses[0] - 2f32.ln()).abs() < 1e-5, "{}", watch.losses[0]);
+    assert!(watch.validations[1] < 0.68, "{:?}", watch.validations);
+    let error = with_adapter(&[&named]).err().unwrap().to_string();
+    assert!(error.contains("`finetune.lora.rank`") && error.contains("found 4"), "{error}");
+
     // Data of one kind is not taken for the other.
     let sft = config(dir.path(), &base, &[]);
     let opened = Base::open(&base, &sft).unwrap();

@@ -35,6 +35,9 @@ pub struct FinetuneConfig {
     /// Adds RMSNorms before the output and down projections, where the model has none (BitDistill, arXiv
     /// 2510.13998). For `method = "full"`.
     pub add_sub_norms: bool,
+    /// An adapter to begin with, a directory or a run, for `method = "lora"`; with `dpo` it is a part of what
+    /// preferences are compared with. `[finetune.lora]` then says what the adapter is.
+    pub adapter: String,
     /// Adapters, for `method = "lora"`.
     pub lora: LoraConfig,
     /// A teacher, to learn from what it says of every token besides the tokens themselves.
@@ -121,6 +124,7 @@ impl Default for FinetuneConfig {
             chat_template: String::new(),
             ternarize: false,
             add_sub_norms: false,
+            adapter: String::new(),
             lora: LoraConfig::default(),
             distill: None,
         }
@@ -198,6 +202,8 @@ impl FinetuneConfig {
         let one = "nothing, as a fine-tuning has one source, data.path";
         require(sources.is_empty(), "data.sources", one, sources.len())?;
         let lora = self.method == Method::Lora;
+        let only = "nothing, as method = \"full\" trains no adapter";
+        require(lora || self.adapter.is_empty(), "finetune.adapter", only, &self.adapter)?;
         let frozen = "nothing, as method = \"lora\" leaves the model as it is";
         for (holds, key) in [
             (default, "quantizer"),
@@ -290,6 +296,7 @@ mod tests {
             ("data.sources=[{path='a'}]", "`data.sources`"),
             ("quantizer.weights=absmedian", "`quantizer`"),
             ("finetune.ternarize=true", "`finetune.ternarize`"),
+            ("finetune={base='a',method='full',adapter='b'}", "`finetune.adapter`"),
         ] {
             let text = if key == "`data.sources`" { "[finetune]\nbase = 'model'\n" } else { TEXT };
             let error = parse(text, &[setting]).unwrap_err();

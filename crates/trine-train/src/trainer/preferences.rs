@@ -64,7 +64,7 @@ impl Trainer {
     fn reference_of(&mut self, batch: &Batch) -> Result<Vec<f64>, TrainError> {
         Ok(match &self.reference {
             None => self.engine.log_probabilities(&self.model, batch, false)?,
-            Some(reference) => self.engine.log_probabilities(reference, batch, false)?,
+            Some(reference) => self.engine.log_probabilities(reference, batch, true)?,
         })
     }
 }

@@ -9,10 +9,11 @@ use trine_format::ModelConfig;
 use trine_format::peft::Lora;
 use trine_tokenizer::Tokenizer;
 
+use super::preferences;
 use crate::adapters::Adapters;
 use crate::base::Base;
 use crate::checkpoint::{self, TrainerState};
-use crate::config::{FinetuneConfig, Method, Objective};
+use crate::config::Method;
 use crate::optimizer::Optimizer;
 use crate::quantizers::{QuantizerConfig, Scheme, stored};
 use crate::{Bitnet, Params, RunConfig, TrainError};
@@ -66,10 +67,15 @@ impl Start {
     }
 
     /// What preferences are compared with, unless that is the model in training without its adapters.
-    pub(super) fn reference(&self, config: &RunConfig) -> Result<Option<Bitnet>, TrainError> {
-        let full = |f: &&FinetuneConfig| f.objective == Objective::Dpo && f.method == Method::Full;
-        match (&self.base, config.finetune.as_ref().filter(full)) {
-            (Some(base), Some(_)) => base.reference().map(Some),
+    pub(super) fn reference(
+        &self,
+        config: &RunConfig,
+        model: &Bitnet,
+    ) -> Result<Option<Bitnet>, TrainError> {
+        match &self.base {
+            Some(base) if preferences::beta(config.finetune.as_ref()).is_some() => {
+                base.reference(model)
+            }
             _ => Ok(None),
         }
     }

@@ -54,6 +54,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(distill) = finetune.distill.as_ref().filter(|d| !d.teacher.is_empty()) {
         base = base.with_teacher(&model::resolve_model(Path::new(&distill.teacher))?)?;
     }
+    if !finetune.adapter.is_empty() {
+        base = base.with_adapter(&model::resolve(Path::new(&finetune.adapter))?)?;
+    }
     let plan = Plan::new(&config, base.config())?;
     if args.dry_run {
         let limits = measure_limits(trine_kernels::threads());
@@ -157,8 +160,7 @@ fn print(plan: &Plan, limits: &Limits, as_json: bool) -> anyhow::Result<()> {
         lines.push(format!("free           {}", output::bytes(available)));
     }
     lines.push(format!(
-        "step           {} tokens, at least {seconds:.2} s at this machine's limits; expect half as much \
-         again",
+        "step           {} tokens, at least {seconds:.2} s at this machine's limits if all are learned",
         output::count(plan.tokens as u64)
     ));
     output::print_line(&lines.join("\n"))
