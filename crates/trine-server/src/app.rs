@@ -22,13 +22,15 @@ pub struct ServedAdapter {
     pub root: String,
     /// What the model is run with.
     pub adapter: Arc<Adapter>,
+    /// The template that it was trained with; without one that of the model.
+    pub template: Option<Arc<ChatTemplate>>,
 }
 
 /// A model that is being served.
 pub struct App {
     pub(crate) engine: Engine,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) template: Option<Arc<ChatTemplate>>,
     /// Ids that end an answer.
     pub(crate) stop: Vec<u32>,
     pub(crate) config: ServerConfig,
@@ -59,7 +61,7 @@ impl App {
         Self {
             engine,
             tokenizer,
-            template,
+            template: template.map(Arc::new),
             stop,
             config,
             adapters: Vec::new(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::Value;
 use trine_runtime::{Adapter, Request, SamplerConfig, Sampling};
+use trine_tokenizer::ChatTemplate;
 
 use crate::App;
 use crate::error::ApiError;
@@ -197,6 +198,8 @@ pub(crate) struct Served {
     pub(crate) name: String,
     /// Beside the model.
     pub(crate) adapter: Option<Arc<Adapter>>,
+    /// Of conversations with it.
+    pub(crate) template: Option<Arc<ChatTemplate>>,
 }
 
 impl Served {
@@ -205,11 +208,13 @@ impl Served {
         let base = &app.config.model;
         let name = name.unwrap_or(base);
         if name == base {
-            return Ok(Self { name: base.clone(), adapter: None });
+            let template = app.template.clone();
+            return Ok(Self { name: base.clone(), adapter: None, template });
         }
         if let Some(served) = app.adapters.iter().find(|served| served.name == name) {
             let adapter = Some(served.adapter.clone());
-            return Ok(Self { name: served.name.clone(), adapter });
+            let template = served.template.clone().or_else(|| app.template.clone());
+            return Ok(Self { name: served.name.clone(), adapter, template });
         }
         let adapters = app.adapters.iter().map(|served| format!(" or {:?}", served.name));
         let others: String = adapters.collect();

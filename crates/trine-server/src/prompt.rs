@@ -6,6 +6,7 @@ use trine_tokenizer::{Message, TokenizerError};
 
 use crate::App;
 use crate::error::ApiError;
+use crate::params::Served;
 
 /// Ids of what a tokenizer makes of something, for parameter `param`; as many at a time as there are
 /// threads.
@@ -34,17 +35,15 @@ pub(crate) async fn of_text(
 /// Ids of a conversation up to the answer.
 pub(crate) async fn of_messages(
     app: &Arc<App>,
+    served: &Served,
     messages: Vec<Message>,
 ) -> Result<Vec<u32>, ApiError> {
     let param = "messages";
-    if app.template.is_none() {
+    let Some(template) = served.template.clone() else {
         let message = "the model has no chat template: use /v1/completions";
         return Err(ApiError::param(param, message));
-    }
-    let ids = ids(app, param, move |app| match &app.template {
-        Some(template) => template.prompt(&app.tokenizer, &messages),
-        None => Ok(Vec::new()),
-    });
+    };
+    let ids = ids(app, param, move |app| template.prompt(&app.tokenizer, &messages));
     within(app, param, ids.await?)
 }
 

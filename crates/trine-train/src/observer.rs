@@ -32,7 +32,8 @@ pub struct StepReport {
 
 /// Whoever watches a run: a terminal, a test, a notebook.
 pub trait Observer {
-    /// An update is about to be made: the model as it is and the gradients, before clipping.
+    /// An update is about to be made: the model as it is and the gradients, before clipping; none with
+    /// `train.update_in_backward`, where they do not exist together.
     fn before_update(&mut self, _step: usize, _model: &Bitnet, _gradients: &Gradients) {}
     /// An update was made: the model as it is now. [`Self::on_step`] follows.
     fn after_update(&mut self, _step: usize, _model: &Bitnet) {}

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use trine_format::peft::Lora;
-use trine_format::{ModelConfig, names};
+use trine_format::{ModelConfig, TokenizerFiles, names};
 use trine_runtime::{Adapter, LowRankType, Model};
+use trine_tokenizer::ChatTemplate;
 
 use crate::model::resolve;
 use crate::output::{bytes, note};
@@ -52,6 +53,17 @@ pub(crate) fn load(model: &Model, dir: &Path, dtype: LowRankType) -> anyhow::Res
 /// Reads the adapter in a directory, or in the latest checkpoint of a run.
 pub(crate) fn read(dir: &Path, config: &ModelConfig) -> anyhow::Result<Lora> {
     Ok(Lora::read(&resolve(dir)?, config)?)
+}
+
+/// The chat template that the adapter in a directory was trained with, if it is there.
+pub(crate) fn template(dir: &Path) -> anyhow::Result<Option<ChatTemplate>> {
+    let dir = resolve(dir)?;
+    if !dir.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    let files = TokenizerFiles::open(&dir)?;
+    let template = files.chat_template().map(ChatTemplate::new).transpose();
+    template.with_context(|| dir.display().to_string())
 }
 
 /// What `NAME=DIR` names, or `DIR` after its last part.

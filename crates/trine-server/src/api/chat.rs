@@ -67,7 +67,7 @@ pub(super) async fn handle(
     if messages.is_empty() {
         return Err(ApiError::param("messages", "expected at least one, found none"));
     }
-    let ids = prompt::of_messages(&app, messages).await?;
+    let ids = prompt::of_messages(&app, &served, messages).await?;
     let (prompts, seed) = (ids.len(), params.seed(&app));
     let requests = (0..params.n()).map(|i| {
         let seed = seed.wrapping_add(i as u64);

@@ -18,6 +18,7 @@ fn description(app: &App, name: &str) -> Value {
     let config = app.engine.model().config();
     let adapter = app.adapters.iter().find(|served| served.name == name);
     let adapter = adapter.filter(|_| name != app.config.model);
+    let template = adapter.and_then(|served| served.template.as_ref()).or(app.template.as_ref());
     json!({
         "id": name,
         "object": "model",
@@ -29,7 +30,7 @@ fn description(app: &App, name: &str) -> Value {
         "meta": {
             "vocab_size": config.vocab_size,
             "parameters": config.parameter_count(),
-            "chat": app.template.is_some(),
+            "chat": template.is_some(),
             "adapter_rank": adapter.map(|served| served.adapter.rank()),
         },
     })

@@ -7,6 +7,7 @@ use trine_format::Projection;
 use trine_format::peft::Lora;
 use trine_runtime::{Adapter, EngineConfig, LowRankType, Model};
 use trine_server::{ServedAdapter, ServerConfig};
+use trine_tokenizer::ChatTemplate;
 
 use super::{Server, chat, with};
 
@@ -34,7 +35,7 @@ fn adapter(model: &Model, name: &str, seed: usize) -> ServedAdapter {
         }
     }
     let adapter = Arc::new(Adapter::new(model, &lora, LowRankType::F16).unwrap());
-    ServedAdapter { name: name.to_owned(), root: format!("{name}-files"), adapter }
+    ServedAdapter { name: name.to_owned(), root: format!("{name}-files"), adapter, template: None }
 }
 
 fn server() -> Server {
@@ -121,4 +122,22 @@ fn a_request_is_answered_by_the_model_that_it_names() {
     };
     assert_ne!(embedding("model"), embedding("law"));
     assert_ne!(embedding("team/poems"), embedding("law"));
+}
+
+#[test]
+fn a_conversation_is_rendered_with_the_template_that_an_adapter_was_trained_with() {
+    let template = ChatTemplate::new("Q: {{ messages[-1]['content'] }} A:").unwrap();
+    let adapters = |model: &Model| {
+        let own = ServedAdapter { template: Some(Arc::new(template)), ..adapter(model, "own", 1) };
+        vec![own, adapter(model, "law", 1)]
+    };
+    let server = Server::with_adapters(ServerConfig::default(), EngineConfig::default(), adapters);
+    let tokens = |name: &str| {
+        let answer = server.ok(CHAT, &with(chat("Hi"), json!({"model": name, "max_tokens": 1})));
+        answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let own = server.tokenizer.encode("Q: Hi A:", false).unwrap().len() as u64;
+    assert!([own, own + 1].contains(&tokens("own")), "{}", tokens("own"));
+    assert_eq!(tokens("law"), tokens("model"));
+    assert_ne!(tokens("law"), tokens("own"));
 }

@@ -15,8 +15,9 @@ use trine_kernels::gemm::{Matrix, Store};
 use trine_kernels::{nn, parallel};
 
 use super::head::{Targets, head_name, norm, norm_backward, normed_rows};
+use super::learned::{Learned, gather};
 use super::products::Products;
-use super::{Buffer, Engine, Found, Learned, Pass, gather};
+use super::{Buffer, Engine, Found, Pass};
 use crate::Bitnet;
 use crate::ops::view;
 

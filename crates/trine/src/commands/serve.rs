@@ -120,7 +120,9 @@ fn load(
     engine: EngineConfig,
 ) -> anyhow::Result<App> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
-    let adapters = adapters.iter().map(|(name, dir)| served(&loaded.model, name, dir));
+    // A template of the command line is everybody's.
+    let own = args.chat_template.is_none();
+    let adapters = adapters.iter().map(|(name, dir)| served(&loaded.model, name, dir, own));
     let adapters = adapters.collect::<anyhow::Result<Vec<_>>>()?;
     let own = loaded.file.tokenizer().and_then(|files| files.chat_template().map(str::to_owned));
     let text = match &args.chat_template {
@@ -143,9 +145,10 @@ fn load(
     Ok(App::new(engine, loaded.tokenizer, template, stop, config).with_adapters(adapters))
 }
 
-fn served(model: &Model, name: &str, dir: &Path) -> anyhow::Result<ServedAdapter> {
+fn served(model: &Model, name: &str, dir: &Path, own: bool) -> anyhow::Result<ServedAdapter> {
     let adapter = adapter::load(model, dir, LowRankType::F16)?;
-    Ok(ServedAdapter { name: name.to_owned(), root: self::name(dir), adapter })
+    let template = if own { adapter::template(dir)?.map(Arc::new) } else { None };
+    Ok(ServedAdapter { name: name.to_owned(), root: self::name(dir), adapter, template })
 }
 
 /// Names and directories of the adapters, each name for itself.

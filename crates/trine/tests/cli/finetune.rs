@@ -61,6 +61,29 @@ fn adapters_are_trained_resumed_and_run() {
 }
 
 #[test]
+fn an_adapter_brings_the_template_that_its_model_lacks() {
+    let place = Place::with_data();
+    place.ok(&["train", "tiny.toml", "--data", "data", "--out", "base"]);
+    place.write("chats.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\"}\n".repeat(9));
+    place
+        .write("tuned.toml", TUNED.replace("BASE", "base").replace("seq_len = 64", "seq_len = 32"));
+    let tune =
+        |more: &[&str]| place.run(&[&["finetune", "tuned.toml", "--out", "run"], more].concat());
+    let refused = tune(&[]);
+    refused.check_refused(&["finetune"], &["chats.jsonl: line 1", "finetune.chat_template"]);
+    place.write(
+        "chat.jinja",
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}\
+        {% if add_generation_prompt %}assistant: {% endif %}",
+    );
+    let tuned = tune(&["--set", "finetune.chat_template=chat.jinja"]);
+    assert_eq!(tuned.code, Some(0), "{}", tuned.stderr);
+    let chat = |more: &[&str]| place.run(&[&["chat", "base", "-n", "2"], more].concat()).stderr;
+    assert!(chat(&[]).contains("no chat template"));
+    assert!(!chat(&["--adapter", "run"]).contains("no chat template"));
+}
+
+#[test]
 fn masters_are_trained_and_converted() {
     let place = place();
     let full = ["--set", "finetune.method=full", "--set", "finetune.loss=sum"];
