@@ -93,6 +93,9 @@ pub enum RuntimeError {
         /// What was given.
         found: f32,
     },
+    /// What a text must look like leaves no id to go on with.
+    #[error("the text cannot go on as it must: {0}")]
+    Constraint(String),
     /// Logits that no distribution can be made of.
     #[error("the model produced a NaN logit for token {id}: its weights or input are not finite")]
     NanLogit {

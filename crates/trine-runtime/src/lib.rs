@@ -55,7 +55,7 @@ mod weights;
 
 pub use adapter::Adapter;
 pub use engine::{
-    End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
+    Constraint, End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
     SubmitError, Ticket, Token, Usage,
 };
 pub use error::RuntimeError;

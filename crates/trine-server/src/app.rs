@@ -11,6 +11,7 @@ use trine_runtime::{Adapter, Engine};
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::ServerConfig;
+use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 
 /// An adapter that is served beside the model, under a name of its own.
@@ -35,6 +36,7 @@ pub struct App {
     pub(crate) stop: Vec<u32>,
     pub(crate) config: ServerConfig,
     pub(crate) adapters: Vec<ServedAdapter>,
+    pub(crate) grammars: Grammars,
     pub(crate) metrics: Metrics,
     /// When it began, in seconds since 1970.
     pub(crate) created: u64,
@@ -65,6 +67,7 @@ impl App {
             stop,
             config,
             adapters: Vec::new(),
+            grammars: Grammars::default(),
             metrics: Metrics::default(),
             created: seconds(),
             draining: AtomicBool::new(false),

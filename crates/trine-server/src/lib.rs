@@ -28,6 +28,7 @@ mod config;
 mod error;
 mod events;
 mod generation;
+mod grammar;
 mod layers;
 mod metrics;
 mod page;

@@ -11,6 +11,7 @@ use trine_tokenizer::ChatTemplate;
 
 use crate::App;
 use crate::error::ApiError;
+use crate::grammar::ResponseFormat;
 
 /// Most stop strings, and their length in bytes.
 const STOPS: usize = 16;
@@ -37,10 +38,10 @@ pub(crate) struct Params {
     frequency_penalty: Option<f32>,
     repetition_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) response_format: Option<ResponseFormat>,
     /// Go on after the ids that end an answer.
     ignore_eos: Option<bool>,
     // What would change the answer and is not there is refused and not ignored.
-    response_format: Option<ResponseFormat>,
     tools: Option<Vec<Value>>,
     functions: Option<Vec<Value>>,
     best_of: Option<usize>,
@@ -51,12 +52,6 @@ pub(crate) struct Params {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct StreamOptions {
     include_usage: Option<bool>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 /// A string or several.
@@ -84,11 +79,6 @@ impl Params {
     /// What is to answer. Refuses what another model or server would have to do.
     pub(crate) fn check(&self, app: &App) -> Result<Served, ApiError> {
         let served = Served::find(app, self.model.as_deref())?;
-        if let Some(format) = self.response_format.as_ref().filter(|format| format.kind != "text") {
-            let found = &format.kind;
-            let message = format!("expected \"text\", which this server can do, found {found:?}");
-            return Err(ApiError::param("response_format.type", message));
-        }
         let some = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (name, is_asked_for) in [
             ("tools", some(&self.tools)),

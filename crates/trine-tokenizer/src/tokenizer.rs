@@ -258,6 +258,29 @@ impl Tokenizer {
         self.hf.id_to_token(id)
     }
 
+    /// The bytes that an id adds to a text; none of a special token, and of one that there is not.
+    pub fn bytes_of(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.token(id).filter(|_| !self.is_special(id)) else {
+            return Vec::new();
+        };
+        match self.joining {
+            Joining::Bytes => {
+                let bytes: Option<Vec<u8>> = token.chars().map(make::char_byte).collect();
+                // An added token may have characters that spell no byte: it is text then.
+                bytes.unwrap_or_else(|| token.into_bytes())
+            }
+            Joining::Text => token.into_bytes(),
+            // As SentencePiece spells a byte, and a space.
+            Joining::Rules => {
+                let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+                match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => token.replace('\u{2581}', " ").into_bytes(),
+                }
+            }
+        }
+    }
+
     /// The id of a token, as the vocabulary spells it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.hf.token_to_id(token)

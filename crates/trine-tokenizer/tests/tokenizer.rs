@@ -120,6 +120,19 @@ fn edited(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, TokenizerError> 
 }
 
 #[test]
+fn ids_have_the_bytes_that_they_add_to_a_text() {
+    let text = "A dögs's 😀 tale\n";
+    for tokenizer in [bpe(), Tokenizer::bytes(), Tokenizer::characters(text).unwrap()] {
+        let ids = tokenizer.encode_plain(text).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes_of(*id)).collect();
+        assert_eq!(String::from_utf8(bytes).unwrap(), text);
+        let special = tokenizer.special_tokens();
+        assert!(special.iter().all(|(id, _)| tokenizer.bytes_of(*id).is_empty()));
+        assert!(tokenizer.bytes_of(u32::MAX).is_empty());
+    }
+}
+
+#[test]
 fn bytes_are_their_own_ids() {
     let tokenizer = Tokenizer::bytes();
     assert_eq!(tokenizer.encode_plain("a\0 é\n").unwrap(), [0x61, 0, 0x20, 0xc3, 0xa9, 0x0a]);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::constraint::Constraint;
 use super::logprobs::Logprob;
 use super::request::{Request, Sampling, Token};
 use crate::{RuntimeError, Sampler};
@@ -10,6 +11,7 @@ use crate::{RuntimeError, Sampler};
 pub(super) struct Chooser {
     sampler: Sampler,
     sampling: Sampling,
+    constraint: Option<Box<dyn Constraint>>,
     logprobs: Option<usize>,
     /// How often ids were generated; only where penalties ask.
     counts: HashMap<u32, u32>,
@@ -19,13 +21,15 @@ impl Chooser {
     pub(super) fn new(request: &Request) -> Result<Self, RuntimeError> {
         let sampling = request.sampling.clone();
         let sampler = Sampler::new(sampling.sampler)?;
-        Ok(Self { sampler, sampling, logprobs: request.logprobs, counts: HashMap::new() })
+        let (constraint, logprobs) = (request.constraint.clone(), request.logprobs);
+        Ok(Self { sampler, sampling, constraint, logprobs, counts: HashMap::new() })
     }
 
     /// The next id, given logits `(V,)` and the text so far.
     pub(super) fn choose(&mut self, logits: &[f32], text: &[u32]) -> Result<Token, RuntimeError> {
         let Sampling { presence_penalty, frequency_penalty, logit_bias, .. } = &self.sampling;
-        let id = if logit_bias.is_empty() && self.counts.is_empty() {
+        let constraint = &mut self.constraint;
+        let id = if logit_bias.is_empty() && self.counts.is_empty() && constraint.is_none() {
             self.sampler.sample(logits, text)?
         } else {
             let mut moved = logits.to_vec();
@@ -35,8 +39,14 @@ impl Chooser {
             for &(id, bias) in logit_bias {
                 moved[id as usize] += bias;
             }
+            if let Some(constraint) = constraint {
+                constraint.mask(&mut moved).map_err(RuntimeError::Constraint)?;
+            }
             self.sampler.sample(&moved, text)?
         };
+        if let Some(constraint) = constraint {
+            constraint.accept(id).map_err(RuntimeError::Constraint)?;
+        }
         if *presence_penalty != 0.0 || *frequency_penalty != 0.0 {
             *self.counts.entry(id).or_default() += 1;
         }
@@ -48,6 +58,7 @@ impl Chooser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SamplerConfig;
 
     fn ids(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
         let request = Request { sampling, ..Request::default() };
@@ -69,6 +80,48 @@ mod tests {
         let bias = |id, bias| Sampling { logit_bias: vec![(id, bias)], ..Sampling::default() };
         assert_eq!(ids(bias(2, 100.0), &[3.0, 2.5, 0.0], 1), [2]);
         assert_eq!(ids(bias(0, f32::NEG_INFINITY), &[3.0, 2.5, 0.0], 1), [1]);
+    }
+
+    /// Every id once, in order; then nothing.
+    #[derive(Clone, Debug)]
+    struct InOrder(u32);
+
+    impl Constraint for InOrder {
+        fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+            if self.0 as usize >= logits.len() {
+                return Err("all were there".to_owned());
+            }
+            let next = self.0 as usize;
+            let others = logits.iter_mut().enumerate().filter(|(id, _)| *id != next);
+            others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            Ok(())
+        }
+
+        fn accept(&mut self, id: u32) -> Result<(), String> {
+            self.0 = id + 1;
+            Ok(())
+        }
+
+        fn boxed(&self) -> Box<dyn Constraint> {
+            Box::new(self.clone())
+        }
+    }
+
+    #[test]
+    fn a_constraint_decides_among_all_ids_and_every_text_has_its_own() {
+        let constraint: Option<Box<dyn Constraint>> = Some(Box::new(InOrder(0)));
+        for temperature in [0.0, 1.0] {
+            let sampler = SamplerConfig { temperature, ..SamplerConfig::default() };
+            let sampling = Sampling { sampler, ..Sampling::default() };
+            let constraint = constraint.clone();
+            let request = Request { sampling, constraint, ..Request::default() };
+            for _ in 0..2 {
+                let mut chooser = Chooser::new(&request).unwrap();
+                let mut next = || chooser.choose(&[0.0, 9.0, 1.0], &[]).map(|token| token.id);
+                assert_eq!([next().unwrap(), next().unwrap(), next().unwrap()], [0, 1, 2]);
+                assert!(next().unwrap_err().to_string().contains("all were there"));
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! request gets the ids that it would get alone.
 
 mod choose;
+mod constraint;
 mod logprobs;
 mod prefix;
 mod request;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+pub use constraint::Constraint;
 pub use logprobs::Logprob;
 pub use request::{End, Event, Pooling, Request, Sampling, Token, Usage};
 use scheduler::Scheduler;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::constraint::Constraint;
 use super::logprobs::Logprob;
 use crate::{Adapter, Model, RuntimeError, Sampler, SamplerConfig};
 
@@ -19,6 +20,8 @@ pub struct Request {
     pub stop: Vec<u32>,
     /// How ids are chosen.
     pub sampling: Sampling,
+    /// What may be chosen, if not everything.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Wants the log-probability of every id that is chosen, and of so many of the likeliest.
     pub logprobs: Option<usize>,
     /// Wants the same of the ids of the prompt. Such a prompt is gone through whole, whatever is in

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::generation::{Generation, Piece};
 use crate::params::{Params, TOP_LOGPROBS};
-use crate::{App, body, prompt};
+use crate::{App, body, grammar, prompt};
 
 #[derive(Deserialize)]
 struct Chat {
@@ -67,13 +67,14 @@ pub(super) async fn handle(
     if messages.is_empty() {
         return Err(ApiError::param("messages", "expected at least one, found none"));
     }
+    let constrained = grammar::constraint(&app, params.response_format.clone()).await?;
     let ids = prompt::of_messages(&app, &served, messages).await?;
     let (prompts, seed) = (ids.len(), params.seed(&app));
     let requests = (0..params.n()).map(|i| {
         let seed = seed.wrapping_add(i as u64);
         let request = params.request(&app, ids.clone(), max_tokens, seed)?;
         let adapter = served.adapter.clone();
-        Ok(trine_runtime::Request { adapter, logprobs, ..request })
+        Ok(constrained.bind(trine_runtime::Request { adapter, logprobs, ..request }))
     });
     let requests = requests.collect::<Result<Vec<_>, _>>()?;
     let choices = requests.len();

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::generation::{Generation, Piece};
 use crate::params::{Params, TOP_LOGPROBS};
-use crate::{App, body};
+use crate::{App, body, grammar};
 
 /// Ids generated where a request does not say how many, as OpenAI has it.
 const MAX_TOKENS: usize = 16;
@@ -47,6 +47,7 @@ pub(super) async fn handle(
     }
     let stops = params.stops()?;
     let echo = echo == Some(true);
+    let constrained = grammar::constraint(&app, params.response_format.clone()).await?;
     let prompts = prompt.read(&app, "prompt", params.n()).await?;
     let seed = params.seed(&app);
     let mut requests = Vec::new();
@@ -56,7 +57,8 @@ pub(super) async fn handle(
         let request = params.request(&app, prompt.ids.clone(), max_tokens, seed)?;
         let prompt_logprobs = echo && logprobs.is_some();
         let adapter = served.adapter.clone();
-        requests.push(trine_runtime::Request { adapter, logprobs, prompt_logprobs, ..request });
+        let request = trine_runtime::Request { adapter, logprobs, prompt_logprobs, ..request };
+        requests.push(constrained.bind(request));
     }
     let choices = requests.len();
     let generation = Generation::start(&app, "prompt", requests, &stops)?;

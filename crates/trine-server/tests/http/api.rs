@@ -201,7 +201,22 @@ fn wrong_parameters_are_named() {
             "messages[0].content[0]",
         ),
         (json!({"tools": [{"type": "function"}]}), "tools"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format.type"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"response_format": {"type": "regex"}}), "response_format.regex"),
+        (json!({"response_format": {"type": "regex", "regex": "("}}), "response_format.regex"),
+        (
+            json!({"response_format": {"type": "grammar", "grammar": "start: nowhere"}}),
+            "response_format.grammar",
+        ),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}),
+            "response_format.json_schema.schema",
+        ),
     ] {
         server.post(CHAT, &with(chat("Hi"), other)).check_refused(400, Some(param));
     }

@@ -6,6 +6,7 @@
 mod abuse;
 mod adapters;
 mod api;
+mod grammar;
 mod lifetime;
 
 use std::io::{Read, Write};
