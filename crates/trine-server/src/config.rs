@@ -9,6 +9,9 @@ pub struct ServerConfig {
     pub model: String,
     /// Keys of which a request must have one; without any, everybody may ask.
     pub api_keys: Vec<String>,
+    /// Origins whose pages may ask, `https://example.org`; one of `*` stands for all. Without any, browsers
+    /// let only the server's own page ask.
+    pub cors_origins: Vec<String>,
     /// Longest body in bytes.
     pub max_body: usize,
     /// Most connections at once; more wait until one ends.
@@ -30,6 +33,7 @@ impl Default for ServerConfig {
         Self {
             model: "model".to_owned(),
             api_keys: Vec::new(),
+            cors_origins: Vec::new(),
             max_body: 4 << 20,
             max_connections: 1024,
             max_choices: 64,

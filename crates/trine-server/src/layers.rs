@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, State};
-use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::{Choice, ConstantTimeEq};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::App;
 use crate::error::ApiError;
@@ -74,6 +75,20 @@ fn has_key(headers: &HeaderMap, keys: &[String]) -> bool {
     let Some((scheme, given)) = value.split_at_checked(7) else { return false };
     let fits = |fits: Choice, key: &String| fits | key.as_bytes().ct_eq(given);
     scheme.eq_ignore_ascii_case(b"bearer ") && keys.iter().fold(Choice::from(0), fits).into()
+}
+
+/// Lets pages of other origins ask, if there are any.
+pub(crate) fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let all = origins.iter().any(|origin| origin == "*");
+    let origins = match origins {
+        [] => return None,
+        _ if all => AllowOrigin::any(),
+        // What is no header no browser sends.
+        some => AllowOrigin::list(some.iter().filter_map(|o| HeaderValue::from_str(o).ok())),
+    };
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    let methods = [Method::GET, Method::POST];
+    Some(CorsLayer::new().allow_origin(origins).allow_methods(methods).allow_headers(headers))
 }
 
 #[cfg(test)]

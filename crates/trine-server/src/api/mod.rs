@@ -32,7 +32,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/detokenize", post(tokens::detokenize))
         .route("/metrics", get(info::metrics))
         .route_layer(from_fn_with_state(app.clone(), layers::key));
-    Router::new()
+    let router = Router::new()
         .route("/", get(page::document))
         .route("/chat.css", get(page::style))
         .route("/chat.js", get(page::script))
@@ -46,8 +46,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path")
         })
-        .layer(from_fn_with_state(app.clone(), layers::trace))
-        .with_state(app)
+        .layer(from_fn_with_state(app.clone(), layers::trace));
+    let router = match layers::cors(&app.config.cors_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.with_state(app)
 }
 
 /// What the choices of a request took together. Their prompts count once each, not once a choice.

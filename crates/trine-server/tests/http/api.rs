@@ -415,3 +415,21 @@ fn sample(path: &str) -> Value {
         _ => json!({"tokens": [1, 2]}),
     }
 }
+
+#[test]
+fn only_pages_of_origins_that_were_named_may_ask() {
+    let named = "https://example.org".to_owned();
+    let config = ServerConfig { cors_origins: vec![named], ..ServerConfig::default() };
+    let allowed = |server: &Server, origin: &str| {
+        let headers = format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+             Access-Control-Request-Headers: authorization,content-type\r\n"
+        );
+        let answer = server.request("OPTIONS", CHAT, &headers, b"");
+        answer.head.to_lowercase().contains("access-control-allow-origin")
+    };
+    let server = Server::with(config, trine_runtime::EngineConfig::default());
+    assert!(allowed(&server, "https://example.org"));
+    assert!(!allowed(&server, "https://example.com"));
+    assert!(!allowed(&Server::new(), "https://example.org"));
+}

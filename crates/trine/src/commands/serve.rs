@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// File with keys, one a line
     #[arg(long, value_name = "FILE", env = "TRINE_SERVE_API_KEY_FILE")]
     api_key_file: Option<PathBuf>,
+    /// Origin whose pages may ask, e.g. https://example.org, or * for all; several times or with commas for
+    /// several
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', env = "TRINE_SERVE_CORS_ORIGIN")]
+    cors_origin: Vec<String>,
     /// Memory for keys and values of requests and of prefixes that are kept, in MB
     #[arg(long, default_value_t = 1024, value_name = "MB", env = "TRINE_SERVE_KV_MEMORY")]
     kv_memory: usize,
@@ -183,6 +187,7 @@ fn config(args: &Args) -> anyhow::Result<ServerConfig> {
     Ok(ServerConfig {
         model: args.name.clone().unwrap_or_else(|| name(&args.model)),
         api_keys,
+        cors_origins: origins(&args.cors_origin)?,
         max_body,
         max_connections: args.max_connections.min(tokio::sync::Semaphore::MAX_PERMITS),
         max_tokens: args.max_tokens.unwrap_or(default.max_tokens),
@@ -190,6 +195,20 @@ fn config(args: &Args) -> anyhow::Result<ServerConfig> {
         drain_timeout: Duration::from_secs(args.drain),
         ..default
     })
+}
+
+/// Origins as browsers send them: a scheme, a host and perhaps a port, and nothing after.
+fn origins(origins: &[String]) -> anyhow::Result<Vec<String>> {
+    for origin in origins.iter().filter(|origin| *origin != "*") {
+        let plain = |c: char| c.is_ascii_graphic() && c != '/';
+        let host = origin.split_once("://").map_or("", |(_, host)| host);
+        if host.is_empty() || !host.chars().all(plain) {
+            bail!(
+                "--cors-origin {origin}: expected https://HOST, with its port if it has one, or *"
+            );
+        }
+    }
+    Ok(origins.to_vec())
 }
 
 fn engine_config(args: &Args) -> anyhow::Result<EngineConfig> {
