@@ -103,9 +103,9 @@ pub(crate) fn of_finetuning(
         return prepared(config);
     }
     let (into, tokenizer) = (run_dir.join("data"), base.tokenizer()?);
-    note!("tokenizing {} into {}", data.path, into.display());
     let corpus = corpus(data);
     let total = corpus.bytes_on_disk()?;
+    note!("tokenizing {} into {}", data.path, into.display());
     let mut progress = TokenizingProgress::new();
     let mut on_progress = |done: trine_data::Progress| progress.on_text(done.bytes, total);
     let finetune = config.finetune.as_ref();

@@ -43,30 +43,32 @@ pub(crate) struct Args {
 /// A base model has no turns: what the user types is continued as it is.
 const CONTINUE: &str = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}";
 
-/// The template of the command line, that of the adapter, or that of the model.
-fn template(args: &Args, loaded: &Loaded) -> anyhow::Result<ChatTemplate> {
-    let compiled = |text: &str, origin: &Path| {
-        ChatTemplate::new(text).with_context(|| origin.display().to_string())
+/// The template of the command line, that of the adapter, or that of the model; and where it is from.
+fn template<'a>(args: &'a Args, loaded: &Loaded) -> anyhow::Result<(ChatTemplate, &'a Path)> {
+    let compiled = |text: &str, origin: &'a Path| {
+        let template = ChatTemplate::new(text).with_context(|| origin.display().to_string())?;
+        Ok((template, origin))
     };
     if let Some(path) = &args.chat_template {
         let text = std::fs::read_to_string(path);
         return compiled(&text.with_context(|| format!("cannot read {}", path.display()))?, path);
     }
-    let of_adapter = args.adapter.adapter.as_deref().map(adapter::template).transpose()?;
-    if let Some(template) = of_adapter.flatten() {
-        return Ok(template);
+    if let Some(dir) = &args.adapter.adapter
+        && let Some(template) = adapter::template(dir)?
+    {
+        return Ok((template, dir));
     }
     if let Some(text) = loaded.file.tokenizer().and_then(|files| files.chat_template()) {
         return compiled(text, &args.model);
     }
     note!("this model has no chat template: it continues what you type");
-    Ok(ChatTemplate::new(CONTINUE)?)
+    Ok((ChatTemplate::new(CONTINUE)?, &args.model))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
     let adapter = args.adapter.load(&loaded.model, LowRankType::F16)?;
-    let template = template(args, &loaded)?;
+    let (template, origin) = template(args, &loaded)?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         note!("an empty line or ctrl-D ends the conversation");
@@ -89,9 +91,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             return Ok(());
         }
         messages.push(Message::new("user", line));
-        let mut ids = loaded
-            .chat_ids(&template, &messages)
-            .with_context(|| args.model.display().to_string())?;
+        let mut ids =
+            loaded.chat_ids(&template, &messages).with_context(|| origin.display().to_string())?;
         // Turns that the session has seen already are not computed again; at least one id is,
         // since logits follow an id.
         let known = seen.iter().zip(&ids).take_while(|(a, b)| a == b).count();

@@ -13,6 +13,7 @@ use crate::progress::{TrainingProgress, interrupt_flag};
 
 /// Options of `trine train`, and of `trine finetune`.
 #[derive(Clone, clap::Args)]
+#[group(id = "run")]
 pub(crate) struct Args {
     /// Configuration of the run (TOML); with --resume, the run directory or its configuration
     config: PathBuf,
