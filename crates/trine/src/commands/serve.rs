@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// File with keys, one a line
     #[arg(long, value_name = "FILE", env = "TRINE_SERVE_API_KEY_FILE")]
     api_key_file: Option<PathBuf>,
-    /// Origin whose pages may ask, e.g. https://example.org, or * for all; several times or with commas for
+    /// Origin whose pages may ask, e.g. `https://example.org`, or `*` for all; several times or with commas for
     /// several
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', env = "TRINE_SERVE_CORS_ORIGIN")]
     cors_origin: Vec<String>,
