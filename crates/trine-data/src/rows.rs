@@ -11,7 +11,7 @@
 //! and a worse one.
 //!
 //! No conversation sees another, and none is cut to fill a row: a row ends with padding that nothing is
-//! learned from. Conversations are laid into rows as they come, each into the one of [`OPEN`] open rows
+//! learned from. Conversations are laid into rows as they come, each into the one of some open rows
 //! in which it leaves the least room.
 
 use trine_tokenizer::Turns;
