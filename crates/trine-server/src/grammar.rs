@@ -17,6 +17,7 @@ use trine_tokenizer::Tokenizer;
 
 use crate::App;
 use crate::error::ApiError;
+use crate::prompt::apart;
 
 /// What may stand between the parts of a JSON text: without a bound, a small model goes on with blanks for
 /// ever.
@@ -147,17 +148,14 @@ pub(crate) async fn constraint(
     let Some((param, grammar)) = format.map_or(Ok(None), ResponseFormat::grammar)? else {
         return Ok(Constrained::default());
     };
-    let closed = || ApiError::internal("the tokenizer is gone");
-    let _permit = app.tokenizing.acquire().await.map_err(|_| closed())?;
-    let shared = app.clone();
-    let made = tokio::task::spawn_blocking(move || {
-        let factory = shared.grammars.factory(&shared)?;
+    let made = apart(app, move |app| {
+        let factory = app.grammars.factory(app)?;
         let mut matcher = Matcher::new(factory.create_parser(grammar));
         // What is wrong with a grammar may show only when it is used.
         matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
         Ok::<_, String>(Form(matcher))
     });
-    match made.await.map_err(|_| closed())? {
+    match made.await? {
         Ok(form) => Ok(Constrained { constraint: Some(Box::new(form)), end: end(app) }),
         Err(cause) => {
             let cause = cause.lines().next().unwrap_or_default().to_owned();

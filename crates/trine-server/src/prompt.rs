@@ -8,18 +8,24 @@ use crate::App;
 use crate::error::ApiError;
 use crate::params::Served;
 
-/// Ids of what a tokenizer makes of something, for parameter `param`; as many at a time as there are
-/// threads.
+/// What `work` makes, on a thread that may take its time; as many at a time as there are threads.
+pub(crate) async fn apart<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&App) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let closed = || ApiError::internal("the tokenizer is gone");
+    let _permit = app.tokenizing.acquire().await.map_err(|_| closed())?;
+    let shared = app.clone();
+    tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|_| closed())
+}
+
+/// Ids of what a tokenizer makes of something, for parameter `param`.
 async fn ids(
     app: &Arc<App>,
     param: &str,
     encode: impl FnOnce(&App) -> Result<Vec<u32>, TokenizerError> + Send + 'static,
 ) -> Result<Vec<u32>, ApiError> {
-    let closed = || ApiError::internal("the tokenizer is gone");
-    let _permit = app.tokenizing.acquire().await.map_err(|_| closed())?;
-    let shared = app.clone();
-    let ids = tokio::task::spawn_blocking(move || encode(&shared)).await;
-    ids.map_err(|_| closed())?.map_err(|error| ApiError::text(param, &error))
+    apart(app, encode).await?.map_err(|error| ApiError::text(param, &error))
 }
 
 /// Ids of a text to continue, as many as the context has at most.

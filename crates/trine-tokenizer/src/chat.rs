@@ -132,7 +132,7 @@ impl ChatTemplate {
     ) -> Result<Vec<u32>, TokenizerError> {
         let text = self.render_for(
             tokenizer,
-            &self.unspecial(tokenizer, messages),
+            &Self::unspecial(tokenizer, messages),
             add_generation_prompt,
         )?;
         Self::ids_of(tokenizer, &text)
@@ -140,7 +140,7 @@ impl ChatTemplate {
 
     /// Messages in which no name of a special token is whole: a mark after its first character breaks
     /// it.
-    pub(crate) fn unspecial(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Vec<Message> {
+    pub(crate) fn unspecial(tokenizer: &Tokenizer, messages: &[Message]) -> Vec<Message> {
         let specials = tokenizer.special_tokens();
         let broken = |text: &str| {
             let mut text = text.replace(MARK, "\u{fffd}");

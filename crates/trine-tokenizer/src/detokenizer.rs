@@ -30,6 +30,13 @@ impl Joining {
     }
 }
 
+/// The bytes that the characters of a token spell. An added token may have some that spell none: it is text
+/// then.
+pub(crate) fn spelled_bytes(token: String) -> Vec<u8> {
+    let bytes: Option<Vec<u8>> = token.chars().map(char_byte).collect();
+    bytes.unwrap_or_else(|| token.into_bytes())
+}
+
 /// A streaming decoder; see [`Tokenizer::detokenizer`].
 #[derive(Debug, Clone)]
 pub struct Detokenizer<'t> {
@@ -59,9 +66,7 @@ impl<'t> Detokenizer<'t> {
         }
         match self.tokenizer.joining() {
             Joining::Bytes => {
-                // An added token may have characters that spell no byte: it is text then.
-                let bytes: Option<Vec<u8>> = token.chars().map(char_byte).collect();
-                self.pending.extend(bytes.unwrap_or_else(|| token.into_bytes()));
+                self.pending.extend(spelled_bytes(token));
                 Ok(self.take_complete())
             }
             Joining::Text => Ok(token),

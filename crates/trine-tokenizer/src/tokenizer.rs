@@ -14,7 +14,7 @@ use tokenizers::{
     PreTokenizer, Tokenizer as HfTokenizer,
 };
 
-use crate::detokenizer::{Detokenizer, Joining};
+use crate::detokenizer::{Detokenizer, Joining, spelled_bytes};
 use crate::guard::{check_fragile_parts, guarded};
 use crate::{BOS, EOS, EOT, TokenizerError, make};
 
@@ -264,11 +264,7 @@ impl Tokenizer {
             return Vec::new();
         };
         match self.joining {
-            Joining::Bytes => {
-                let bytes: Option<Vec<u8>> = token.chars().map(make::char_byte).collect();
-                // An added token may have characters that spell no byte: it is text then.
-                bytes.unwrap_or_else(|| token.into_bytes())
-            }
+            Joining::Bytes => spelled_bytes(token),
             Joining::Text => token.into_bytes(),
             // As SentencePiece spells a byte, and a space.
             Joining::Rules => {

@@ -38,7 +38,7 @@ impl ChatTemplate {
         messages: &[Message],
     ) -> Result<Turns, TokenizerError> {
         let refuse = |cause: String| TokenizerError::Turns { cause };
-        let said = self.unspecial(tokenizer, messages);
+        let said = Self::unspecial(tokenizer, messages);
         let answers: Vec<usize> =
             (0..said.len()).filter(|&i| said[i].role == "assistant").collect();
         if answers.is_empty() {

@@ -154,13 +154,8 @@ impl Base {
             return Ok(None);
         }
         let path = self.teacher.as_ref().unwrap_or(&self.path);
-        let file = stored::open(path)?;
-        let config = file.config().clone();
-        let ternary = config.quantization != Quantization::None;
-        let model = match ternary {
-            false => Bitnet::new(config, Params::load(&file, &Device::Cpu)?)?,
-            true => Bitnet::frozen(&file)?,
-        };
+        let model = Bitnet::frozen(&stored::open(path)?)?;
+        let ternary = model.config().quantization != Quantization::None;
         if !Engine::fits(&model) {
             let message = "has norms of projections, which no teacher may have".to_owned();
             return Err(TrainError::Checkpoint { path: path.clone(), message });
@@ -230,8 +225,8 @@ impl Base {
     /// # Errors
     /// A model that cannot be read, or that adapters cannot be trained for.
     pub(crate) fn model(&self, run: &RunConfig) -> Result<Bitnet, TrainError> {
-        let file = open(&self.path, self.finetune.method)?;
         if self.finetune.method == Method::Full {
+            let file = open(&self.path, self.finetune.method)?;
             let params = Params::load_masters(&file, &self.config, &Device::Cpu)?;
             return Bitnet::new(self.config.clone(), params);
         }
@@ -255,16 +250,9 @@ impl Base {
     }
 
     fn beside(&self) -> Result<Bitnet, TrainError> {
-        let file = open(&self.path, self.finetune.method)?;
-        let model = match self.config.quantization {
-            Quantization::None => {
-                Bitnet::new(self.config.clone(), Params::load(&file, &Device::Cpu)?)?
-            }
-            _ => Bitnet::frozen(&file)?,
-        };
-        if Engine::fits(&model) && file.config().quantization != Quantization::None
-            || self.config.quantization == Quantization::None
-        {
+        let model = Bitnet::frozen(&open(&self.path, self.finetune.method)?)?;
+        let is_ternary = |config: &ModelConfig| config.quantization != Quantization::None;
+        if Engine::fits(&model) && is_ternary(model.config()) == is_ternary(&self.config) {
             return Ok(model);
         }
         let message = "cannot be compared with itself while it becomes another: preferences need a model \
@@ -282,13 +270,7 @@ impl Base {
         run: &RunConfig,
         adapters: Adapters,
     ) -> Result<Bitnet, TrainError> {
-        let file = open(&self.path, self.finetune.method)?;
-        let model = match self.config.quantization {
-            Quantization::None => {
-                Bitnet::new(self.config.clone(), Params::load(&file, &Device::Cpu)?)?
-            }
-            _ => Bitnet::frozen(&file)?,
-        };
+        let model = Bitnet::frozen(&open(&self.path, self.finetune.method)?)?;
         if !Engine::fits(&model) {
             let message = "has norms of projections, for which no adapters can be trained: \
                            train its masters with finetune.method = \"full\"";

@@ -46,14 +46,17 @@ impl Bitnet {
         Ok(Self { config, params, rope, scheme: None, step: 0, frozen, adapters: None })
     }
 
-    /// A model on disk whose projections stay packed, in 2 bits, and whose other parameters stay as they
-    /// are too: what [`Self::with_adapters`] adds is trained. Masters, where the file has them, are
-    /// ternarized once. Only [`fused`](crate::fused) computes it.
+    /// A model on disk that stays as it is: what [`Self::with_adapters`] adds is trained. Of a ternary one
+    /// projections stay packed, in 2 bits; masters, where the file has them, are ternarized once. Only
+    /// [`fused`](crate::fused) trains beside it.
     ///
     /// # Errors
-    /// A model that cannot be read, or is not ternary.
+    /// A model that cannot be read.
     pub fn frozen(file: &ModelFile) -> std::result::Result<Self, TrainError> {
         let config = file.config().clone();
+        if config.quantization == Quantization::None {
+            return Self::new(config, Params::load(file, &Device::Cpu)?);
+        }
         let mut model = Self::new(config, Params::load_frozen(file, &Device::Cpu)?)?;
         for layer in 0..model.config.num_hidden_layers {
             for p in Projection::ALL {

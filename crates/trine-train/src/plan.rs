@@ -10,10 +10,8 @@ use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
 use crate::config::{MasterPrecision, Method, MomentStorage};
+use crate::fused::{BLOCK, LEAST_ROWS};
 use crate::{RunConfig, TrainError};
-
-/// Rows whose logits exist at a time, of a large vocabulary.
-const HEAD_ROWS: usize = 512;
 
 /// What of a model is trained, beside the weights that are not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -155,7 +153,7 @@ fn buffers(model: &ModelConfig, rows: usize) -> u64 {
     let (d, f, vocab) = (model.hidden_size, model.intermediate_size, model.vocab_size);
     // Two sides in bfloat16, and the gradient of an input.
     let products = 2 * rows * f + 2 * d * f + 4 * rows * f;
-    let head = rows.min(HEAD_ROWS) * (4 * vocab + 8 * d) + 4 * (8 << 20);
+    let head = rows.min(LEAST_ROWS) * (4 * vocab + 8 * d) + 4 * BLOCK;
     (products + head) as u64
 }
 

@@ -36,7 +36,7 @@ use trine_tokenizer::Tokenizer;
 use crate::base::Base;
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
-use crate::config::Objective;
+use crate::config::FinetuneConfig;
 use crate::fused::{self, Engine, Precision, Teacher};
 use crate::optimizer::Optimizer;
 use crate::run_dir::{self, Metrics, write_error};
@@ -207,10 +207,18 @@ impl Trainer {
         let boundaries = boundaries(&config, &tokenizer)?;
         let (train, val): (Vec<_>, Vec<_>) =
             sources.into_iter().map(|source| ((source.train, source.weight), source.val)).unzip();
-        let needs_engine = config.finetune.as_ref().is_some_and(|finetune| {
-            finetune.distill.is_some() || finetune.objective == Objective::Dpo
-        });
-        if needs_engine && !Engine::fits(&model) {
+        let fits = Engine::fits(&model);
+        if config.train.update_in_backward && !fits {
+            return Err(TrainError::ConfigValue {
+                key: "train.update_in_backward".to_owned(),
+                expected:
+                    "false, as only the default quantizer without norms of projections has it"
+                        .to_owned(),
+                found: "true".to_owned(),
+            });
+        }
+        let taught = config.finetune.as_ref().is_some_and(FinetuneConfig::is_taught);
+        if taught && !fits {
             let message = "has norms of projections, with which it cannot learn from a teacher or from \
                            preferences";
             let path = start.base().map_or(run_dir, Base::path).to_owned();
@@ -403,10 +411,12 @@ impl Trainer {
         val: &'a Shard,
     ) -> Result<impl Iterator<Item = Result<Batch, DataError>> + 'a, TrainError> {
         let (seq_len, batch) = (self.config.data.seq_len, self.config.train.batch_size);
+        // A row may hold two sequences.
+        let sequences = val.row().map_or(1, |row| row / (seq_len + 1));
         let limit = match self.config.train.eval_tokens {
             0 => usize::MAX,
             // Sources have equal parts of a validation.
-            tokens => (tokens / (seq_len * batch) / self.val.len()).max(1),
+            tokens => (tokens / (sequences * seq_len * batch) / self.val.len()).max(1),
         };
         Ok(eval_windows(val, batch, seq_len, self.boundaries)?.take(limit))
     }

@@ -161,6 +161,12 @@ impl LoraConfig {
 }
 
 impl FinetuneConfig {
+    /// Whether there is something to learn from beside the data's own tokens: a teacher, or which of two
+    /// answers is the better.
+    pub(crate) fn is_taught(&self) -> bool {
+        self.distill.is_some() || self.objective == Objective::Dpo
+    }
+
     pub(super) fn check(&self, run: &RunConfig) -> Result<(), TrainError> {
         let model = "a path or hf://owner/name";
         require(!self.base.is_empty(), "finetune.base", model, "nothing")?;
@@ -188,7 +194,7 @@ impl FinetuneConfig {
         }
         let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
         let plain = "nothing, as only the default is learned from a teacher or from preferences";
-        let taught = self.distill.is_some() || self.objective == Objective::Dpo;
+        let taught = self.is_taught();
         require(default || !taught, "quantizer", plain, "a section")?;
         if run.train.update_in_backward {
             let masters = self.method == Method::Full && !taught;

@@ -24,10 +24,10 @@ use crate::ops::view;
 const LOGITS: usize = 1 << 20;
 
 /// Fewest rows at a time where the head is laid out anew for them.
-const LEAST_ROWS: usize = 512;
+pub(crate) const LEAST_ROWS: usize = 512;
 
 /// See [`Head::block`].
-const BLOCK: usize = 8 << 20;
+pub(crate) const BLOCK: usize = 8 << 20;
 
 /// Rows whose norms' weight gradients are summed together.
 const NORM_ROWS: usize = 32;

@@ -41,6 +41,7 @@ use learned::{Learned, gather, mean, scatter};
 use products::Products;
 
 pub use distill::{Distillation, Teacher};
+pub(crate) use head::{BLOCK, LEAST_ROWS};
 pub use products::Precision;
 
 /// How a step is computed.
@@ -204,40 +205,29 @@ impl Engine {
     ) -> std::result::Result<f32, E> {
         let rows = Learned::of(batch)?;
         let extent = self.forward(model, batch, Pass::Training)?;
-        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
         let weights = vec![weight; rows.ids.len()];
-        let Self { options, products, head, inputs, states, scratch, learned, gradients, .. } =
-            self;
-        let [mut ends, layer] = parts(model, gradients)?;
+        let [mut ends, first] = parts(model, &self.gradients)?;
         let mut found = Found::within(&mut ends);
-        let targets = Targets { ids: &rows.ids, weights: &weights };
-        let at: Vec<usize> = rows.positions().collect();
-        gather(&at, width, &inputs[layers], learned);
-        let losses = head.backward(model, products, learned, targets, &mut found)?;
-        scatter(&at, width, learned, &mut inputs[layers]);
+        let losses = self.end(model, &rows, &mut found, |end, x, found| {
+            let targets = Targets { ids: &rows.ids, weights: &weights };
+            end.head.backward(model, end.products, x, targets, found)
+        })?;
         let loss = mean(losses.into_iter());
         if !go_on(loss)? {
             return Ok(loss);
         }
-        for index in (0..layers).rev() {
-            let (below, above) = inputs.split_at_mut(index + 1);
-            let (x, dx) = (&mut below[index], &above[0]);
-            let state = &mut states[if options.recompute { 0 } else { index }];
-            let mut of_layer = layer_gradients(&layer, index);
+        for index in (0..model.config().num_hidden_layers).rev() {
+            let mut of_layer = layer_gradients(&first, index);
             let mut found = Found::within(&mut of_layer);
-            let mut layer = layer::Layer::new(model, index, extent, products);
-            if options.recompute {
-                layer.forward(x, state, None)?;
-            }
-            layer.backward(x, state, dx, scratch, &mut found)?;
+            self.layer_backward(model, index, extent, &mut found)?;
             found.finish()?;
             update(&of_layer)?;
         }
-        add_embedding(model, batch, &inputs[0], &mut found)?;
+        add_embedding(model, batch, &self.inputs[0], &mut found)?;
         found.finish()?;
         update(&ends)?;
         // Kept for the next step.
-        *gradients = ends.into_iter().chain(layer).collect();
+        self.gradients = ends.into_iter().chain(first).collect();
         Ok(loss)
     }
 
@@ -315,34 +305,54 @@ impl Engine {
         rows: &Learned<'_>,
         end: impl FnOnce(End<'_>, &mut [f32], &mut Found<'_>) -> Result<T>,
     ) -> Result<T> {
-        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
-        let Self { options, products, head, chunk, inputs, states, scratch, learned, gradients } =
-            self;
-        let mut found = Found::new(model.trained(), gradients)?;
-        let parts = End { head, chunk, products: &mut *products };
-        let x = &mut inputs[layers];
-        let losses = match &rows.at {
-            None => end(parts, x, &mut found)?,
-            Some(at) => {
-                gather(at, width, x, learned);
-                let losses = end(parts, learned, &mut found)?;
-                scatter(at, width, learned, x);
-                losses
-            }
-        };
-        for index in (0..layers).rev() {
-            let (below, above) = inputs.split_at_mut(index + 1);
-            let (x, dx) = (&mut below[index], &above[0]);
-            let state = &mut states[if options.recompute { 0 } else { index }];
-            let mut layer = layer::Layer::new(model, index, extent, products);
-            if options.recompute {
-                layer.forward(x, state, None)?;
-            }
-            layer.backward(x, state, dx, scratch, &mut found)?;
+        let mut gradients = std::mem::take(&mut self.gradients);
+        let mut found = Found::new(model.trained(), &mut gradients)?;
+        let made = self.end(model, rows, &mut found, end)?;
+        for index in (0..model.config().num_hidden_layers).rev() {
+            self.layer_backward(model, index, extent, &mut found)?;
         }
-        add_embedding(model, batch, &inputs[0], &mut found)?;
+        add_embedding(model, batch, &self.inputs[0], &mut found)?;
         found.finish()?;
-        Ok(losses)
+        self.gradients = gradients;
+        Ok(made)
+    }
+
+    /// The end of the network, and the beginning of a backward pass: `end` turns the rows that predict
+    /// something into their gradients. Returns what it returns.
+    fn end<T>(
+        &mut self,
+        model: &Bitnet,
+        rows: &Learned<'_>,
+        found: &mut Found<'_>,
+        end: impl FnOnce(End<'_>, &mut [f32], &mut Found<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let (layers, width) = (model.config().num_hidden_layers, model.config().hidden_size);
+        let Self { products, head, chunk, inputs, learned, .. } = self;
+        let (parts, x) = (End { head, chunk, products }, &mut inputs[layers]);
+        let Some(at) = &rows.at else { return end(parts, x, found) };
+        gather(at, width, x, learned);
+        let made = end(parts, learned, found)?;
+        scatter(at, width, learned, x);
+        Ok(made)
+    }
+
+    /// The gradients of a layer, after those of the layers above it.
+    fn layer_backward(
+        &mut self,
+        model: &Bitnet,
+        index: usize,
+        extent: Extent<'_>,
+        found: &mut Found<'_>,
+    ) -> Result<()> {
+        let Self { options, products, inputs, states, scratch, .. } = self;
+        let (below, above) = inputs.split_at_mut(index + 1);
+        let (x, dx) = (&mut below[index], &above[0]);
+        let state = &mut states[if options.recompute { 0 } else { index }];
+        let mut layer = layer::Layer::new(model, index, extent, products);
+        if options.recompute {
+            layer.forward(x, state, None)?;
+        }
+        layer.backward(x, state, dx, scratch, found)
     }
 
     /// Runs all layers. In training, `inputs` are then the input of every layer and the output of the last;

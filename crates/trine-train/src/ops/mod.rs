@@ -57,7 +57,7 @@ pub(crate) fn view(tensor: &Tensor) -> Result<View<impl Deref<Target = Storage> 
 }
 
 /// Numbers of 16 bits in f32.
-pub(crate) fn widened<T: Copy + Into<f32> + Sync>(numbers: &[T]) -> Vec<f32> {
+fn widened<T: Copy + Into<f32> + Sync>(numbers: &[T]) -> Vec<f32> {
     let mut out = vec![0.0; numbers.len()];
     parallel::for_each_chunk(&mut out, CHUNK, |i, out| {
         out.iter_mut().zip(&numbers[i * CHUNK..]).for_each(|(out, x)| *out = (*x).into());

@@ -7,10 +7,8 @@ use half::bf16;
 use trine_kernels::parallel;
 
 use super::CHUNK;
-use crate::ops::widened;
 
-/// Lets `change` write the elements of a contiguous tensor of f32 or bf16 on the CPU. What it leaves in
-/// place of bf16 is rounded to the nearest.
+/// Lets `change` write the elements of a contiguous f32 tensor on the CPU.
 ///
 /// # Errors
 /// Any other tensor.
@@ -18,8 +16,9 @@ pub(crate) fn in_place(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Resu
     tensor.inplace_op1(&InPlace(Cell::new(Some(change))))
 }
 
-/// Lets `change` write the elements of such a tensor in parts of [`CHUNK`], on all threads, with a `beside` for
-/// each part. No more than a part of a bf16 tensor is f32 at a time for a thread.
+/// Lets `change` write the elements of a contiguous tensor of f32 or bf16 on the CPU in parts of [`CHUNK`], on
+/// all threads, with a `beside` for each part. No more than a part of a bf16 tensor is f32 at a time for a
+/// thread; what is left in its place is rounded to the nearest.
 ///
 /// # Errors
 /// Any other tensor.
@@ -80,19 +79,10 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for InPlace<F> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let (start, end) = offsets(layout)?;
         let Some(change) = self.0.take() else { return Ok(()) };
-        match storage {
-            CpuStorage::F32(values) => change(&mut values[start..end]),
-            CpuStorage::BF16(values) => {
-                let values = &mut values[start..end];
-                let mut wide = widened(values);
-                change(&mut wide);
-                parallel::for_each_chunk(values, CHUNK, |i, values| {
-                    let pairs = values.iter_mut().zip(&wide[i * CHUNK..]);
-                    pairs.for_each(|(narrow, wide)| *narrow = bf16::from_f32(*wide));
-                });
-            }
-            _ => candle_core::bail!("expected a tensor of f32 or bf16"),
-        }
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("expected an f32 tensor");
+        };
+        change(&mut values[start..end]);
         Ok(())
     }
 }

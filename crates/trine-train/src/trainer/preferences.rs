@@ -1,6 +1,6 @@
 //! Steps and validations of preferences: see [`preference`].
 
-use trine_data::{Batch, eval_windows};
+use trine_data::Batch;
 
 use super::Trainer;
 use crate::TrainError;
@@ -42,13 +42,7 @@ impl Trainer {
     /// What the held-out preferences say.
     pub(super) fn validate_preferences(&mut self, beta: f64) -> Result<Preferences, TrainError> {
         let (mut total, mut pairs) = (Preferences::default(), 0.0);
-        let (seq_len, batch_size) = (self.config.data.seq_len, self.config.train.batch_size);
-        let most = match self.config.train.eval_tokens {
-            0 => usize::MAX,
-            tokens => (tokens / (2 * seq_len * batch_size)).max(1),
-        };
-        let batches: Result<Vec<_>, _> =
-            eval_windows(&self.val[0], batch_size, seq_len, None)?.take(most).collect();
+        let batches: Result<Vec<_>, _> = self.validation_batches()?.collect();
         for batch in batches? {
             let reference = self.reference_of(&batch)?;
             let now = self.engine.log_probabilities(&self.model, &batch, true)?;

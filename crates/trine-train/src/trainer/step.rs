@@ -78,15 +78,6 @@ impl Trainer {
         let (step, rates) = (self.state.step + 1, self.rates());
         let (weight, none) = (self.weight(parts), Gradients::new());
         let [batch] = parts else { unreachable!("checked with the configuration") };
-        if !Engine::fits(&self.model) {
-            return Err(TrainError::ConfigValue {
-                key: "train.update_in_backward".to_owned(),
-                expected:
-                    "false, as only the default quantizer without norms of projections has it"
-                        .to_owned(),
-                found: "true".to_owned(),
-            });
-        }
         observer.before_update(step, &self.model, &none);
         self.watch.before_update(step, self.model.params(), &none)?;
         let (state, train) = (&self.state, &self.config.train);
