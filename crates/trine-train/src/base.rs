@@ -9,9 +9,11 @@ use trine_format::{ModelConfig, ModelFile, Projection, Quantization, TokenizerFi
 use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::adapters::{Adapters, Dropout};
-use crate::config::{FinetuneConfig, Method, require};
-use crate::fused::{Engine, Options, Precision, Teacher};
+use crate::config::{FinetuneConfig, Method, Objective, require};
+use crate::fused::{Distillation, Engine, Precision};
 use crate::quantizers::stored;
+use crate::teacher_cache::{Source, TeacherCache};
+use crate::teaching::Teaching;
 use crate::{Bitnet, Params, RunConfig, TrainError};
 
 /// A model on disk, and what a run makes of it.
@@ -80,7 +82,7 @@ impl Base {
                 .map_err(|source| TrainError::Read { path: path.clone(), source })?;
             tokenizer.set_chat_template(&text);
         }
-        let hash = hash(path)?;
+        let hash = hash(path)?.to_hex().to_string();
         let path = path.to_owned();
         let (teacher, adapter) = (None, None);
         Ok(Self { path, config, has_masters, finetune, tokenizer, hash, teacher, adapter })
@@ -107,7 +109,8 @@ impl Base {
             require(of_adapter == of_config, &key, &expected, of_config)?;
         }
         // Another adapter is another beginning.
-        let both = [self.hash.clone(), hash(&path.join(peft::MATRICES))?];
+        let of_adapter = hash(&path.join(peft::MATRICES))?.to_hex().to_string();
+        let both = [self.hash.clone(), of_adapter];
         self.hash = blake3::hash(both.concat().as_bytes()).to_hex().to_string();
         self.adapter = Some(lora);
         Ok(self)
@@ -148,20 +151,53 @@ impl Base {
         Ok(self)
     }
 
-    /// What the run learns from besides its data, if anything; its engine makes steps as `options` say.
-    pub(crate) fn teacher(&self, precision: Precision) -> Result<Option<Teacher>, TrainError> {
-        if self.finetune.distill.is_none() {
+    /// What the run learns from besides its data, if anything; the teacher computes in `precision`.
+    ///
+    /// # Errors
+    /// A teacher that cannot be read, or is none that the engine computes; relations of layers or heads
+    /// that there are not; a cache of another teacher.
+    pub(crate) fn teaching(&self, precision: Precision) -> Result<Option<Teaching>, TrainError> {
+        let Some(distill) = &self.finetune.distill else {
             return Ok(None);
-        }
-        let path = self.teacher.as_ref().unwrap_or(&self.path);
-        let model = Bitnet::frozen(&stored::open(path)?)?;
-        let ternary = model.config().quantization != Quantization::None;
-        if !Engine::fits(&model) {
+        };
+        let path = self.teacher.as_ref().unwrap_or(&self.path).clone();
+        let config = stored::open(&path)?.config().clone();
+        if config.projection_norm_eps.is_some() {
             let message = "has norms of projections, which no teacher may have".to_owned();
-            return Err(TrainError::Checkpoint { path: path.clone(), message });
+            return Err(TrainError::Checkpoint { path, message });
         }
-        let engine = Engine::new(Options { precision, recompute: false }, ternary);
-        Ok(Some(Teacher::new(model, engine)))
+        let relations = distill.relations.as_ref();
+        let relations = relations.map(|r| r.resolved(&self.config, &config)).transpose()?;
+        let options = Distillation {
+            temperature: distill.temperature as f32,
+            cross_entropy: distill.cross_entropy as f32,
+            divergence: distill.divergence as f32,
+            relations,
+        };
+        let mut cache = None;
+        if !distill.cache.is_empty() {
+            let (count, vocab) = (distill.top_k, config.vocab_size);
+            let most = format!("at most the {vocab} ids of the vocabulary");
+            require(count <= vocab, "finetune.distill.top_k", &most, count)?;
+            let teacher = hash(&path)?;
+            let source = Source { count, vocab, temperature: options.temperature, teacher };
+            cache = Some(TeacherCache::open(Path::new(&distill.cache), source)?);
+        }
+        Ok(Some(Teaching::new(options, path, precision, cache)))
+    }
+
+    /// The network of the model that will be in memory besides the one in training: a teacher, or what
+    /// preferences are compared with.
+    ///
+    /// # Errors
+    /// A teacher that cannot be read.
+    pub fn beside(&self) -> Result<Option<ModelConfig>, TrainError> {
+        let path = match (&self.finetune.distill, self.finetune.objective, self.finetune.method) {
+            (Some(_), _, _) => self.teacher.as_ref().unwrap_or(&self.path),
+            (None, Objective::Dpo, Method::Full) => &self.path,
+            _ => return Ok(None),
+        };
+        Ok(Some(stored::open(path)?.config().clone()))
     }
 
     /// Where it is.
@@ -242,14 +278,14 @@ impl Base {
     /// A model that cannot be read, or that cannot be computed so.
     pub(crate) fn reference(&self, model: &Bitnet) -> Result<Option<Bitnet>, TrainError> {
         if self.finetune.method == Method::Full {
-            return self.beside().map(Some);
+            return self.packed().map(Some);
         }
         let adapter = self.adapter.as_ref();
         let adapters = adapter.map(|lora| Adapters::from_lora(lora, &self.config)).transpose()?;
         adapters.map(|adapters| model.beside(adapters)).transpose()
     }
 
-    fn beside(&self) -> Result<Bitnet, TrainError> {
+    fn packed(&self) -> Result<Bitnet, TrainError> {
         let model = Bitnet::frozen(&open(&self.path, self.finetune.method)?)?;
         let is_ternary = |config: &ModelConfig| config.quantization != Quantization::None;
         if Engine::fits(&model) && is_ternary(model.config()) == is_ternary(&self.config) {
@@ -291,7 +327,7 @@ fn open(path: &Path, method: Method) -> Result<ModelFile, TrainError> {
 }
 
 /// BLAKE3 of the files that hold a model's weights.
-fn hash(path: &Path) -> Result<String, TrainError> {
+fn hash(path: &Path) -> Result<blake3::Hash, TrainError> {
     let read = |path: &Path| {
         let path = path.to_owned();
         move |source| TrainError::Read { path, source }
@@ -314,5 +350,5 @@ fn hash(path: &Path) -> Result<String, TrainError> {
         let opened = File::open(&file);
         opened.and_then(|f| hasher.update_reader(f).map(drop)).map_err(read(&file))?;
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    Ok(hasher.finalize())
 }

@@ -11,7 +11,9 @@ mod train;
 
 use std::path::Path;
 
-pub use finetune::{DistillConfig, FinetuneConfig, LoraConfig, Method, Objective, Reduction};
+pub use finetune::{
+    DistillConfig, FinetuneConfig, LoraConfig, Method, Objective, Reduction, RelationsConfig,
+};
 pub use optimizer::{MasterPrecision, MomentStorage, OptimizerConfig, OptimizerKind};
 pub use schedule::{DecayShape, ScheduleConfig, ScheduleKind};
 pub use train::{SpikePolicy, TrainConfig};

@@ -55,6 +55,8 @@ mod run_dir;
 pub mod samples;
 pub mod schedule;
 pub mod stability;
+mod teacher_cache;
+mod teaching;
 pub mod tensorboard;
 pub mod trainer;
 mod watch;

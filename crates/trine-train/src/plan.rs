@@ -37,12 +37,15 @@ pub struct Memory {
     pub activations: u64,
     /// The sides of products, and logits.
     pub buffers: u64,
+    /// A model beside the one in training: a teacher, or what preferences are compared with.
+    pub beside: u64,
 }
 
 impl Memory {
     /// All of it.
     pub fn total(self) -> u64 {
-        self.parameters + self.gradients + self.moments + self.activations + self.buffers
+        let state = self.parameters + self.gradients + self.moments;
+        state + self.activations + self.buffers + self.beside
     }
 }
 
@@ -61,19 +64,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of a run with a network of `model`.
+    /// Of a run with a network of `model`, and one that stays as it is `beside` it.
     ///
     /// # Errors
     /// Adapters for projections that there are not.
-    pub fn new(config: &RunConfig, model: &ModelConfig) -> Result<Self, TrainError> {
+    pub fn new(
+        config: &RunConfig,
+        model: &ModelConfig,
+        beside: Option<&ModelConfig>,
+    ) -> Result<Self, TrainError> {
         let lora = config.finetune.as_ref().filter(|f| f.method == Method::Lora);
         let targets = lora.map(|f| f.lora.projections()).transpose()?;
         let rank = lora.map_or(0, |f| f.lora.rank);
         let layers = model.num_hidden_layers;
         let shapes = Projection::ALL.map(|p| model.projection_shape(p));
-        let blocks = layers * shapes.iter().map(|(out, inp)| out * inp).sum::<usize>();
-        let ids = model.tensor_ids().into_iter();
-        let all: usize = ids.map(|id| model.tensor_shape(id).iter().product::<usize>()).sum();
+        let [blocks, all] = sizes(model);
         let ternary = model.quantization != Quantization::None;
         let parameters = match &targets {
             None => Parameters { trained: all as u64, ..Parameters::default() },
@@ -115,6 +120,7 @@ impl Plan {
             moments: moment * parameters.trained,
             activations: activations(config, model, rows, targets.is_some()),
             buffers: buffers(model, rows) + widened as u64,
+            beside: beside.map_or(0, |model| frozen(model, rows)),
         };
         let work = Work::new(model, config.data.seq_len, lora.map(|_| parameters.trained));
         let again = config.train.recompute_activations;
@@ -127,6 +133,26 @@ impl Plan {
     pub fn seconds(&self, limits: &Limits) -> f64 {
         self.tokens as f64 * self.work.seconds(limits)
     }
+}
+
+/// Numbers of a model: those of its projections, and all.
+fn sizes(model: &ModelConfig) -> [usize; 2] {
+    let shapes = Projection::ALL.map(|p| model.projection_shape(p));
+    let layer = shapes.iter().map(|(out, inp)| out * inp).sum::<usize>();
+    let ids = model.tensor_ids().into_iter();
+    let all = ids.map(|id| model.tensor_shape(id).iter().product::<usize>()).sum();
+    [model.num_hidden_layers * layer, all]
+}
+
+/// Bytes of a model that is not trained: packed where it is ternary, and the layer that it runs.
+fn frozen(model: &ModelConfig, rows: usize) -> u64 {
+    let [blocks, all] = sizes(model);
+    let parameters = match model.quantization {
+        Quantization::None => 4 * all,
+        _ => blocks / 4 + 2 * (all - blocks),
+    };
+    let layer = rows * (6 * model.hidden_size + 4 * model.intermediate_size);
+    (parameters + 4 * layer) as u64
 }
 
 /// Bytes that the layers keep for the backward pass.

@@ -37,9 +37,10 @@ use crate::base::Base;
 use crate::batching::BatchPlan;
 use crate::checkpoint::{self, TrainerState};
 use crate::config::FinetuneConfig;
-use crate::fused::{self, Engine, Precision, Teacher};
+use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
 use crate::run_dir::{self, Metrics, write_error};
+use crate::teaching::Teaching;
 use crate::watch::Watch;
 use crate::{Bitnet, RunConfig, TrainError};
 use start::Start;
@@ -63,7 +64,7 @@ pub struct Trainer {
     /// What preferences are compared with, unless that is the model without its adapters.
     reference: Option<Bitnet>,
     /// What the run learns from besides its data.
-    teacher: Option<Teacher>,
+    teaching: Option<Teaching>,
     optimizer: Optimizer,
     /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
     engine: Engine,
@@ -244,8 +245,8 @@ impl Trainer {
                 None => tokenizer_files(&tokenizer, model.config().max_position_embeddings),
             },
             reference: start.reference(&config, &model)?,
-            teacher: match start.base() {
-                Some(base) => base.teacher(config.train.precision)?,
+            teaching: match start.base() {
+                Some(base) => base.teaching(config.train.precision)?,
                 None => None,
             },
             start,

@@ -289,6 +289,7 @@ fn a_full_precision_model_becomes_ternary() {
     for (name, way) in [
         ("lambda", "quantizer.lambda_steps=4"),
         ("distilled", "finetune.distill={temperature=3.0}"),
+        ("related", "finetune.distill={relations={teacher_layer=0}}"),
     ] {
         let config = config(dir.path(), &base, &[&full[..], &[way]].concat());
         let watch = train(&config, &base, &dir.path().join(name), Some(7));
@@ -297,8 +298,43 @@ fn a_full_precision_model_becomes_ternary() {
         let made = ModelFile::open(&made).unwrap();
         assert!(matches!(made.projection(0, Projection::Q).unwrap(), Weight::Ternary(_)));
     }
-    let lines = fs::read_to_string(dir.path().join("distilled/metrics.jsonl")).unwrap();
-    assert_eq!(lines.matches("\"divergence\"").count(), 10);
+    for (run, key) in [("distilled", "\"divergence\""), ("related", "\"relations_divergence\"")] {
+        let lines = fs::read_to_string(dir.path().join(run).join("metrics.jsonl")).unwrap();
+        assert_eq!(lines.matches(key).count(), 10);
+    }
+}
+
+#[test]
+fn what_a_teacher_said_is_not_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, said) = (base(dir.path()), dir.path().join("said"));
+    let cache = format!("finetune.distill={{cache={said:?},top_k=4}}");
+    let config = |more: &[&str]| {
+        config(dir.path(), &base, &[&["finetune.method=full", cache.as_str()], more].concat())
+    };
+    let first = train(&config(&[]), &base, &dir.path().join("first"), Some(7));
+    let written = fs::read(&said).unwrap();
+    let second = train(&config(&[]), &base, &dir.path().join("second"), None);
+    assert_eq!((&first.losses, &first.validations), (&second.losses, &second.validations));
+    assert_eq!(fs::read(&said).unwrap(), written);
+    // A run of other sequences adds to it.
+    train(&config(&["train.steps=20"]), &base, &dir.path().join("third"), None);
+    assert!(fs::read(&said).unwrap().starts_with(&written));
+
+    let refused = |setting: &str| {
+        let config = config(&[setting]);
+        let opened = || Base::open(&base, &config).unwrap();
+        let data = data(&opened(), &config, &dir.path().join("refused"));
+        let run = dir.path().join("refused");
+        Trainer::finetune(config.clone(), data, opened(), &run).err().unwrap().to_string()
+    };
+    let other = refused("finetune.distill.temperature=1.5");
+    assert!(other.contains("finetune.distill.temperature: expected 1.5, found 2"), "{other}");
+    assert!(refused("finetune.distill.top_k=4000").contains("finetune.distill.top_k"));
+    let relations = "finetune.distill={relations={layer=2}}";
+    assert!(refused(relations).contains("a layer from -2 to 1, found 2"));
+    let relations = "finetune.distill={relations={heads=7}}";
+    assert!(refused(relations).contains("finetune.distill.relations.heads"));
 }
 
 #[test]

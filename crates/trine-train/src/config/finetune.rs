@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use trine_data::chats::TooLong;
-use trine_format::{Projection, names};
+use trine_format::{ModelConfig, Projection, names};
 
 use super::{RunConfig, require, set};
 use crate::TrainError;
+use crate::fused::Relations;
 
 /// A run that begins with a trained model instead of fresh weights. Then there is no section `[model]`
 /// and no `data.tokenizer`: both are the model's.
@@ -57,11 +58,48 @@ pub struct DistillConfig {
     pub cross_entropy: f64,
     /// Factor of the divergence from the teacher, times the square of the temperature.
     pub divergence: f64,
+    /// A file for what the teacher says of each token: what is there already, of an earlier epoch or of
+    /// another run, is not asked again. Empty to ask every time.
+    pub cache: String,
+    /// With a cache, how many of the likeliest ids of a token are told apart; all others are one.
+    pub top_k: usize,
+    /// Also learns how the teacher relates tokens to each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relations: Option<RelationsConfig>,
 }
 
 impl Default for DistillConfig {
     fn default() -> Self {
-        Self { teacher: String::new(), temperature: 2.0, cross_entropy: 0.5, divergence: 0.5 }
+        Self {
+            teacher: String::new(),
+            temperature: 2.0,
+            cross_entropy: 0.5,
+            divergence: 0.5,
+            cache: String::new(),
+            top_k: 64,
+            relations: None,
+        }
+    }
+}
+
+/// Attention relations (MiniLMv2, arXiv 2012.15828): of the queries, keys and values of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "the section [finetune.distill.relations]")]
+pub struct RelationsConfig {
+    /// Factor of their divergence: the sum of those of queries, keys and values, each the mean over heads and
+    /// tokens.
+    pub factor: f64,
+    /// The layer that learns, from 0; negative numbers count from the last, -1.
+    pub layer: i64,
+    /// The teacher's layer that it learns from.
+    pub teacher_layer: i64,
+    /// Relation heads; 0 for as many as the student has key heads.
+    pub heads: usize,
+}
+
+impl Default for RelationsConfig {
+    fn default() -> Self {
+        Self { factor: 1.0, layer: -1, teacher_layer: -1, heads: 0 }
     }
 }
 
@@ -160,6 +198,64 @@ impl LoraConfig {
     }
 }
 
+impl RelationsConfig {
+    /// Layers and heads of a student and its teacher.
+    ///
+    /// # Errors
+    /// Ones that there are not.
+    pub(crate) fn resolved(
+        &self,
+        student: &ModelConfig,
+        teacher: &ModelConfig,
+    ) -> Result<Relations, TrainError> {
+        let layer = |key: &str, layer: i64, model: &ModelConfig| {
+            let layers = model.num_hidden_layers as i64;
+            let at = if layer < 0 { layer + layers } else { layer };
+            let expected = format!("a layer from {} to {}", -layers, layers - 1);
+            let key = format!("finetune.distill.relations.{key}");
+            require((0..layers).contains(&at), &key, &expected, layer).map(|()| at as usize)
+        };
+        let heads = if self.heads == 0 { student.num_key_value_heads } else { self.heads };
+        let widths = [student, teacher].map(|model| {
+            let heads = [model.num_attention_heads, model.num_key_value_heads];
+            heads.map(|heads| heads * model.head_dim)
+        });
+        let divides = widths.iter().flatten().all(|width| width.is_multiple_of(heads));
+        let [[q, k], [teacher_q, teacher_k]] = widths;
+        let expected = format!(
+            "a divisor of the widths of queries and keys, {q} and {k}, of the teacher {teacher_q} and \
+             {teacher_k}"
+        );
+        require(divides, "finetune.distill.relations.heads", &expected, heads)?;
+        Ok(Relations {
+            factor: self.factor as f32,
+            layer: layer("layer", self.layer, student)?,
+            teacher_layer: layer("teacher_layer", self.teacher_layer, teacher)?,
+            heads,
+        })
+    }
+}
+
+impl DistillConfig {
+    fn check(&self) -> Result<(), TrainError> {
+        let factor = self.relations.as_ref().map_or(1.0, |relations| relations.factor);
+        for (key, value, least) in [
+            ("temperature", self.temperature, 1e-3),
+            ("cross_entropy", self.cross_entropy, 0.0),
+            ("divergence", self.divergence, 1e-9),
+            ("relations.factor", factor, 1e-9),
+        ] {
+            let holds = value >= least && value.is_finite();
+            let expected = format!("a number of at least {least}");
+            require(holds, &format!("finetune.distill.{key}"), &expected, value)?;
+        }
+        require(self.top_k > 0, "finetune.distill.top_k", "at least 1", self.top_k)?;
+        let asked = self.relations.is_none() || self.cache.is_empty();
+        let expected = "nothing, as relations are learned from the teacher itself";
+        require(asked, "finetune.distill.cache", expected, &self.cache)
+    }
+}
+
 impl FinetuneConfig {
     /// Whether there is something to learn from beside the data's own tokens: a teacher, or which of two
     /// answers is the better.
@@ -179,15 +275,7 @@ impl FinetuneConfig {
         let mean = self.loss == Reduction::Mean || self.objective != Objective::Dpo;
         require(mean, "finetune.loss", "\"mean\", with objective = \"dpo\"", "\"sum\"")?;
         if let Some(distill) = &self.distill {
-            for (key, value, least) in [
-                ("temperature", distill.temperature, 1e-3),
-                ("cross_entropy", distill.cross_entropy, 0.0),
-                ("divergence", distill.divergence, 1e-9),
-            ] {
-                let holds = value >= least && value.is_finite();
-                let expected = format!("a number of at least {least}");
-                require(holds, &format!("finetune.distill.{key}"), &expected, value)?;
-            }
+            distill.check()?;
             let no_dpo = self.objective != Objective::Dpo;
             let expected = "sft or text, as there is a section [finetune.distill]";
             require(no_dpo, "finetune.objective", expected, "dpo")?;
@@ -294,6 +382,10 @@ mod tests {
             ("finetune.beta=0", "`finetune.beta`"),
             ("finetune.distill.temperature=0", "`finetune.distill.temperature`"),
             ("finetune.distill={divergence=0.0}", "`finetune.distill.divergence`"),
+            ("finetune.distill={top_k=0}", "`finetune.distill.top_k`"),
+            ("finetune.distill={relations={factor=0}}", "`finetune.distill.relations.factor`"),
+            ("finetune.distill={relations={head=2}}", "unknown field `head`"),
+            ("finetune.distill={relations={},cache='a'}", "`finetune.distill.cache`"),
             ("finetune.lora.targets=[]", "`finetune.lora.targets`"),
             ("finetune.method=qlora", "qlora"),
             ("finetune.rank=3", "unknown field `rank`"),

@@ -10,6 +10,7 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
+use super::relations::{Lesson, States};
 use super::{Buffer, Extent, Found, Pass, is_ternary};
 use crate::Bitnet;
 use crate::adapters::{Adapters, Mask};
@@ -149,7 +150,7 @@ impl<'a> Layer<'a> {
     }
 
     /// From `dx` `(M, D)`, the gradient of the layer's output, to that of its input `x`, in its place.
-    /// `scratch` may hold anything.
+    /// `scratch` may hold anything. With a `lesson`, the gradient is that of its loss too.
     pub(super) fn backward(
         &mut self,
         x: &mut [f32],
@@ -157,6 +158,7 @@ impl<'a> Layer<'a> {
         dx: &[f32],
         scratch: &mut Buffer,
         found: &mut Found<'_>,
+        lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
         let config = self.model.config();
         let (rows, width, eps) = (self.extent.rows(), config.hidden_size, config.rms_norm_eps);
@@ -186,8 +188,12 @@ impl<'a> Layer<'a> {
             found.write(&name, |to| to.copy_from_slice(&dw))?;
             dy = &state.y;
         }
+        let lesson = lesson.map(|lesson| (lesson, self.unrotated(state)));
         let LayerState { q, k, v, .. } = state;
         self.attention().backward(self.products.is_bf16(), [q, k, v], dy);
+        if let Some((lesson, states)) = lesson {
+            lesson.learn(self.extent, &states, [q, k, v]);
+        }
 
         scratch.resize(rows * width);
         let dys =
@@ -197,6 +203,16 @@ impl<'a> Layer<'a> {
         let weight = self.param(&name)?;
         let dw = norm_backward(x, &weight, eps, scratch, Some(&state.middle));
         found.write(&name, |to| to.copy_from_slice(&dw))
+    }
+
+    /// Queries, keys and values after a forward pass, without positions.
+    pub(super) fn unrotated(&self, state: &LayerState) -> States {
+        let config = self.model.config();
+        let mut states = [&state.q, &state.k, &state.v].map(Buffer::clone);
+        let [q, k, _] = &mut states;
+        self.attention().turn_back(q, config.num_attention_heads);
+        self.attention().turn_back(k, config.num_key_value_heads);
+        states
     }
 
     fn attention(&self) -> Attention<'a> {

@@ -23,7 +23,9 @@ mod found;
 mod head;
 mod layer;
 mod learned;
+mod likeliest;
 mod products;
+mod relations;
 
 use candle_core::{DType, Device, Result, Tensor};
 use trine_data::{Batch, IGNORED};
@@ -39,10 +41,13 @@ use head::{Head, Targets};
 use layer::LayerState;
 use learned::{Learned, gather, mean, scatter};
 use products::Products;
+use relations::{Lesson, States};
 
-pub use distill::{Distillation, Teacher};
+pub use distill::{Distillation, Divergences, Says, Teacher};
 pub(crate) use head::{BLOCK, LEAST_ROWS};
+pub use likeliest::Likeliest;
 pub use products::Precision;
+pub use relations::Relations;
 
 /// How a step is computed.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +75,8 @@ pub struct Engine {
     /// The rows that predict something, `(n, D)`, where not all do.
     learned: Buffer,
     gradients: Gradients,
+    /// A layer whose states are kept in a pass without a backward pass, and these.
+    watched: Option<(usize, States)>,
 }
 
 /// Floats, in large pages where there are many.
@@ -124,6 +131,7 @@ impl Engine {
             scratch: Buffer::default(),
             learned: Buffer::default(),
             gradients: Gradients::new(),
+            watched: None,
         }
     }
 
@@ -156,36 +164,46 @@ impl Engine {
         let rows = Learned::of(batch)?;
         let extent = self.forward(model, batch, Pass::Training)?;
         let weights = vec![weight; rows.ids.len()];
-        let losses = self.backward(model, batch, extent, &rows, |end, x, found| {
+        let losses = self.backward(model, batch, extent, &rows, None, |end, x, found| {
             let targets = Targets { ids: &rows.ids, weights: &weights };
             end.head.backward(model, end.products, x, targets, found)
         })?;
         Ok((mean(losses.iter().copied()), self.gradients.clone()))
     }
 
-    /// As [`Self::weighted_gradients`], of the loss of a [`Distillation`]: the means of cross entropy and of
-    /// divergence, in nats, and the gradients.
+    /// As [`Self::weighted_gradients`], of the loss of a [`Distillation`]: the mean cross entropy in nats,
+    /// how far the student is from what a teacher `says`, and the gradients.
     ///
     /// # Errors
-    /// As [`Self::gradients`], and a teacher of another vocabulary.
+    /// As [`Self::gradients`]; a teacher of another vocabulary, and relations without a teacher that is
+    /// there.
     pub fn distilled_gradients(
         &mut self,
         model: &Bitnet,
-        teacher: &mut Teacher,
+        mut says: Says<'_>,
         options: Distillation,
         batch: &Batch,
         weight: f32,
-    ) -> Result<([f32; 2], Gradients)> {
+    ) -> Result<(f32, Divergences, Gradients)> {
         let rows = Learned::of(batch)?;
-        teacher.look(model, batch, &rows)?;
+        let taught = says.look(model, batch, &rows, options)?;
         let extent = self.forward(model, batch, Pass::Training)?;
         let weights = vec![weight; rows.ids.len()];
-        let losses = self.backward(model, batch, extent, &rows, |end, x, found| {
-            let targets = Targets { ids: &rows.ids, weights: &weights };
-            end.chunk.backward(model, end.products, teacher, options, x, targets, found)
-        })?;
-        let means = [0, 1].map(|part| mean(losses.iter().map(|losses| losses[part])));
-        Ok((means, self.gradients.clone()))
+        let weight = weight * rows.ids.len() as f32;
+        let mut lesson = options.relations.zip(taught.as_ref()).map(|(relations, taught)| Lesson {
+            relations,
+            taught,
+            weight,
+            divergence: 0.0,
+        });
+        let losses =
+            self.backward(model, batch, extent, &rows, lesson.as_mut(), |end, x, found| {
+                let targets = Targets { ids: &rows.ids, weights: &weights };
+                end.chunk.backward(model, end.products, says, options, x, targets, found)
+            })?;
+        let [loss, tokens] = [0, 1].map(|part| mean(losses.iter().map(|losses| losses[part])));
+        let relations = lesson.map(|lesson| lesson.divergence);
+        Ok((loss, Divergences { tokens, relations }, self.gradients.clone()))
     }
 
     /// Mean cross entropy in nats of the targets that are to be predicted; the gradients of the sum of their
@@ -219,7 +237,7 @@ impl Engine {
         for index in (0..model.config().num_hidden_layers).rev() {
             let mut of_layer = layer_gradients(&first, index);
             let mut found = Found::within(&mut of_layer);
-            self.layer_backward(model, index, extent, &mut found)?;
+            self.layer_backward(model, index, extent, &mut found, None)?;
             found.finish()?;
             update(&of_layer)?;
         }
@@ -249,7 +267,7 @@ impl Engine {
         let weights = weigh(&rows.log_probabilities(&losses, batch));
         let weight = |at: usize| weights[at / batch.seq_len] as f32;
         let weights: Vec<f32> = rows.positions().map(weight).collect();
-        self.backward(model, batch, extent, &rows, |end, x, found| {
+        self.backward(model, batch, extent, &rows, None, |end, x, found| {
             let targets = Targets { ids: &rows.ids, weights: &weights };
             end.head.backward(model, end.products, x, targets, found)
         })?;
@@ -296,20 +314,23 @@ impl Engine {
     }
 
     /// After a pass in training: the gradients of what `end` makes of the rows that predict something,
-    /// which it turns into their gradients. Returns what it returns.
+    /// which it turns into their gradients, and of what a layer is to learn besides. Returns what `end`
+    /// returns.
     fn backward<T>(
         &mut self,
         model: &Bitnet,
         batch: &Batch,
         extent: Extent<'_>,
         rows: &Learned<'_>,
+        mut lesson: Option<&mut Lesson<'_>>,
         end: impl FnOnce(End<'_>, &mut [f32], &mut Found<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut gradients = std::mem::take(&mut self.gradients);
         let mut found = Found::new(model.trained(), &mut gradients)?;
         let made = self.end(model, rows, &mut found, end)?;
         for index in (0..model.config().num_hidden_layers).rev() {
-            self.layer_backward(model, index, extent, &mut found)?;
+            let lesson = lesson.as_deref_mut().filter(|lesson| lesson.relations.layer == index);
+            self.layer_backward(model, index, extent, &mut found, lesson)?;
         }
         add_embedding(model, batch, &self.inputs[0], &mut found)?;
         found.finish()?;
@@ -343,6 +364,7 @@ impl Engine {
         index: usize,
         extent: Extent<'_>,
         found: &mut Found<'_>,
+        lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
         let Self { options, products, inputs, states, scratch, .. } = self;
         let (below, above) = inputs.split_at_mut(index + 1);
@@ -352,7 +374,7 @@ impl Engine {
         if options.recompute {
             layer.forward(x, state, None)?;
         }
-        layer.backward(x, state, dx, scratch, found)
+        layer.backward(x, state, dx, scratch, found, lesson)
     }
 
     /// Runs all layers. In training, `inputs` are then the input of every layer and the output of the last;
@@ -388,7 +410,11 @@ impl Engine {
                 .get_disjoint_mut([index % inputs, (index + 1) % inputs])
                 .expect("an input and another buffer for the output");
             let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
-            layer.forward(x, &mut self.states[index % states], Some(y))?;
+            let state = &mut self.states[index % states];
+            layer.forward(x, state, Some(y))?;
+            if let Some((_, kept)) = self.watched.as_mut().filter(|(at, _)| *at == index) {
+                *kept = layer.unrotated(state);
+            }
         }
         Ok(extent)
     }

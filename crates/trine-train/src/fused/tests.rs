@@ -8,6 +8,8 @@ use crate::adapters::{Adapters, Dropout};
 use crate::optimizer::{collect, in_place};
 use trine_format::{HiddenAct, ModelConfig, Projection};
 
+mod distillation;
+
 fn config() -> ModelConfig {
     ModelConfig {
         hidden_size: 24,
@@ -192,48 +194,6 @@ fn gradients_by_layer_are_those_of_all_layers() {
         let never = |_: &Gradients| panic!("no backward pass was asked for");
         engine.gradients_by_layer(&model, &batch, 0.3, not, never).unwrap();
     }
-}
-
-/// A student and a teacher in full precision, of which every gradient is that of the loss.
-#[test]
-fn distillation_has_the_gradients_of_its_loss() {
-    let full = ModelConfig { quantization: Quantization::None, ..config() };
-    let wide = ModelConfig { hidden_size: 32, head_dim: 8, ..full.clone() };
-    let options = Options { precision: Precision::F32, recompute: false };
-    let (student, engine) = (model(full.clone()), || Engine::new(options, false));
-    let mut batch = batch(2, 20, 37);
-    batch.targets[5..11].fill(IGNORED);
-    for distillation in [
-        Distillation { temperature: 2.0, cross_entropy: 0.3, divergence: 1.0 },
-        Distillation { temperature: 1.0, cross_entropy: 0.0, divergence: 0.7 },
-    ] {
-        let mut teacher = Teacher::new(model(wide.clone()), engine());
-        let mut engine = engine();
-        let weight = 1.0 / batch.learned() as f32;
-        check_slope(&student, || {
-            let ([hard, soft], gradients) = engine
-                .distilled_gradients(&student, &mut teacher, distillation, &batch, weight)
-                .unwrap();
-            assert!(soft > 0.0);
-            let soften = distillation.divergence * distillation.temperature.powi(2);
-            (f64::from(distillation.cross_entropy * hard + soften * soft), gradients)
-        });
-    }
-    // Who learns from itself diverges from nothing, and has the gradients of the cross entropy.
-    let mut itself = Teacher::new(model(full), engine());
-    let only = Distillation { temperature: 3.0, cross_entropy: 1.0, divergence: 1.0 };
-    let ([hard, soft], found) =
-        engine().distilled_gradients(&student, &mut itself, only, &batch, 0.01).unwrap();
-    let (expected_loss, expected) = engine().weighted_gradients(&student, &batch, 0.01).unwrap();
-    assert!(soft.abs() < 1e-5 && (hard - expected_loss).abs() < 1e-5, "{hard}, {soft}");
-    for (name, gradient) in &found {
-        let difference = difference(gradient, &expected[name]);
-        assert!(difference < 1e-4, "{name}: {difference}");
-    }
-    let other = ModelConfig { vocab_size: 36, ..config() };
-    let mut other = Teacher::new(model(other), engine());
-    let error = engine().distilled_gradients(&student, &mut other, only, &batch, 0.01);
-    assert!(error.unwrap_err().to_string().contains("a teacher of 36 ids, expected 37"));
 }
 
 /// The gradients of what is left out are those of a loss that leaves it out.

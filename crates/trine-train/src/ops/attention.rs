@@ -166,12 +166,25 @@ impl Attention<'_> {
 
     /// Rotates all heads of `x` `(M, heads d)`.
     pub(crate) fn rotate(self, x: &mut [f32], heads: usize) {
-        let half = self.d / 2;
-        let (cos, sin) = &**self.rope;
+        self.turn(x, heads, &self.rope.1);
+    }
+
+    /// Undoes [`Self::rotate`].
+    pub(crate) fn turn_back(self, x: &mut [f32], heads: usize) {
+        self.turn(x, heads, &self.negative_sines());
+    }
+
+    fn turn(self, x: &mut [f32], heads: usize, sin: &[f32]) {
+        let (half, cos) = (self.d / 2, &self.rope.0);
         parallel::for_each_chunk(x, heads * self.d, |row, x| {
             let at = row % self.tokens * half;
             nn::rope(x, &cos[at..][..half], &sin[at..][..half]);
         });
+    }
+
+    /// What rotates backwards.
+    fn negative_sines(self) -> Vec<f32> {
+        self.rope.1[..self.tokens * self.d / 2].iter().map(|sin| -sin).collect()
     }
 
     /// From `dy`, the gradient of [`forward`]'s output, to those of the unrotated queries, keys and values,
@@ -179,9 +192,7 @@ impl Attention<'_> {
     pub(crate) fn backward(self, bf16: bool, [q, k, v]: [&mut [f32]; 3], dy: &[f32]) {
         let s = self;
         let (group, half) = (s.heads / s.kv_heads, s.d / 2);
-        let (cos, sin) = &**s.rope;
-        // Rotates backwards.
-        let sin: Vec<f32> = sin[..s.tokens * half].iter().map(|sin| -sin).collect();
+        let (cos, sin) = (&s.rope.0, s.negative_sines());
         let turn_back = |x: &mut [f32]| {
             for (t, x) in x.chunks_exact_mut(s.d).enumerate() {
                 nn::rope(x, &cos[t * half..][..half], &sin[t * half..][..half]);

@@ -8,7 +8,7 @@ use trine_data::Batch;
 use super::{Observer, StepReport, Trainer, preferences, tensors};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{Reduction, SpikePolicy};
-use crate::fused::{Distillation, Engine};
+use crate::fused::{Divergences, Engine};
 use crate::optimizer::{self, Gradients};
 use crate::schedule::{self, Rates};
 use crate::stability::{self, Action, Anomaly};
@@ -51,8 +51,15 @@ impl Trainer {
                 (found.loss as f32, besides, gradients)
             }
             None => {
-                let (loss, divergence, gradients) = self.forward_backward(&parts)?;
-                (loss, divergence.map_or(json!({}), |d| json!({ "divergence": d })), gradients)
+                let (loss, divergences, gradients) = self.forward_backward(&parts)?;
+                let mut besides = json!({});
+                if let Some(Divergences { tokens, relations }) = divergences {
+                    besides["divergence"] = json!(tokens);
+                    if let Some(relations) = relations {
+                        besides["relations_divergence"] = json!(relations);
+                    }
+                }
+                (loss, besides, gradients)
             }
         };
         let grad_norm = optimizer::global_norm(&gradients)?;
@@ -200,45 +207,43 @@ impl Trainer {
         Ok(parts)
     }
 
-    /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats, the mean divergence
-    /// from a teacher where there is one, and the gradients that `finetune.loss` asks for.
+    /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats, how far they are from
+    /// a teacher where there is one, and the gradients that `finetune.loss` asks for.
     fn forward_backward(
         &mut self,
         parts: &[Batch],
-    ) -> Result<(f32, Option<f32>, Gradients), TrainError> {
+    ) -> Result<(f32, Option<Divergences>, Gradients), TrainError> {
         let tokens: usize = parts.iter().map(Batch::learned).sum();
-        let (finetune, weight) = (self.config.finetune.as_ref(), self.weight(parts));
-        let options = finetune.and_then(|f| f.distill.as_ref()).map(|distill| Distillation {
-            temperature: distill.temperature as f32,
-            cross_entropy: distill.cross_entropy as f32,
-            divergence: distill.divergence as f32,
-        });
-        let (mut total, mut diverged, mut sum) = (0.0, options.map(|_| 0.0), Gradients::new());
+        let weight = self.weight(parts);
+        let (mut total, mut diverged, mut sum) = (0.0, None, Gradients::new());
         for batch in parts {
             let (model, engine) = (&self.model, &mut self.engine);
-            let ([value, divergence], gradients) = match (&mut self.teacher, options) {
-                (Some(teacher), Some(options)) => {
-                    engine.distilled_gradients(model, teacher, options, batch, weight as f32)?
+            let (loss, divergences, gradients) = match &mut self.teaching {
+                Some(teaching) => {
+                    let (loss, far, found) =
+                        teaching.gradients(engine, model, batch, weight as f32)?;
+                    (loss, Some(far), found)
                 }
-                _ if Engine::fits(model) => {
-                    let (value, found) = engine.weighted_gradients(model, batch, weight as f32)?;
-                    ([value, 0.0], found)
-                }
-                _ => {
-                    let (value, found) = by_graph(model, batch, weight)?;
-                    ([value, 0.0], found)
+                None => {
+                    let (loss, found) = match Engine::fits(model) {
+                        true => engine.weighted_gradients(model, batch, weight as f32)?,
+                        false => by_graph(model, batch, weight)?,
+                    };
+                    (loss, None, found)
                 }
             };
             let share = batch.learned() as f64 / tokens as f64;
-            total += share * f64::from(value);
-            diverged = diverged.map(|sum| sum + share * f64::from(divergence));
+            total += share * f64::from(loss);
+            if let Some(far) = divergences {
+                diverged = Some(far.scaled(share as f32).plus(diverged));
+            }
             if parts.len() == 1 {
                 sum = gradients;
             } else {
                 optimizer::accumulate(&mut sum, gradients, 1.0)?;
             }
         }
-        Ok((total as f32, diverged.map(|d| d as f32), sum))
+        Ok((total as f32, diverged, sum))
     }
 
     fn remember(&mut self, loss: f32) {

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !finetune.adapter.is_empty() {
         base = base.with_adapter(&model::resolve(Path::new(&finetune.adapter))?)?;
     }
-    let plan = Plan::new(&config, base.config())?;
+    let plan = Plan::new(&config, base.config(), base.beside()?.as_ref())?;
     if args.dry_run {
         let limits = measure_limits(trine_kernels::threads());
         return print(&plan, &limits, args.json).map(|()| ExitCode::SUCCESS);
@@ -152,6 +152,7 @@ fn print(plan: &Plan, limits: &Limits, as_json: bool) -> anyhow::Result<()> {
         ("moments", m.moments),
         ("activations", m.activations),
         ("buffers", m.buffers),
+        ("other model", m.beside),
         ("memory", m.total()),
     ] {
         lines.push(format!("{name:<14} {}", output::bytes(bytes)));
