@@ -274,8 +274,10 @@ fn a_full_precision_model_becomes_ternary() {
         ("lambda", "quantizer.lambda_steps=4"),
         ("distilled", "finetune.distill={temperature=3.0}"),
         ("related", "finetune.distill={relations={teacher_layer=0}}"),
+        ("warmed", "finetune.distill={} quantizer.lambda_steps=4"),
     ] {
-        let config = config(dir.path(), &base, &[&full[..], &[way]].concat());
+        let ways: Vec<&str> = way.split(' ').collect();
+        let config = config(dir.path(), &base, &[&full[..], &ways].concat());
         let watch = train(&config, &base, &dir.path().join(name), Some(7));
         assert!(watch.validations[1] < watch.losses[0], "{name}: {:?}", watch.validations);
         let made = dir.path().join(name).join("checkpoints/step-000010");
