@@ -23,6 +23,8 @@ use crate::prompt::apart;
 /// ever.
 const WHITESPACE: &str = r"\n? {0,16}";
 
+const NO_END: &str = "no token of the model ends a text";
+
 /// `response_format` of a request.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ResponseFormat {
@@ -38,6 +40,11 @@ pub(crate) struct ResponseFormat {
 }
 
 impl ResponseFormat {
+    /// Whether answers may have any form.
+    pub(crate) fn is_text(&self) -> bool {
+        self.kind == "text"
+    }
+
     /// The form of answers, if they are to have one.
     fn grammar(self) -> Result<Option<(&'static str, TopLevelGrammar)>, ApiError> {
         let missing = |name: &str| {
@@ -87,18 +94,37 @@ fn schema(mut schema: Value) -> TopLevelGrammar {
 pub(crate) struct Grammars(OnceLock<Result<ParserFactory, String>>);
 
 /// What the answers to a request must look like.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Constrained {
     constraint: Option<Box<dyn Constraint>>,
-    /// The id that ends a text of the form.
-    end: Option<u32>,
+    /// Ids that end a text of the form.
+    ends: Vec<u32>,
 }
 
 impl Constrained {
+    /// Answers of a grammar.
+    ///
+    /// # Errors
+    /// What is wrong with the grammar, in a line.
+    pub(crate) fn new(app: &App, grammar: TopLevelGrammar) -> Result<Self, String> {
+        let make = || {
+            let factory = app.grammars.factory(app)?;
+            let end = end(app).ok_or(NO_END)?;
+            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            // What is wrong with a grammar may show only when it is used.
+            matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+            let ends: Vec<u32> =
+                [end].into_iter().chain(app.stop.iter().copied().filter(|id| *id != end)).collect();
+            let constraint: Box<dyn Constraint> = Box::new(Form { matcher, ends: ends.clone() });
+            Ok::<_, String>(Self { constraint: Some(constraint), ends })
+        };
+        make().map_err(|cause| cause.lines().next().unwrap_or_default().to_owned())
+    }
+
     /// A request whose answer is to have the form.
     pub(crate) fn bind(&self, request: Request) -> Request {
         let mut stop = request.stop;
-        stop.extend(self.end.filter(|end| !stop.contains(end)));
+        stop.extend(self.ends.iter().filter(|end| !stop.contains(end)).collect::<Vec<_>>());
         Request { stop, constraint: self.constraint.clone(), ..request }
     }
 }
@@ -106,7 +132,7 @@ impl Constrained {
 impl Grammars {
     fn factory(&self, app: &App) -> Result<&ParserFactory, String> {
         let made = self.0.get_or_init(|| {
-            let end = end(app).ok_or("no token of the model ends a text")?;
+            let end = end(app).ok_or(NO_END)?;
             let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie(&app.tokenizer, end)));
             let mut factory = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
             factory.quiet();
@@ -148,24 +174,16 @@ pub(crate) async fn constraint(
     let Some((param, grammar)) = format.map_or(Ok(None), ResponseFormat::grammar)? else {
         return Ok(Constrained::default());
     };
-    let made = apart(app, move |app| {
-        let factory = app.grammars.factory(app)?;
-        let mut matcher = Matcher::new(factory.create_parser(grammar));
-        // What is wrong with a grammar may show only when it is used.
-        matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
-        Ok::<_, String>(Form(matcher))
-    });
-    match made.await? {
-        Ok(form) => Ok(Constrained { constraint: Some(Box::new(form)), end: end(app) }),
-        Err(cause) => {
-            let cause = cause.lines().next().unwrap_or_default().to_owned();
-            Err(ApiError::param(param, cause))
-        }
-    }
+    let made = apart(app, move |app| Constrained::new(app, grammar)).await?;
+    made.map_err(|cause| ApiError::param(param, cause))
 }
 
 /// How far a text has come in its grammar.
-struct Form(Matcher);
+struct Form {
+    matcher: Matcher,
+    /// The id that ends a text in the grammar, and others that mean the same.
+    ends: Vec<u32>,
+}
 
 impl fmt::Debug for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,9 +193,13 @@ impl fmt::Debug for Form {
 
 impl Constraint for Form {
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
-        let allowed = self.0.compute_mask_or_eos().map_err(|e| e.to_string())?;
+        let allowed = self.matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+        let is_allowed = |id: usize| id < allowed.len() && allowed.get(id);
+        // Where the text may end, it may end in any way.
+        let may_end = self.ends.first().is_some_and(|end| is_allowed(*end as usize));
+        let ends = |id: usize| may_end && self.ends.contains(&(id as u32));
         for (id, logit) in logits.iter_mut().enumerate() {
-            if id >= allowed.len() || !allowed.get(id) {
+            if !(is_allowed(id) || ends(id)) {
                 *logit = f32::NEG_INFINITY;
             }
         }
@@ -189,13 +211,14 @@ impl Constraint for Form {
 
     fn accept(&mut self, id: u32) -> Result<(), String> {
         // The end of a text that is whole already is followed by nothing.
-        if self.0.is_stopped() {
+        if self.matcher.is_stopped() {
             return Ok(());
         }
-        self.0.consume_token(id).map_err(|e| e.to_string())
+        let end = self.ends.first().copied().filter(|_| self.ends.contains(&id));
+        self.matcher.consume_token(end.unwrap_or(id)).map_err(|e| e.to_string())
     }
 
     fn boxed(&self) -> Box<dyn Constraint> {
-        Box::new(Self(self.0.deep_clone()))
+        Box::new(Self { matcher: self.matcher.deep_clone(), ends: self.ends.clone() })
     }
 }
