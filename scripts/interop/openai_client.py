@@ -143,7 +143,7 @@ def well_formed(calls):
 
 def tools(client):
     messages = [{"role": "user", "content": "What is the weather in Berlin?"}]
-    asked = dict(model="served", messages=messages, tools=TOOLS, max_tokens=300, temperature=1)
+    asked = dict(model="served", messages=messages, tools=TOOLS, max_tokens=1500, temperature=1)
     for seed in range(4):
         answer = client.chat.completions.create(**asked, tool_choice="required", seed=seed).choices[0]
         calls = answer.message.tool_calls

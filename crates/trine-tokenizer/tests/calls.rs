@@ -6,101 +6,16 @@ use serde_json::{Map, Value, json};
 use trine_tokenizer::{Call, CallFormat, ChatTemplate, Message, Tokenizer};
 
 /// ChatML with tools in the system message and calls in tags, as Hermes and Qwen have them.
-const TAGGED: &str = r#"
-{%- if tools %}
-    {{- '<|im_start|>system\n' }}
-    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
-    {{- 'Functions:\n<tools>' }}
-    {%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
-    {{- '\n</tools><|im_end|>\n' }}
-{%- elif messages[0].role == 'system' %}
-    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role == 'user' %}
-        {{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
-    {%- elif message.role == 'assistant' %}
-        {{- '<|im_start|>assistant' }}
-        {%- if message.content %}{{- '\n' + message.content }}{%- endif %}
-        {%- for tool_call in message.tool_calls %}
-            {%- if tool_call.function is defined %}{%- set tool_call = tool_call.function %}{%- endif %}
-            {{- '\n<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' }}
-            {{- tool_call.arguments | tojson }}
-            {{- '}\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- elif message.role == 'tool' %}
-        {{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
-
+const TAGGED: &str = include_str!("../../../tests/data/templates/tagged.jinja");
 /// One call without a tag, as Llama 3.1 has it; a second one is refused.
-const BARE: &str = r#"
-{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
-{{- bos_token }}
-{%- for message in messages %}
-    {%- if message.role == 'ipython' or message.role == 'tool' %}
-        {{- '<|start|>ipython<|end|>\n\n' }}
-        {%- if message.content is mapping or message.content is iterable %}
-            {{- message.content | tojson }}
-        {%- else %}{{- message.content }}{%- endif %}
-        {{- '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if message.tool_calls | length != 1 %}
-            {{- raise_exception('one call at a time') }}
-        {%- endif %}
-        {%- set call = message.tool_calls[0].function %}
-        {{- '<|start|>assistant<|end|>\n\n{"name": "' + call.name + '", "parameters": ' }}
-        {{- call.arguments | tojson }}{{- '}<|eot_id|>' }}
-    {%- else %}
-        {{- '<|start|>' + message.role + '<|end|>\n\n' }}
-        {%- if message.role == 'user' and tools is not none %}
-            {%- for t in tools %}{{- t | tojson(indent=4) + '\n\n' }}{%- endfor %}
-        {%- endif %}
-        {{- message.content | trim + '<|eot_id|>' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\n\n' }}{%- endif %}"#;
-
-/// A list of calls after a special token, with ids of nine characters, as Mistral has it.
-const LISTED: &str = r#"{{ bos_token }}
-{%- for message in messages %}
-    {%- if message.role == 'user' %}
-        {%- if tools is not none and loop.last or messages[loop.index0 + 1:] %}
-            {{- '[TOOLS]' + tools | tojson + '[/TOOLS]' }}
-        {%- endif %}
-        {{- '[INST]' + message.content + '[/INST]' }}
-    {%- elif message.tool_calls is defined %}
-        {{- '[TOOL_CALLS][' }}
-        {%- for call in message.tool_calls %}
-            {%- if call.id | length != 9 %}{{- raise_exception('ids have nine characters') }}{%- endif %}
-            {%- set out = call.function | tojson %}
-            {{- out[:-1] + ', "id": "' + call.id + '"}' }}
-            {%- if not loop.last %}{{- ', ' }}{%- endif %}
-        {%- endfor %}
-        {{- ']' + eos_token }}
-    {%- elif message.role == 'assistant' %}{{- ' ' + message.content + eos_token }}
-    {%- endif %}
-{%- endfor %}"#;
-
+const BARE: &str = include_str!("../../../tests/data/templates/bare.jinja");
+/// A list of calls after a tag, with ids of nine characters, as Mistral has it.
+const LISTED: &str = include_str!("../../../tests/data/templates/listed.jinja");
 /// Names outside of JSON, arguments as text that is joined, and no content beside calls, as DeepSeek
 /// has it.
-const WORDS: &str = r#"
-{%- if tools %}{{- 'Tools: ' + tools | tojson + '\n' }}{%- endif %}
-{%- for message in messages %}
-    {%- if message.role == 'user' %}{{- '<user>' + message.content }}{%- endif %}
-    {%- if message.role == 'assistant' and message.content is none %}
-        {{- '<bot><calls>' }}
-        {%- for call in message.tool_calls %}
-            {{- '<call>function<sep>' + call.function.name + '\n```json\n' + call.function.arguments + '\n```</call>' }}
-            {%- if not loop.last %}{{- '\n' }}{%- endif %}
-        {%- endfor %}
-        {{- '</calls></s>' }}
-    {%- elif message.role == 'assistant' %}{{- '<bot>' + message.content + '</s>' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<bot>' }}{%- endif %}"#;
+const WORDS: &str = include_str!("../../../tests/data/templates/words.jinja");
+/// What transformers makes of them; the folder's README names version and generator.
+const RENDERED: &str = include_str!("../../../tests/data/templates/rendered.json");
 
 /// Roles and texts, as BitNet b1.58 2B4T has it.
 const PLAIN: &str = "{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] | trim + \
@@ -192,6 +107,35 @@ fn conversations_with_calls_and_tools_are_rendered_as_the_template_wants_them() 
     // Without tools a template is told that there are none.
     let (none, _) = text("{{ tools is none and documents is none }}", &[]);
     assert!(none.ends_with("True"), "{none}");
+}
+
+#[test]
+fn conversations_with_calls_match_transformers() {
+    let tokenizer = Tokenizer::bytes();
+    let rendered: Value = serde_json::from_str(RENDERED).unwrap();
+    let (id, name) = ("call12345".to_owned(), "weather".to_owned());
+    let arguments = rendered["arguments"].as_object().unwrap().clone();
+    let call = Call { id: id.clone(), name: name.clone(), arguments };
+    let called = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
+    let result = Message::new("tool", "warm");
+    let messages = [
+        Message::new("user", "What is the weather?"),
+        called,
+        Message { tool_call_id: Some(id), name: Some(name), ..result },
+        Message::new("assistant", "It is warm."),
+        Message::new("user", "And now?"),
+    ];
+    for (name, jinja) in [("tagged", TAGGED), ("bare", BARE), ("listed", LISTED), ("words", WORDS)]
+    {
+        let template = ChatTemplate::new(jinja).unwrap();
+        for (key, tools) in [("with_tools", &rendered["tools"]), ("without", &json!([]))] {
+            let tools = tools.as_array().unwrap();
+            let ids = template.prompt_with_tools(&tokenizer, &messages, tools).unwrap();
+            let expected = rendered[name][key].as_str().unwrap();
+            let expected = tokenizer.encode(expected, false).unwrap();
+            assert!(ids.ends_with(&expected) && ids.len() <= expected.len() + 1, "{name} {key}");
+        }
+    }
 }
 
 #[test]

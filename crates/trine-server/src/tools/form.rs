@@ -38,11 +38,10 @@ pub(crate) async fn constraint(
         let format = format.cloned().unwrap_or_else(CallFormat::hermes);
         let specials = format.special_tokens(&app.tokenizer);
         let grammar = grammar(&tools, &format, &specials);
-        let compile = |lark: String| Constrained::new(app, TopLevelGrammar::from_lark(lark));
-        let constrained = compile(grammar).map_err(|cause| {
-            let (i, cause) = tools.mistake(compile).unwrap_or((None, cause));
-            let param = i.map(|i| format!("tools[{i}].function.parameters"));
-            ApiError::param(param.unwrap_or_else(|| "tools".to_owned()), cause)
+        let constrained = Constrained::new(app, TopLevelGrammar::from_lark(grammar));
+        let constrained = constrained.map_err(|cause| match tools.mistake(app) {
+            Some((i, cause)) => ApiError::param(format!("tools[{i}].function.parameters"), cause),
+            None => ApiError::param("tools", cause),
         })?;
         let shown = specials.into_iter().map(|(id, _)| id).collect();
         Ok((constrained, Calling { format, shown }))
@@ -52,14 +51,12 @@ pub(crate) async fn constraint(
 
 impl Tools {
     /// The first function whose schema alone makes no grammar, and why.
-    fn mistake(
-        &self,
-        compile: impl Fn(String) -> Result<Constrained, String>,
-    ) -> Option<(Option<usize>, String)> {
+    fn mistake(&self, app: &App) -> Option<(usize, String)> {
         let called = |i: &usize| self.may_call(*i);
         (0..self.functions.len()).filter(called).find_map(|i| {
-            let cause = compile(format!("start: %json {}", self.functions[i].schema)).err()?;
-            Some((Some(i), cause))
+            let schema = self.functions[i].schema.clone();
+            let cause = Constrained::new(app, TopLevelGrammar::from_json_schema(schema)).err()?;
+            Some((i, cause))
         })
     }
 
@@ -95,7 +92,8 @@ fn grammar(tools: &Tools, format: &CallFormat, specials: &[(u32, String)]) -> St
                 rule(format!("begin: tag {}", literal(rest)));
                 rule(format!("tag[lazy]: FREE {}", quoted(tag)));
             }
-            None => rule(format!("begin[lazy]: {}", quoted(open))),
+            // The reader drops blanks as well.
+            None => rule(format!("begin[lazy]: /\\s*/ {}", quoted(open))),
         }
     } else {
         rule(format!("start: begin call {more} close"));
@@ -142,7 +140,94 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use llguidance::toktrie::ApproximateTokEnv;
+    use llguidance::{Matcher, ParserFactory};
+    use serde_json::json;
+
+    use super::super::Asked;
     use super::*;
+
+    /// Whether a text, byte by byte, is an answer in a format, with other parameters beside two tools.
+    fn accepts(format: &CallFormat, other: serde_json::Value, text: &str) -> bool {
+        let schema =
+            json!({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]});
+        let tool = |name: &str, schema: Option<&serde_json::Value>| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+        let mut asked = json!({"tools": [tool("f", Some(&schema)), tool("g", None)]});
+        asked.as_object_mut().unwrap().extend(other.as_object().unwrap().clone());
+        let tools = serde_json::from_value::<Asked>(asked).unwrap().read().unwrap().unwrap();
+        let lark = TopLevelGrammar::from_lark(grammar(&tools, format, &[]));
+        let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env()).unwrap();
+        let mut matcher = Matcher::new(factory.create_parser(lark));
+        let goes = text.bytes().all(|byte| matcher.consume_token(byte.into()).is_ok());
+        goes && matcher.is_accepting().unwrap()
+    }
+
+    fn bare() -> CallFormat {
+        let mut format = CallFormat::hermes();
+        format.open = "{\"name\": \"".to_owned();
+        format.middle = "\", \"parameters\": ".to_owned();
+        format.close = "}".to_owned();
+        format.between = None;
+        format
+    }
+
+    fn call(name: &str, arguments: &str) -> String {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+    }
+
+    #[test]
+    fn who_may_call_may_write_anything_up_to_a_call() {
+        let auto = |text: &str| accepts(&CallFormat::hermes(), json!({}), text);
+        let (f, g) = (call("f", "{\"x\": true}"), call("g", "{}"));
+        for text in ["", "words,\n\"<tool_call\" <b> é", &f, &format!("So: {f}\n{g}")] {
+            assert!(auto(text), "{text}");
+        }
+        for text in [
+            &call("h", "{}"),
+            &call("f", "{}"),
+            &call("f", "{\"x\": 1}"),
+            &call("f", "{\"x\": true, \"y\": 1}"),
+            &call("g", "{"),
+            "<tool_call> what",
+            &format!("{g} and words"),
+            &format!("{g}{g}"),
+        ] {
+            assert!(!auto(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_has_as_many_calls_as_it_may() {
+        let (f, g) = (call("f", "{\"x\": true}"), call("g", "{}"));
+        let two = format!("{g}\n{f}");
+        let check = |other: serde_json::Value, may: &[&str], may_not: &[&str]| {
+            let accepts = |text: &str| accepts(&CallFormat::hermes(), other.clone(), text);
+            assert!(may.iter().all(|text| accepts(text)), "{other}");
+            assert!(!may_not.iter().any(|text| accepts(text)), "{other}");
+        };
+        let none = json!({"parallel_tool_calls": false});
+        check(none, &["words", &f], &[&two]);
+        let required = json!({"tool_choice": "required"});
+        check(required, &[&f, &g, &two], &["", "words", &format!("words {f}")]);
+        let named = json!({"tool_choice": {"type": "function", "function": {"name": "g"}}});
+        check(named, &[&g], &["", &f, &two]);
+        let many = |count: usize| vec![&g[..]; count].join("\n");
+        let required = json!({"tool_choice": "required"});
+        check(required, &[&many(CALLS)], &[&many(CALLS + 1)]);
+    }
+
+    #[test]
+    fn without_a_tag_only_the_beginning_of_an_answer_is_a_call() {
+        let auto = |text: &str| accepts(&bare(), json!({}), text);
+        let call = "{\"name\": \"f\", \"parameters\": {\"x\": false}}";
+        for text in ["", "words", "{\"x\": 1}", "{\"names\"", call, &format!(" \n{call}")] {
+            assert!(auto(text), "{text}");
+        }
+        assert!(auto(&format!("It would be {call} then.")));
+        for text in ["{\"name\": \"h\"", &call.replace("false", "1"), &format!("{call} words")] {
+            assert!(!auto(text), "{text}");
+        }
+    }
 
     #[test]
     fn special_tokens_stand_for_themselves() {

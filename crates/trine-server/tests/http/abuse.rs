@@ -119,3 +119,52 @@ fn more_than_may_wait_are_told_to_come_again() {
     server.wait_until_idle();
     check_alive(&server);
 }
+
+#[test]
+fn schemas_that_are_made_to_hurt_are_refused_or_served_in_time() {
+    let server = Server::new();
+    let nested = (0..55).fold(
+        json!({"type": "integer"}),
+        |inner, _| json!({"type": "object", "properties": {"a": inner}, "required": ["a"]}),
+    );
+    let any_of = (0..55).fold(
+        json!({"type": "integer"}),
+        |inner, i| json!({"anyOf": [inner, {"type": "string", "maxLength": i}]}),
+    );
+    let property = |schema: serde_json::Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
+    let doubling: serde_json::Map<String, serde_json::Value> = (0..30)
+        .map(|i| {
+            let next = json!({"$ref": format!("#/$defs/d{}", i + 1)});
+            (
+                format!("d{i}"),
+                json!({"type": "array", "prefixItems": [next.clone(), next], "minItems": 2}),
+            )
+        })
+        .chain([("d30".to_owned(), json!({"type": "null"}))])
+        .collect();
+    for schema in [
+        nested,
+        property(any_of),
+        json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "required": ["a"], "$defs": doubling}),
+        json!({"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}),
+        property(json!({"type": "string", "pattern": "^((((a{0,500}){0,500}){0,500}){0,500})$"})),
+        property(json!({"type": "string", "pattern": "(a|a?)+$(b*)*c{9999999}"})),
+        property(json!({"type": "string", "minLength": 1_000_000_000})),
+        property(json!({"type": "array", "minItems": 1_000_000_000})),
+        property(json!({"type": "integer", "multipleOf": 7919, "minimum": -1e300})),
+        property(json!({"enum": (0..20_000).collect::<Vec<u32>>()})),
+        property(json!({"$ref": "file:///etc/passwd"})),
+        property(json!({"$ref": "http://127.0.0.1:9/schema"})),
+    ] {
+        let begin = Instant::now();
+        let function = json!({"name": "f", "parameters": schema});
+        let tools = json!({"tools": [{"type": "function", "function": function}], "tool_choice": "required", "max_tokens": 3});
+        let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
+        for other in [tools, json!({"response_format": format, "max_tokens": 3})] {
+            let status = server.post(CHAT, &with(chat("Hi"), other)).status;
+            assert!([200, 400].contains(&status), "{status}: {schema}");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}: {schema}", begin.elapsed());
+    }
+    check_alive(&server);
+}
