@@ -1,7 +1,7 @@
-//! Answers of a given form: JSON, JSON of a schema, a regular expression, a grammar.
+//! Answers of a given form, whatever the model would like to write.
 //!
 //! The form is a grammar of bytes (`llguidance`), which says after each id which ids may follow, so that
-//! whatever the model would like to write, the text has the form. That a text ends is the model's to say,
+//! the text has the form. That a text ends is the model's to say,
 //! where the form lets it: an answer that is cut off by `max_tokens` is the beginning of such a text.
 
 use std::fmt;
@@ -10,84 +10,15 @@ use std::sync::{Arc, OnceLock};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
-use serde::Deserialize;
-use serde_json::{Value, json};
 use trine_runtime::{Constraint, Request};
 use trine_tokenizer::Tokenizer;
 
 use crate::App;
 use crate::error::ApiError;
 use crate::prompt::apart;
-
-/// What may stand between the parts of a JSON text: without a bound, a small model goes on with blanks for
-/// ever.
-const WHITESPACE: &str = r"\n? {0,16}";
+use crate::response_format::ResponseFormat;
 
 const NO_END: &str = "no token of the model ends a text";
-
-/// `response_format` of a request.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
-    /// As OpenAI has it: the schema is one of its keys.
-    json_schema: Option<Value>,
-    /// As llama.cpp has it beside `json_object`.
-    schema: Option<Value>,
-    regex: Option<String>,
-    /// Lark.
-    grammar: Option<String>,
-}
-
-impl ResponseFormat {
-    /// Whether answers may have any form.
-    pub(crate) fn is_text(&self) -> bool {
-        self.kind == "text"
-    }
-
-    /// The form of answers, if they are to have one.
-    fn grammar(self) -> Result<Option<(&'static str, TopLevelGrammar)>, ApiError> {
-        let missing = |name: &str| {
-            let param = format!("response_format.{name}");
-            ApiError::param(param, "expected it, with this response_format.type")
-        };
-        Ok(Some(match &self.kind[..] {
-            "text" => return Ok(None),
-            "json_object" => match self.schema {
-                Some(given) => ("response_format.schema", schema(given)),
-                None => ("response_format", schema(json!({"type": "object"}))),
-            },
-            "json_schema" => {
-                let named = self.json_schema.ok_or_else(|| missing("json_schema"))?;
-                let given = named.get("schema").cloned();
-                let given = given.ok_or_else(|| missing("json_schema.schema"))?;
-                ("response_format.json_schema.schema", schema(given))
-            }
-            "regex" => {
-                let regex = self.regex.ok_or_else(|| missing("regex"))?;
-                ("response_format.regex", TopLevelGrammar::from_regex(&regex))
-            }
-            "grammar" => {
-                let grammar = self.grammar.ok_or_else(|| missing("grammar"))?;
-                ("response_format.grammar", TopLevelGrammar::from_lark(grammar))
-            }
-            found => {
-                let kinds = "\"text\", \"json_object\", \"json_schema\", \"regex\" or \"grammar\"";
-                let message = format!("expected {kinds}, found {found:?}");
-                return Err(ApiError::param("response_format.type", message));
-            }
-        }))
-    }
-}
-
-/// A JSON text of a schema.
-fn schema(mut schema: Value) -> TopLevelGrammar {
-    if let Some(keys) = schema.as_object_mut() {
-        let options = json!({"whitespace_pattern": WHITESPACE});
-        keys.entry("x-guidance").or_insert(options);
-    }
-    TopLevelGrammar::from_json_schema(schema)
-}
 
 /// What makes constraints of grammars, for a vocabulary; made when it is first needed.
 #[derive(Default)]
@@ -171,10 +102,10 @@ pub(crate) async fn constraint(
     app: &Arc<App>,
     format: Option<ResponseFormat>,
 ) -> Result<Constrained, ApiError> {
-    let Some((param, grammar)) = format.map_or(Ok(None), ResponseFormat::grammar)? else {
+    let Some((param, form)) = format.map_or(Ok(None), ResponseFormat::form)? else {
         return Ok(Constrained::default());
     };
-    let made = apart(app, move |app| Constrained::new(app, grammar)).await?;
+    let made = apart(app, move |app| Constrained::new(app, form.grammar())).await?;
     made.map_err(|cause| ApiError::param(param, cause))
 }
 

@@ -11,7 +11,7 @@
 //! | `params` | sampling parameters of a request, checked |
 //! | `prompt` | text and conversations to ids, off the threads that answer |
 //! | `generation`, `stop` | events of the engine to pieces of text, up to a stop string |
-//! | `grammar` | answers of a given form |
+//! | `response_format`, `grammar` | answers of a given form |
 //! | `tools` | functions that a model may call: described to it, and read from its answers |
 //! | `events` | server-sent events |
 //! | `api` | one file an endpoint |
@@ -36,6 +36,7 @@ mod metrics;
 mod page;
 mod params;
 mod prompt;
+mod response_format;
 mod serve;
 mod stop;
 mod tools;

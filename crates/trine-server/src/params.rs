@@ -10,7 +10,7 @@ use trine_runtime::{Adapter, Request, SamplerConfig, Sampling};
 use trine_tokenizer::ChatTemplate;
 
 use crate::error::ApiError;
-use crate::grammar::ResponseFormat;
+use crate::response_format::ResponseFormat;
 use crate::{App, body};
 
 /// Most stop strings, and their length in bytes.

@@ -1,12 +1,14 @@
 //! The grammar of answers that call functions.
 //!
 //! Where a function has to be called the answer is nothing but calls. Where the model may choose, it may
-//! write anything until it writes what calls begin with; from there on it is bound.
+//! write anything until it writes what calls begin with; from there on it is bound. If what it writes
+//! otherwise is to be JSON of a schema, an answer is either that or calls.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
+use serde_json::Value;
 use trine_tokenizer::CallFormat;
 
 use super::{Choice, Function, Tools};
@@ -26,22 +28,34 @@ pub(crate) struct Calling {
     pub(crate) shown: Vec<u32>,
 }
 
-/// What answers must look like, and how their calls are to be read.
+/// What answers must look like, and how their calls are to be read. One that does not call is JSON of
+/// the schema `answer`, if there is one, which a parameter of the request gives.
 pub(crate) async fn constraint(
     app: &Arc<App>,
     served: &Served,
     tools: &Arc<Tools>,
+    answer: Option<(&'static str, Value)>,
 ) -> Result<(Constrained, Calling), ApiError> {
     let (template, tools) = (served.template.clone(), tools.clone());
     let made = apart(app, move |app| {
         let format = template.as_ref().and_then(|template| template.call_format(&app.tokenizer));
         let format = format.cloned().unwrap_or_else(CallFormat::hermes);
         let specials = format.special_tokens(&app.tokenizer);
-        let grammar = grammar(&tools, &format, &specials);
+        if answer.is_some() && format.tag().is_none() {
+            let message = "the model's calls look like JSON: expected \"text\" beside tools";
+            return Err(ApiError::param("response_format.type", message));
+        }
+        let schema = answer.as_ref().map(|(_, schema)| schema);
+        let grammar = grammar(&tools, &format, &specials, schema);
         let constrained = Constrained::new(app, TopLevelGrammar::from_lark(grammar));
         let constrained = constrained.map_err(|cause| match tools.mistake(app) {
             Some((i, cause)) => ApiError::param(format!("tools[{i}].function.parameters"), cause),
-            None => ApiError::param("tools", cause),
+            None => match answer {
+                Some((param, schema)) if compile(app, &schema).is_err() => {
+                    ApiError::param(param, cause)
+                }
+                _ => ApiError::param("tools", cause),
+            },
         })?;
         let shown = specials.into_iter().map(|(id, _)| id).collect();
         Ok((constrained, Calling { format, shown }))
@@ -54,8 +68,7 @@ impl Tools {
     fn mistake(&self, app: &App) -> Option<(usize, String)> {
         let called = |i: &usize| self.may_call(*i);
         (0..self.functions.len()).filter(called).find_map(|i| {
-            let schema = self.functions[i].schema.clone();
-            let cause = Constrained::new(app, TopLevelGrammar::from_json_schema(schema)).err()?;
+            let cause = compile(app, &self.functions[i].schema).err()?;
             Some((i, cause))
         })
     }
@@ -65,8 +78,18 @@ impl Tools {
     }
 }
 
-/// The grammar, in Lark's notation. `specials` are the special tokens of the format.
-fn grammar(tools: &Tools, format: &CallFormat, specials: &[(u32, String)]) -> String {
+fn compile(app: &App, schema: &Value) -> Result<Constrained, String> {
+    Constrained::new(app, TopLevelGrammar::from_json_schema(schema.clone()))
+}
+
+/// The grammar, in Lark's notation. `specials` are the special tokens of the format, and `answer` is the
+/// schema of answers without calls.
+fn grammar(
+    tools: &Tools,
+    format: &CallFormat,
+    specials: &[(u32, String)],
+    answer: Option<&Value>,
+) -> String {
     let literal = |text: &str| literal(text, specials);
     let open = format.open.trim_start();
     let between = match (&format.between, tools.choice) {
@@ -79,7 +102,11 @@ fn grammar(tools: &Tools, format: &CallFormat, specials: &[(u32, String)]) -> St
         // Writing to a string cannot fail.
         let _infallible = writeln!(lark, "{text}");
     };
-    if tools.choice == Choice::Auto {
+    if let (Choice::Auto, Some(schema)) = (tools.choice, answer) {
+        rule(format!("start: answer | begin call {more} close"));
+        rule(format!("answer: %json {schema}"));
+        rule(format!("begin: {}", literal(open)));
+    } else if tools.choice == Choice::Auto {
         rule(format!("start: FREE | begin call {more} close"));
         rule(r"FREE: /(.|\n)*/".to_owned());
         let tag = format.tag();
@@ -135,7 +162,7 @@ fn literal(text: &str, specials: &[(u32, String)]) -> String {
 
 /// Lark's strings are JSON's.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    Value::from(text).to_string()
 }
 
 #[cfg(test)]
@@ -148,14 +175,19 @@ mod tests {
     use super::*;
 
     /// Whether a text, byte by byte, is an answer in a format, with other parameters beside two tools.
-    fn accepts(format: &CallFormat, other: serde_json::Value, text: &str) -> bool {
+    fn accepts(format: &CallFormat, other: Value, text: &str) -> bool {
+        accepts_or(None, format, other, text)
+    }
+
+    /// The same where answers that do not call have a schema.
+    fn accepts_or(answer: Option<&Value>, format: &CallFormat, other: Value, text: &str) -> bool {
         let schema =
             json!({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]});
-        let tool = |name: &str, schema: Option<&serde_json::Value>| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+        let tool = |name: &str, schema: Option<&Value>| json!({"type": "function", "function": {"name": name, "parameters": schema}});
         let mut asked = json!({"tools": [tool("f", Some(&schema)), tool("g", None)]});
         asked.as_object_mut().unwrap().extend(other.as_object().unwrap().clone());
         let tools = serde_json::from_value::<Asked>(asked).unwrap().read().unwrap().unwrap();
-        let lark = TopLevelGrammar::from_lark(grammar(&tools, format, &[]));
+        let lark = TopLevelGrammar::from_lark(grammar(&tools, format, &[], answer));
         let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env()).unwrap();
         let mut matcher = Matcher::new(factory.create_parser(lark));
         let goes = text.bytes().all(|byte| matcher.consume_token(byte.into()).is_ok());
@@ -200,7 +232,7 @@ mod tests {
     fn an_answer_has_as_many_calls_as_it_may() {
         let (f, g) = (call("f", "{\"x\": true}"), call("g", "{}"));
         let two = format!("{g}\n{f}");
-        let check = |other: serde_json::Value, may: &[&str], may_not: &[&str]| {
+        let check = |other: Value, may: &[&str], may_not: &[&str]| {
             let accepts = |text: &str| accepts(&CallFormat::hermes(), other.clone(), text);
             assert!(may.iter().all(|text| accepts(text)), "{other}");
             assert!(!may_not.iter().any(|text| accepts(text)), "{other}");
@@ -214,6 +246,23 @@ mod tests {
         let many = |count: usize| vec![&g[..]; count].join("\n");
         let required = json!({"tool_choice": "required"});
         check(required, &[&many(CALLS)], &[&many(CALLS + 1)]);
+    }
+
+    #[test]
+    fn an_answer_of_a_schema_is_that_or_calls() {
+        let schema = json!({"type": "object", "properties": {"y": {"type": "integer"}}, "required": ["y"], "additionalProperties": false});
+        let check = |other: Value, text: &str| {
+            accepts_or(Some(&schema), &CallFormat::hermes(), other, text)
+        };
+        let g = call("g", "{}");
+        for text in ["{\"y\": 1}", &g] {
+            assert!(check(json!({}), text), "{text}");
+        }
+        for text in ["", "words", "{\"x\": 1}", &format!("words {g}"), &call("h", "{}")] {
+            assert!(!check(json!({}), text), "{text}");
+        }
+        let required = json!({"tool_choice": "required"});
+        assert!(check(required.clone(), &g) && !check(required, "{\"y\": 1}"));
     }
 
     #[test]

@@ -176,6 +176,26 @@ fn who_may_call_is_bound_from_where_a_call_begins() {
 }
 
 #[test]
+fn who_may_call_or_answer_in_a_form_does_either() {
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let server = Server::with_template(Some(&short()));
+    let bias = |bias: i32| {
+        let id = server.tokenizer.encode_plain("<").unwrap()[0];
+        json!({"response_format": format, "logit_bias": {id.to_string(): bias}, "seed": 1})
+    };
+    let answer = server.ok(CHAT, &ask(bias(-100)));
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    let found: Value = serde_json::from_str(text).unwrap();
+    assert!(found["ok"].is_boolean(), "{text}");
+    check_calls(&server.ok(CHAT, &ask(bias(100)))["choices"][0]);
+    // Where calls look like JSON there is no telling.
+    let server = Server::with_template(Some(BARE));
+    let refused = server.post(CHAT, &ask(json!({"response_format": format})));
+    refused.check_refused(400, Some("response_format.type"));
+}
+
+#[test]
 fn a_call_that_is_cut_off_is_as_long_as_it_came() {
     let server = Server::with_template(None);
     let body = ask(json!({"tool_choice": "required", "seed": 1}));
@@ -264,7 +284,14 @@ fn what_is_wrong_with_tools_is_named() {
             json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "g"}}}),
             "tool_choice.function.name",
         ),
-        (json!({"tools": tools(), "response_format": {"type": "json_object"}}), "response_format"),
+        (
+            json!({"tools": tools(), "response_format": {"type": "regex", "regex": "a"}}),
+            "response_format.type",
+        ),
+        (
+            json!({"tools": tools(), "response_format": {"type": "json_object", "schema": {"type": "what"}}}),
+            "response_format.schema",
+        ),
         (json!({"tools": tools(), "parallel_tool_calls": "no"}), "parallel_tool_calls"),
     ] {
         server.post(CHAT, &with(chat("Hi"), other)).check_refused(400, Some(param));

@@ -20,6 +20,7 @@ use crate::events;
 use crate::generation::Generation;
 use crate::grammar::Constrained;
 use crate::params::{Params, Served, TOP_LOGPROBS};
+use crate::response_format::{Form, ResponseFormat};
 use crate::tools::{self, Asked, Calling, Tools};
 use crate::{App, body, grammar, layers, prompt};
 
@@ -81,11 +82,15 @@ async fn form(
     let Some(tools) = tools else {
         return Ok((grammar::constraint(app, format).await?, None));
     };
-    if format.is_some_and(|format| !format.is_text()) {
-        let message = "expected \"text\" beside tools, whose calls have a form of their own";
-        return Err(ApiError::param("response_format", message));
-    }
-    let (constrained, calling) = tools::constraint(app, served, tools).await?;
+    let answer = match format.map_or(Ok(None), ResponseFormat::form)? {
+        None => None,
+        Some((param, Form::Json(schema))) => Some((param, schema)),
+        Some(_) => {
+            let message = "expected \"text\", \"json_object\" or \"json_schema\" beside tools";
+            return Err(ApiError::param("response_format.type", message));
+        }
+    };
+    let (constrained, calling) = tools::constraint(app, served, tools, answer).await?;
     Ok((constrained, Some(calling)))
 }
 
