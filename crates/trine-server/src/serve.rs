@@ -12,6 +12,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::layers::Peer;
 use crate::{App, api};
@@ -53,6 +54,8 @@ pub async fn serve(
         };
         // Tokens are sent as they come. Where that cannot be set, they are merely later.
         let _later = stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(app.config.write_timeout));
         let router = router.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
@@ -62,7 +65,7 @@ pub async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(app.config.read_timeout)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = connections.watch(connection);
         let app = app.clone();
         tokio::spawn(async move {

@@ -106,6 +106,30 @@ fn who_is_too_slow_is_dropped_and_holds_nobody_up() {
 }
 
 #[test]
+fn who_does_not_read_is_dropped() {
+    let config =
+        ServerConfig { write_timeout: Duration::from_millis(300), ..ServerConfig::default() };
+    let server = Server::with(config, EngineConfig::default());
+    // More answers than lie between a server and a client who does not read them.
+    let greedy = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+    let _streams: Vec<_> = (0..5)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let _full = stream.write_all(greedy.as_bytes());
+            stream
+        })
+        .collect();
+    check_alive(&server);
+    let begin = Instant::now();
+    // The one that asks is left.
+    while server.metric("trine_connections") > 1.0 {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn more_than_may_wait_are_told_to_come_again() {
     let engine = EngineConfig { max_running: 1, max_waiting: 2, ..EngineConfig::default() };
     let server = Server::with(ServerConfig::default(), engine);
