@@ -41,17 +41,18 @@ pub(crate) struct CallReader {
     state: State,
     /// What is not yet certain.
     held: String,
-    calls: usize,
+    called: bool,
 }
 
 impl CallReader {
     pub(crate) fn new(format: CallFormat) -> Self {
-        Self { format, state: State::Words, held: String::new(), calls: 0 }
+        Self { format, state: State::Words, held: String::new(), called: false }
     }
 
-    /// Whether a call has begun.
+    /// Whether there were calls, the last of which is whole.
     pub(crate) fn has_called(&self) -> bool {
-        self.calls > 0
+        let whole = matches!(self.state, State::After | State::Over { words: false });
+        whole && self.called
     }
 
     /// Takes the next piece.
@@ -87,7 +88,7 @@ impl CallReader {
                 None => false,
                 Some(at) => {
                     deltas.push(Delta::Call(self.held[..at].to_owned()));
-                    self.calls += 1;
+                    self.called = true;
                     let begin = State::Arguments { depth: 0, string: false, escaped: false };
                     self.enter(begin, at + self.format.middle.len())
                 }
@@ -203,6 +204,7 @@ mod tests {
     /// What is read of a text in pieces of every length: words, and calls with their arguments.
     #[track_caller]
     fn check(format: &CallFormat, text: &str, words: &str, calls: &[(&str, &str)]) {
+        let whole = calls.last().is_some_and(|(_, arguments)| arguments.ends_with('}'));
         let characters: Vec<char> = text.chars().collect();
         for size in 1..=characters.len().max(1) {
             let mut reader = CallReader::new(format.clone());
@@ -221,7 +223,7 @@ mod tests {
             }
             let called: Vec<_> = called.iter().map(|(name, a)| (&name[..], &a[..])).collect();
             assert_eq!((&said[..], &called[..]), (words, calls), "pieces of {size}");
-            assert_eq!(reader.has_called(), !calls.is_empty());
+            assert_eq!(reader.has_called(), whole);
         }
     }
 

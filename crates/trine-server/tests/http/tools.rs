@@ -204,6 +204,12 @@ fn a_call_that_is_cut_off_is_as_long_as_it_came() {
         let choice = server.ok(CHAT, &with(body.clone(), json!({"max_tokens": max_tokens})));
         assert_eq!(choice["choices"][0]["finish_reason"], "length");
     }
+    let named = json!({"tool_choice": {"type": "function", "function": {"name": "rain"}}});
+    let stopped = server.ok(CHAT, &with(with(body, named), json!({"stop": "\"at\""})));
+    let choice = &stopped["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop");
+    let arguments = &choice["message"]["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(arguments.as_str().unwrap().trim(), "{");
 }
 
 #[test]
@@ -217,8 +223,12 @@ fn calls_and_results_are_part_of_the_conversation() {
             {"role": "tool", "tool_call_id": "a1b2c3d4e", "content": "warm"},
         ])
     };
-    for template in [None, Some(TAGGED), Some(LISTED)] {
+    for (template, kind) in
+        [(None, "words"), (Some(TAGGED), "template"), (Some(LISTED), "template")]
+    {
         let server = Server::with_template(template);
+        let models: Value = serde_json::from_str(&server.get("/v1/models").body).unwrap();
+        assert_eq!(models["data"][0]["meta"]["tools"], kind);
         let tokens = |messages: Value, other: Value| {
             let body = with(json!({"messages": messages, "max_tokens": 1}), other);
             server.ok(CHAT, &body)["usage"]["prompt_tokens"].as_u64().unwrap()

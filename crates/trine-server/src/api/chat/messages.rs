@@ -1,5 +1,7 @@
 //! Messages as they are sent, in OpenAI's form, and as templates take them.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use trine_tokenizer::{Call, Message};
@@ -51,13 +53,15 @@ pub(super) fn read(turns: Vec<Turn>) -> Result<Vec<Message>, ApiError> {
         return Err(ApiError::param("messages", "expected at least one, found none"));
     }
     let mut messages: Vec<Message> = Vec::with_capacity(turns.len());
+    let mut names: HashMap<String, String> = HashMap::new();
     for (index, turn) in turns.into_iter().enumerate() {
         let mut message = turn.message(index)?;
+        for call in &message.tool_calls {
+            names.insert(call.id.clone(), call.name.clone());
+        }
         // Some templates print which function a result is of; OpenAI's clients send the call's id only.
         if let (None, Some(id)) = (&message.name, &message.tool_call_id) {
-            let calls = messages.iter().rev().flat_map(|message| &message.tool_calls);
-            message.name =
-                calls.into_iter().find(|call| call.id == *id).map(|call| call.name.clone());
+            message.name = names.get(id).cloned();
         }
         messages.push(message);
     }
