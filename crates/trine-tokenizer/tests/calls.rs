@@ -47,7 +47,12 @@ fn formats_are_what_templates_write() {
     let hermes = CallFormat::hermes();
     let parts = [&hermes.open[..], &hermes.middle, &hermes.close];
     check(TAGGED, parts, hermes.between.as_deref(), Some("<tool_call>"));
-    assert_eq!(learned(TAGGED), Some(hermes));
+    assert_eq!(learned(TAGGED).as_ref(), Some(&hermes));
+    // What stands before every answer is no part of a call.
+    let thinking = "'<|im_start|>assistant\\n<think>\\n\\n</think>\\n' }}";
+    let thinking = TAGGED.replace("'<|im_start|>assistant' }}", thinking);
+    assert_ne!(thinking, TAGGED);
+    assert_eq!(learned(&thinking), Some(hermes));
     check(BARE, ["{\"name\": \"", "\", \"parameters\": ", "}"], None, None);
     let listed = ["[TOOL_CALLS][{\"name\": \"", "\", \"arguments\": ", "}]"];
     check(LISTED, listed, Some("}, {\"name\": \""), Some("[TOOL_CALLS]"));
