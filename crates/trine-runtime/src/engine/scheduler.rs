@@ -268,15 +268,16 @@ impl Scheduler {
     /// How many ids of each request go through the model next: one of each text that is generated,
     /// and equal shares of prompts.
     fn ids(&self) -> Vec<usize> {
-        let pending = |running: &Running| match running.text.len() - running.sequence.positions() {
+        let left = |running: &Running| running.text.len() - running.sequence.positions();
+        let pending = |running: &Running| match left(running) {
             many if running.wants_prompt_logprobs() => many.min(WITH_LOGITS),
             many => many,
         };
         let pending: Vec<usize> = self.running.iter().map(pending).collect();
-        let in_prompt = |running: &&Running| running.is_in_prompt();
-        let prompts = self.running.iter().filter(in_prompt).count();
-        let writing = self.running.len() - prompts;
-        let budget = if writing == 0 { ALONE } else { self.shared.config.prompt_share };
+        let prompts = self.running.iter().filter(|running| running.is_in_prompt());
+        let prompts: Vec<usize> = prompts.map(left).collect();
+        let writing = self.running.len() - prompts.len();
+        let budget = budget(&prompts, writing, self.shared.config.prompt_share);
         shares(&pending, writing + budget)
     }
 
@@ -386,6 +387,19 @@ fn passed(request: &Request, now: Instant) -> bool {
     request.deadline.is_some_and(|deadline| now >= deadline)
 }
 
+/// How many ids of prompts go through the model next, when so many of each are left. Beside texts that
+/// are generated, `share`; otherwise many, but for when a prompt that is as short as that waits beside
+/// longer ones: then it has its answer begun in a short pass.
+fn budget(left: &[usize], writing: usize, share: usize) -> usize {
+    let (short, long): (Vec<usize>, Vec<usize>) = left.iter().partition(|left| **left <= share);
+    let (of_short, long) = (short.iter().sum::<usize>(), long.len());
+    match writing {
+        0 if of_short > 0 && long > 0 => (of_short + share * long).min(ALONE),
+        0 => ALONE,
+        _ => share,
+    }
+}
+
 /// Divides `budget` ids among those who have so many left, as equally as can be: who needs less
 /// leaves more for the others. All get at least one.
 fn shares(pending: &[usize], budget: usize) -> Vec<usize> {
@@ -412,5 +426,15 @@ mod tests {
         assert_eq!(shares(&[5; 4], 2), [1; 4]);
         assert_eq!(shares(&[3, 3], 100), [3, 3]);
         assert!(shares(&[], 10).is_empty());
+    }
+
+    #[test]
+    fn a_short_prompt_does_not_wait_for_a_long_pass() {
+        assert_eq!(budget(&[2000], 0, 64), ALONE);
+        assert_eq!(budget(&[2000, 8], 0, 64), 72);
+        assert_eq!(shares(&[2000, 8], 72), [64, 8]);
+        assert_eq!(budget(&[8; 20], 0, 64), ALONE);
+        assert_eq!(budget(&[2000, 2000, 60, 60, 60], 0, 64), ALONE);
+        assert_eq!(budget(&[2000, 8], 3, 64), 64);
     }
 }
