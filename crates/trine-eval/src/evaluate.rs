@@ -232,7 +232,7 @@ impl Evaluation<'_> {
                 let room = limit.saturating_sub(most);
                 if ids.len() > room {
                     if self.settings.too_long == TooLong::Skip || room == 0 {
-                        return Ok(TOO_LONG);
+                        return Ok(if ids.len() < limit { NO_ROOM } else { TOO_LONG });
                     }
                     *cut = ids.len() - room;
                     ids.drain(..*cut);
@@ -294,6 +294,7 @@ impl Evaluation<'_> {
 }
 
 const TOO_LONG: Prepared = Prepared::Skipped("longer than the context");
+const NO_ROOM: Prepared = Prepared::Skipped("no room in the context for the longest answer");
 const INEXPRESSIBLE: Prepared = Prepared::Skipped("a character that the tokenizer does not have");
 
 /// A text into a record.
