@@ -30,11 +30,13 @@ def accuracy(trine, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trine", default="trine")
-    trine = parser.parse_args().trine
+    parser.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS))
+    args = parser.parse_args()
+    trine = args.trine
     here, results = pathlib.Path(__file__).parent, pathlib.Path("results.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for seed in (1, 2, 3):
-        for way, settings in WAYS.items():
+        for way, settings in ((way, WAYS[way]) for way in args.only):
             if any((run["way"], run["seed"]) == (way, seed) for run in done):
                 continue
             out = f"runs/{way.replace(' ', '-').replace(',', '')}-{seed}"

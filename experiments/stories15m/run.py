@@ -13,7 +13,7 @@ ONCE = {
 }
 WAYS = {
     "continued": [],
-    "continued, lambda": ["quantizer.lambda_steps=250"],
+    "continued, lambda": ["quantizer.lambda_steps=150"],
     "distilled": DISTILL,
     "distilled, top 64": [*DISTILL, "finetune.distill.cache=said", "finetune.distill.top_k=64"],
     "distilled, relations": [*DISTILL, "finetune.distill.relations.factor=1.0"],

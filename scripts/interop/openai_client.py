@@ -7,8 +7,9 @@
 MODEL is anything that `trine serve` reads that has a chat template. A server is started at a free
 port with a key, and the package, whose clients check types and parse streams, is used as its users
 use it: models, chats whole and streamed, completions with log-probabilities and echo, several
-choices, stop strings, seeds, errors, many asynchronous requests at once, and a stream that is left.
-Greedy answers must be the same however they are asked for. Exits with 1 when anything differs.
+choices, stop strings, seeds, errors, functions that have to be called and whose results are sent back,
+many asynchronous requests at once, and a stream that is left. Greedy answers must be the same however
+they are asked for. Exits with 1 when anything differs.
 """
 
 import argparse
@@ -109,6 +110,69 @@ def blocking(client):
     return text
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Berlin", "Paris"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+                "required": ["city", "days"],
+                "additionalProperties": False,
+            },
+            "strict": True,
+        },
+    },
+    {"type": "function", "function": {"name": "get_time"}},
+]
+
+
+def well_formed(calls):
+    """Whether all calls are of a tool, with arguments of its schema."""
+    for call in calls:
+        arguments = json.loads(call.function.arguments)
+        if call.function.name == "get_weather":
+            if set(arguments) != {"city", "days"} or arguments["city"] not in ("Berlin", "Paris") or not 1 <= arguments["days"] <= 9:
+                return False
+        elif call.function.name != "get_time" or arguments:
+            return False
+    return True
+
+
+def tools(client):
+    messages = [{"role": "user", "content": "What is the weather in Berlin?"}]
+    asked = dict(model="served", messages=messages, tools=TOOLS, max_tokens=1500, temperature=1)
+    for seed in range(4):
+        answer = client.chat.completions.create(**asked, tool_choice="required", seed=seed).choices[0]
+        calls = answer.message.tool_calls
+        check("a call that is required", answer.finish_reason == "tool_calls" and answer.message.content is None and len(calls) > 0 and well_formed(calls), answer)
+
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    answer = client.chat.completions.create(**asked, tool_choice=named, seed=1).choices[0]
+    check("a call of a certain function", [call.function.name for call in answer.message.tool_calls] == ["get_weather"] and well_formed(answer.message.tool_calls), answer)
+
+    # The package puts the deltas of a stream together itself.
+    with client.chat.completions.stream(**asked, tool_choice=named, seed=1) as stream:
+        events = [event.type for event in stream]
+        streamed = stream.get_final_completion().choices[0]
+    whole, parts = answer.message.tool_calls[0].function, streamed.message.tool_calls[0].function
+    check("a streamed call is the whole one", (parts.name, parts.arguments) == (whole.name, whole.arguments) and streamed.finish_reason == "tool_calls", streamed)
+    check("arguments as the package parsed them", parts.parsed_arguments == json.loads(whole.arguments), parts)
+    check("events of a streamed call", "tool_calls.function.arguments.delta" in events and "tool_calls.function.arguments.done" in events, events)
+
+    result = {"role": "tool", "tool_call_id": answer.message.tool_calls[0].id, "content": "rain"}
+    further = {**asked, "messages": [*messages, answer.message, result], "max_tokens": 16}
+    after = client.chat.completions.create(**further)
+    check("a result is sent back", after.choices[0].finish_reason in ("length", "stop", "tool_calls"), after)
+    free = client.chat.completions.create(**further, tool_choice="none").choices[0]
+    check("no call where none may be", free.message.tool_calls is None and free.finish_reason != "tool_calls", free)
+    nameless = [{"type": "function", "function": {"parameters": {}}}]
+    error = refused(openai.BadRequestError, lambda: client.chat.completions.create(**{**asked, "tools": nameless}))
+    check("a tool without a name", error is not None and error.param == "tools[0].function.name", error)
+
+
 async def concurrent(client, expected):
     asked = dict(
         model="served", messages=[{"role": "user", "content": "Hello"}], temperature=0, max_tokens=24
@@ -137,6 +201,7 @@ def main():
     try:
         options = dict(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
         text = blocking(openai.OpenAI(**options))
+        tools(openai.OpenAI(**options))
         asyncio.run(concurrent(openai.AsyncOpenAI(**options), text))
         for _ in range(100):
             state = json.load(urllib.request.urlopen(f"{address}/health"))

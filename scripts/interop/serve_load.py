@@ -9,7 +9,8 @@ Prints, for a server on this machine: tokens a second of one stream and of eight
 a prompt that is new and of the same prompt again; the first token of a short prompt alone and while a
 long one goes through. Then many clients ask greedily for a while, half of them leaving in the middle,
 and every answer that stays must be that of the idle server. Exits with 1 when one is not, when
-anything is left running, or when memory grew by more than a tenth in the second half.
+anything is left running, when connections stay open, or when memory grew by more than a tenth in the
+second half. It ends after the seconds it is given; `--soak` leaves the speeds out.
 """
 
 import argparse
@@ -40,6 +41,11 @@ def resident(server):
     """Megabytes that the server has in memory."""
     with open(f"/proc/{server.pid}/status") as status:
         return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1000
+
+
+def descriptors(server):
+    """Files and connections that the server has open."""
+    return len(os.listdir(f"/proc/{server.pid}/fd"))
 
 
 class Client:
@@ -138,8 +144,16 @@ async def run(args, server, address):
         async with session.get(f"{address}/v1/models") as response:
             model = (await response.json())["data"][0]
         client = Client(session, address, model["max_model_len"], model["meta"]["vocab_size"])
-        await speed(client)
-        return await soak(client, server, args.clients, args.seconds)
+        before = descriptors(server)
+        if not args.soak:
+            await speed(client)
+        wrong = await soak(client, server, args.clients, args.seconds)
+    for _ in range(100):
+        if (still := descriptors(server)) <= before:
+            break
+        await asyncio.sleep(0.1)
+    print(f"open files and connections: {before} before, {still} after")
+    return wrong + [f"{still - before} connections stay open"] * (still > before)
 
 
 def main():
@@ -149,6 +163,7 @@ def main():
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--running", type=int, default=32)
+    parser.add_argument("--soak", action="store_true", help="only the many clients")
     args = parser.parse_args()
     server, address = start(args.trine, args.model, args.running)
     try:

@@ -48,7 +48,8 @@ impl Hub {
     /// The local path of a model or file, downloaded where the cache does not have it.
     ///
     /// A repository gives the directory of its commit with the files that make a model
-    /// (configuration, tokenizer, safetensors), or the path of its only GGUF file. Where the hub
+    /// (configuration, tokenizer, safetensors) or an adapter of one, or the path of its only GGUF file.
+    /// Where the hub
     /// cannot be reached, the commit that was downloaded last is used.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
-//! Which files of a repository make a model.
+//! Which files of a repository make a model, or an adapter of one.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use trine_format::peft;
 
 use crate::HubError;
 use crate::reference::is_plain_path;
@@ -13,7 +14,7 @@ const SINGLE: &str = "model.safetensors";
 /// The file that says which tensors are in which shard.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// What else belongs to a model, where the repository has it.
+/// What else belongs to a model or an adapter, where the repository has it.
 const COMPANIONS: [&str; 7] = [
     CONFIG,
     "generation_config.json",
@@ -44,6 +45,11 @@ pub(crate) fn choose(names: &[String]) -> Result<Choice, (String, String)> {
             return Err((format!("{CONFIG} beside {weights}"), "none".into()));
         }
         let files = COMPANIONS.into_iter().filter(|name| has(name)).chain([weights]);
+        return Ok(Choice::Directory(files.map(str::to_owned).collect()));
+    }
+    if has(peft::CONFIG) && has(peft::MATRICES) {
+        let files = COMPANIONS.into_iter().filter(|name| has(name) && *name != CONFIG);
+        let files = [peft::CONFIG].into_iter().chain(files).chain([peft::MATRICES]);
         return Ok(Choice::Directory(files.map(str::to_owned).collect()));
     }
     let ggufs: Vec<&String> = names.iter().filter(|name| is_gguf(name)).collect();
@@ -120,6 +126,16 @@ mod tests {
         assert_eq!(choose(&repo), Ok(Choice::Directory(files)));
         let one = names(&["README.md", "config.json", "d/m.GGUF"]);
         assert_eq!(choose(&one), Ok(Choice::File("d/m.GGUF".into())));
+    }
+
+    #[test]
+    fn an_adapter_is_chosen_where_there_is_no_model() {
+        let mut repo = names(&["README.md", peft::CONFIG, peft::MATRICES, "tokenizer.json"]);
+        let files = names(&[peft::CONFIG, "tokenizer.json", peft::MATRICES]);
+        assert_eq!(choose(&repo), Ok(Choice::Directory(files)));
+        repo.extend(names(&["config.json", "model.safetensors"]));
+        let files = names(&["config.json", "tokenizer.json", "model.safetensors"]);
+        assert_eq!(choose(&repo), Ok(Choice::Directory(files)));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The engine: each request gets what it would get alone, and none gets in the way of another.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use trine_format::ModelFile;
@@ -237,6 +237,43 @@ fn what_does_not_fit_into_the_queue_is_refused_and_a_place_that_is_left_is_free(
     let (requests, sinks) = two();
     drop(engine.submit_all(requests, sinks).unwrap());
     drop(first);
+}
+
+#[test]
+fn clients_take_turns_however_many_requests_one_has() {
+    let model = tied();
+    let config = EngineConfig { max_running: 1, max_waiting: 16, ..EngineConfig::default() };
+    let engine = engine(&model, config);
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let ask = |client: u64, seed: usize, tokens: usize| {
+        let (ended, (sender, end)) = (ended.clone(), channel());
+        let request = Request { client: Some(client), ..request(prompt(&model, seed, 4), tokens) };
+        let ticket = engine.submit(request, move |event| {
+            if let Event::End(..) = event {
+                ended.lock().unwrap().push(client);
+                sender.send(()).unwrap();
+            }
+        });
+        ticket.map(|ticket| (ticket, end))
+    };
+    // One that runs for a while, so that the others wait.
+    let mut all = vec![ask(1, 0, 400).unwrap()];
+    while engine.stats().running == 0 {
+        std::thread::yield_now();
+    }
+    all.extend((1..=12).map(|seed| ask(1, seed, 4).unwrap()));
+    let refused = ask(1, 13, 4).err();
+    let of_one = matches!(refused, Some(SubmitError::ClientBusy { waiting: 12, limit: 12 }));
+    assert!(of_one, "{refused:?}");
+    // There is a place for others, and they need not wait for all that were there before.
+    all.extend([ask(2, 14, 4).unwrap(), ask(3, 15, 4).unwrap(), ask(2, 16, 4).unwrap()]);
+    for (_ticket, end) in &all {
+        end.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    let ended = ended.lock().unwrap();
+    assert_eq!(ended.len(), 16);
+    let last = |client: u64| ended.iter().rposition(|of| *of == client).unwrap();
+    assert!(last(2) <= 5 && last(3) <= 5, "{ended:?}");
 }
 
 #[test]

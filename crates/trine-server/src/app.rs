@@ -1,7 +1,7 @@
 //! What all handlers share.
 
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -59,6 +59,8 @@ impl App {
         stop: Vec<u32>,
         config: ServerConfig,
     ) -> Self {
+        // Found out now, no request has to wait for it.
+        let _format = template.as_ref().and_then(|template| template.call_format(&tokenizer));
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             engine,
@@ -81,6 +83,9 @@ impl App {
     /// none with the model's.
     #[must_use]
     pub fn with_adapters(self, adapters: Vec<ServedAdapter>) -> Self {
+        for template in adapters.iter().filter_map(|served| served.template.as_ref()) {
+            let _format = template.call_format(&self.tokenizer);
+        }
         Self { adapters, ..self }
     }
 
@@ -92,6 +97,11 @@ impl App {
     /// A number that differs every time, also between runs: for names and for seeds.
     pub(crate) fn unique(&self) -> u64 {
         self.names.hash_one(self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A number for a thing, the same until the end of the process.
+    pub(crate) fn number(&self, thing: &impl Hash) -> u64 {
+        self.names.hash_one(thing)
     }
 }
 

@@ -22,6 +22,8 @@ pub struct ServerConfig {
     pub max_tokens: usize,
     /// How long the head of a request may take to arrive, and then its body.
     pub read_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_timeout: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
     /// How long the end waits for requests that run.
@@ -39,6 +41,7 @@ impl Default for ServerConfig {
             max_choices: 64,
             max_tokens: usize::MAX,
             read_timeout: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(30),
         }

@@ -61,7 +61,7 @@ impl ApiError {
             }
             SubmitError::Invalid(_) => Self::param(param, error.to_string()),
             SubmitError::TooLarge { .. } => Self::param("max_tokens", error.to_string()),
-            SubmitError::Busy { .. } => {
+            SubmitError::Busy { .. } | SubmitError::ClientBusy { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).with_code("busy")
             }
             SubmitError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),

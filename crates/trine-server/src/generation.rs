@@ -51,12 +51,14 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Gives requests to the engine, all or none; `param` is what their prompts are called.
+    /// Gives requests to the engine, all or none; `param` is what their prompts are called, and `shown`
+    /// are special tokens that are part of the text.
     pub(crate) fn start(
         app: &Arc<App>,
         param: &str,
         requests: Vec<Request>,
         stops: &[String],
+        shown: &[u32],
     ) -> Result<Self, ApiError> {
         let open = requests.len();
         let (sinks, events): (Vec<Sink>, Vec<_>) = requests.iter().map(|_| sink()).unzip();
@@ -64,8 +66,9 @@ impl Generation {
         let tickets = tickets.map_err(|error| ApiError::submit(param, &error))?;
         let (sender, pieces) = channel(AHEAD);
         for (index, (events, ticket)) in events.into_iter().zip(tickets).enumerate() {
-            let stops = StopStrings::new(stops.to_vec());
-            tokio::spawn(follow(app.clone(), index, events, ticket, stops, sender.clone()));
+            let choice =
+                Choice { index, stops: StopStrings::new(stops.to_vec()), shown: shown.to_vec() };
+            tokio::spawn(follow(app.clone(), choice, events, ticket, sender.clone()));
         }
         Ok(Self { pieces, open })
     }
@@ -99,17 +102,23 @@ fn gone() -> ApiError {
     ApiError::internal("the engine is gone")
 }
 
+/// A choice, and how its text is read.
+struct Choice {
+    index: usize,
+    stops: StopStrings,
+    shown: Vec<u32>,
+}
+
 /// Turns the events of a choice to pieces, until it ends or nobody listens.
 async fn follow(
     app: Arc<App>,
-    index: usize,
+    Choice { index, mut stops, shown }: Choice,
     mut events: UnboundedReceiver<Event>,
     ticket: Ticket,
-    mut stops: StopStrings,
     pieces: Sender<Result<Piece, ApiError>>,
 ) {
     let submitted = Instant::now();
-    let mut text = app.tokenizer.detokenizer(true);
+    let mut text = app.tokenizer.detokenizer(true).showing(shown);
     let (mut usage, mut ended) = (Usage::default(), false);
     while !ended {
         let event = tokio::select! {

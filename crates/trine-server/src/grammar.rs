@@ -1,7 +1,7 @@
-//! Answers of a given form: JSON, JSON of a schema, a regular expression, a grammar.
+//! Answers of a given form, whatever the model would like to write.
 //!
 //! The form is a grammar of bytes (`llguidance`), which says after each id which ids may follow, so that
-//! whatever the model would like to write, the text has the form. That a text ends is the model's to say,
+//! the text has the form. That a text ends is the model's to say,
 //! where the form lets it: an answer that is cut off by `max_tokens` is the beginning of such a text.
 
 use std::fmt;
@@ -10,95 +10,52 @@ use std::sync::{Arc, OnceLock};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
-use serde::Deserialize;
-use serde_json::{Value, json};
 use trine_runtime::{Constraint, Request};
 use trine_tokenizer::Tokenizer;
 
 use crate::App;
 use crate::error::ApiError;
 use crate::prompt::apart;
+use crate::response_format::ResponseFormat;
 
-/// What may stand between the parts of a JSON text: without a bound, a small model goes on with blanks for
-/// ever.
-const WHITESPACE: &str = r"\n? {0,16}";
-
-/// `response_format` of a request.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
-    /// As OpenAI has it: the schema is one of its keys.
-    json_schema: Option<Value>,
-    /// As llama.cpp has it beside `json_object`.
-    schema: Option<Value>,
-    regex: Option<String>,
-    /// Lark.
-    grammar: Option<String>,
-}
-
-impl ResponseFormat {
-    /// The form of answers, if they are to have one.
-    fn grammar(self) -> Result<Option<(&'static str, TopLevelGrammar)>, ApiError> {
-        let missing = |name: &str| {
-            let param = format!("response_format.{name}");
-            ApiError::param(param, "expected it, with this response_format.type")
-        };
-        Ok(Some(match &self.kind[..] {
-            "text" => return Ok(None),
-            "json_object" => match self.schema {
-                Some(given) => ("response_format.schema", schema(given)),
-                None => ("response_format", schema(json!({"type": "object"}))),
-            },
-            "json_schema" => {
-                let named = self.json_schema.ok_or_else(|| missing("json_schema"))?;
-                let given = named.get("schema").cloned();
-                let given = given.ok_or_else(|| missing("json_schema.schema"))?;
-                ("response_format.json_schema.schema", schema(given))
-            }
-            "regex" => {
-                let regex = self.regex.ok_or_else(|| missing("regex"))?;
-                ("response_format.regex", TopLevelGrammar::from_regex(&regex))
-            }
-            "grammar" => {
-                let grammar = self.grammar.ok_or_else(|| missing("grammar"))?;
-                ("response_format.grammar", TopLevelGrammar::from_lark(grammar))
-            }
-            found => {
-                let kinds = "\"text\", \"json_object\", \"json_schema\", \"regex\" or \"grammar\"";
-                let message = format!("expected {kinds}, found {found:?}");
-                return Err(ApiError::param("response_format.type", message));
-            }
-        }))
-    }
-}
-
-/// A JSON text of a schema.
-fn schema(mut schema: Value) -> TopLevelGrammar {
-    if let Some(keys) = schema.as_object_mut() {
-        let options = json!({"whitespace_pattern": WHITESPACE});
-        keys.entry("x-guidance").or_insert(options);
-    }
-    TopLevelGrammar::from_json_schema(schema)
-}
+const NO_END: &str = "no token of the model ends a text";
 
 /// What makes constraints of grammars, for a vocabulary; made when it is first needed.
 #[derive(Default)]
 pub(crate) struct Grammars(OnceLock<Result<ParserFactory, String>>);
 
 /// What the answers to a request must look like.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Constrained {
     constraint: Option<Box<dyn Constraint>>,
-    /// The id that ends a text of the form.
-    end: Option<u32>,
+    /// Ids that end a text of the form.
+    ends: Vec<u32>,
 }
 
 impl Constrained {
+    /// Answers of a grammar.
+    ///
+    /// # Errors
+    /// What is wrong with the grammar, in a line.
+    pub(crate) fn new(app: &App, grammar: TopLevelGrammar) -> Result<Self, String> {
+        let make = || {
+            let factory = app.grammars.factory(app)?;
+            let end = end(app).ok_or(NO_END)?;
+            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            // What is wrong with a grammar may show only when it is used.
+            matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+            let ends: Vec<u32> =
+                [end].into_iter().chain(app.stop.iter().copied().filter(|id| *id != end)).collect();
+            let constraint: Box<dyn Constraint> = Box::new(Form { matcher, ends: ends.clone() });
+            Ok::<_, String>(Self { constraint: Some(constraint), ends })
+        };
+        make().map_err(|cause| cause.lines().next().unwrap_or_default().to_owned())
+    }
+
     /// A request whose answer is to have the form.
     pub(crate) fn bind(&self, request: Request) -> Request {
         let mut stop = request.stop;
-        stop.extend(self.end.filter(|end| !stop.contains(end)));
+        stop.extend(self.ends.iter().filter(|end| !stop.contains(end)).collect::<Vec<_>>());
         Request { stop, constraint: self.constraint.clone(), ..request }
     }
 }
@@ -106,7 +63,7 @@ impl Constrained {
 impl Grammars {
     fn factory(&self, app: &App) -> Result<&ParserFactory, String> {
         let made = self.0.get_or_init(|| {
-            let end = end(app).ok_or("no token of the model ends a text")?;
+            let end = end(app).ok_or(NO_END)?;
             let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie(&app.tokenizer, end)));
             let mut factory = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
             factory.quiet();
@@ -145,27 +102,19 @@ pub(crate) async fn constraint(
     app: &Arc<App>,
     format: Option<ResponseFormat>,
 ) -> Result<Constrained, ApiError> {
-    let Some((param, grammar)) = format.map_or(Ok(None), ResponseFormat::grammar)? else {
+    let Some((param, form)) = format.map_or(Ok(None), ResponseFormat::form)? else {
         return Ok(Constrained::default());
     };
-    let made = apart(app, move |app| {
-        let factory = app.grammars.factory(app)?;
-        let mut matcher = Matcher::new(factory.create_parser(grammar));
-        // What is wrong with a grammar may show only when it is used.
-        matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
-        Ok::<_, String>(Form(matcher))
-    });
-    match made.await? {
-        Ok(form) => Ok(Constrained { constraint: Some(Box::new(form)), end: end(app) }),
-        Err(cause) => {
-            let cause = cause.lines().next().unwrap_or_default().to_owned();
-            Err(ApiError::param(param, cause))
-        }
-    }
+    let made = apart(app, move |app| Constrained::new(app, form.grammar())).await?;
+    made.map_err(|cause| ApiError::param(param, cause))
 }
 
 /// How far a text has come in its grammar.
-struct Form(Matcher);
+struct Form {
+    matcher: Matcher,
+    /// The id that ends a text in the grammar, and others that mean the same.
+    ends: Vec<u32>,
+}
 
 impl fmt::Debug for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,9 +124,13 @@ impl fmt::Debug for Form {
 
 impl Constraint for Form {
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
-        let allowed = self.0.compute_mask_or_eos().map_err(|e| e.to_string())?;
+        let allowed = self.matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+        let is_allowed = |id: usize| id < allowed.len() && allowed.get(id);
+        // Where the text may end, it may end in any way.
+        let may_end = self.ends.first().is_some_and(|end| is_allowed(*end as usize));
+        let ends = |id: usize| may_end && self.ends.contains(&(id as u32));
         for (id, logit) in logits.iter_mut().enumerate() {
-            if id >= allowed.len() || !allowed.get(id) {
+            if !(is_allowed(id) || ends(id)) {
                 *logit = f32::NEG_INFINITY;
             }
         }
@@ -189,13 +142,14 @@ impl Constraint for Form {
 
     fn accept(&mut self, id: u32) -> Result<(), String> {
         // The end of a text that is whole already is followed by nothing.
-        if self.0.is_stopped() {
+        if self.matcher.is_stopped() {
             return Ok(());
         }
-        self.0.consume_token(id).map_err(|e| e.to_string())
+        let end = self.ends.first().copied().filter(|_| self.ends.contains(&id));
+        self.matcher.consume_token(end.unwrap_or(id)).map_err(|e| e.to_string())
     }
 
     fn boxed(&self) -> Box<dyn Constraint> {
-        Box::new(Self(self.0.deep_clone()))
+        Box::new(Self { matcher: self.matcher.deep_clone(), ends: self.ends.clone() })
     }
 }

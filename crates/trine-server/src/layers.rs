@@ -1,5 +1,6 @@
-//! Around every request: its id, its line in the log, its key, and headers of all responses.
+//! Around every request: its id, its line in the log, its key, who asks, and headers of all responses.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,15 +56,48 @@ fn is_plain(id: &HeaderValue) -> bool {
     (1..=64).contains(&id.len()) && id.as_bytes().iter().all(plain)
 }
 
-/// Lets only those pass who have a key, where there are keys.
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Who asks, as a number: clients take turns.
+#[derive(Clone, Copy)]
+struct Client(u64);
+
+/// Who asks: a key, where there are keys, or an address. `None` where nobody can tell.
+pub(crate) fn client(request: &Request<Body>) -> Option<u64> {
+    request.extensions().get::<Client>().map(|client| client.0)
+}
+
+/// Lets only those pass who have a key, where there are keys, and notes who it is.
 pub(crate) async fn key(
     State(app): State<Arc<App>>,
-    request: Request<Body>,
+    mut request: Request<Body>,
     next: Next,
 ) -> Response {
-    if app.config.api_keys.is_empty() || has_key(request.headers(), &app.config.api_keys) {
-        return next.run(request).await;
+    let peer = request.extensions().get::<Peer>().map(|peer| network(peer.0));
+    let client = match app.config.api_keys.is_empty() {
+        true => peer.map(|peer| app.number(&peer)),
+        false => match has_key(request.headers(), &app.config.api_keys) {
+            true => given_key(request.headers()).map(|key| app.number(&key)),
+            false => return no_key(),
+        },
+    };
+    if let Some(client) = client {
+        request.extensions_mut().insert(Client(client));
     }
+    next.run(request).await
+}
+
+/// What one client may choose its address from: of version 6, it has a network of 64 bits.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+fn no_key() -> Response {
     let message = "expected an API key: Authorization: Bearer KEY";
     let error = ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key");
     error.into_response()
@@ -71,10 +105,15 @@ pub(crate) async fn key(
 
 /// Compares with every key, and takes as long whether one fits or not.
 fn has_key(headers: &HeaderMap, keys: &[String]) -> bool {
-    let value = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let Some((scheme, given)) = value.split_at_checked(7) else { return false };
+    let Some(given) = given_key(headers) else { return false };
     let fits = |fits: Choice, key: &String| fits | key.as_bytes().ct_eq(given);
-    scheme.eq_ignore_ascii_case(b"bearer ") && keys.iter().fold(Choice::from(0), fits).into()
+    keys.iter().fold(Choice::from(0), fits).into()
+}
+
+/// The key of `Authorization: Bearer KEY`.
+fn given_key(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
 }
 
 /// Lets pages of other origins ask, if there are any.
@@ -109,6 +148,13 @@ mod tests {
             assert!(!has(wrong), "{wrong}");
         }
         assert!(!has_key(&HeaderMap::new(), &keys));
+    }
+
+    #[test]
+    fn addresses_of_a_network_are_one_client() {
+        let same = |a: &str, b: &str| network(a.parse().unwrap()) == network(b.parse().unwrap());
+        assert!(same("2001:db8::1", "2001:db8::ffff:1") && !same("2001:db8::1", "2001:db8:0:1::1"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1") && !same("192.0.2.1", "192.0.2.2"));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! | `params` | sampling parameters of a request, checked |
 //! | `prompt` | text and conversations to ids, off the threads that answer |
 //! | `generation`, `stop` | events of the engine to pieces of text, up to a stop string |
+//! | `response_format`, `grammar` | answers of a given form |
+//! | `tools` | functions that a model may call: described to it, and read from its answers |
 //! | `events` | server-sent events |
 //! | `api` | one file an endpoint |
 //! | `metrics` | counters and histograms in Prometheus' form |
@@ -34,8 +36,10 @@ mod metrics;
 mod page;
 mod params;
 mod prompt;
+mod response_format;
 mod serve;
 mod stop;
+mod tools;
 
 pub use app::{App, ServedAdapter};
 pub use config::ServerConfig;

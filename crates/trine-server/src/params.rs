@@ -9,9 +9,9 @@ use serde_json::Value;
 use trine_runtime::{Adapter, Request, SamplerConfig, Sampling};
 use trine_tokenizer::ChatTemplate;
 
-use crate::App;
 use crate::error::ApiError;
-use crate::grammar::ResponseFormat;
+use crate::response_format::ResponseFormat;
+use crate::{App, body};
 
 /// Most stop strings, and their length in bytes.
 const STOPS: usize = 16;
@@ -23,6 +23,9 @@ pub(crate) const TOP_LOGPROBS: usize = 20;
 /// Parameters of a request, as they were sent. What is not named here is ignored, as servers do.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Params {
+    /// Who asks.
+    #[serde(skip)]
+    client: Option<u64>,
     pub(crate) model: Option<String>,
     n: Option<usize>,
     #[serde(default)]
@@ -42,7 +45,6 @@ pub(crate) struct Params {
     /// Go on after the ids that end an answer.
     ignore_eos: Option<bool>,
     // What would change the answer and is not there is refused and not ignored.
-    tools: Option<Vec<Value>>,
     functions: Option<Vec<Value>>,
     best_of: Option<usize>,
     suffix: Option<String>,
@@ -63,6 +65,11 @@ enum OneOrMany {
 }
 
 impl Params {
+    /// Reads them from a body that `client` sent.
+    pub(crate) fn read(body: &[u8], client: Option<u64>) -> Result<Self, ApiError> {
+        Ok(Self { client, ..body::parse(body)? })
+    }
+
     /// Number of choices.
     pub(crate) fn n(&self) -> usize {
         self.n.unwrap_or(1)
@@ -81,7 +88,6 @@ impl Params {
         let served = Served::find(app, self.model.as_deref())?;
         let some = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (name, is_asked_for) in [
-            ("tools", some(&self.tools)),
             ("functions", some(&self.functions)),
             ("best_of", self.best_of.is_some_and(|best| best != self.n())),
             ("suffix", self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty())),
@@ -154,7 +160,8 @@ impl Params {
         };
         let max_tokens = max_tokens.min(app.config.max_tokens);
         let deadline = Instant::now().checked_add(app.config.request_timeout);
-        Ok(Request { prompt, max_tokens, stop, sampling, deadline, ..Request::default() })
+        let client = self.client;
+        Ok(Request { prompt, max_tokens, stop, sampling, deadline, client, ..Request::default() })
     }
 
     /// The seed of the first choice; those of the others follow it.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use trine_tokenizer::{Message, TokenizerError};
 
 use crate::App;
 use crate::error::ApiError;
 use crate::params::Served;
+use crate::tools::described;
 
 /// What `work` makes, on a thread that may take its time; as many at a time as there are threads.
 pub(crate) async fn apart<T: Send + 'static>(
@@ -38,18 +40,28 @@ pub(crate) async fn of_text(
     within(app, param, ids)
 }
 
-/// Ids of a conversation up to the answer.
+/// Ids of a conversation up to the answer, with the tools that it may call, as they were sent.
 pub(crate) async fn of_messages(
     app: &Arc<App>,
     served: &Served,
     messages: Vec<Message>,
+    tools: &[Value],
 ) -> Result<Vec<u32>, ApiError> {
     let param = "messages";
     let Some(template) = served.template.clone() else {
         let message = "the model has no chat template: use /v1/completions";
         return Err(ApiError::param(param, message));
     };
-    let ids = ids(app, param, move |app| template.prompt(&app.tokenizer, &messages));
+    let tools = tools.to_vec();
+    let ids = ids(app, param, move |app| {
+        let tokenizer = &app.tokenizer;
+        let calls = |message: &Message| !message.tool_calls.is_empty();
+        let about_tools = !tools.is_empty() || messages.iter().any(calls);
+        if about_tools && template.call_format(tokenizer).is_none() {
+            return template.prompt(tokenizer, &described(&template, messages, &tools));
+        }
+        template.prompt_with_tools(tokenizer, &messages, &tools)
+    });
     within(app, param, ids.await?)
 }
 

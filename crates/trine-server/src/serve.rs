@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
+use crate::layers::Peer;
 use crate::{App, api};
 
 /// Bytes of a request's line and headers from which on no more is read.
@@ -39,8 +43,8 @@ pub async fn serve(
             accepted = accepted => accepted,
             () = &mut shutdown => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, address)) => (stream, Peer(address.ip())),
             Err(error) => {
                 // Out of file descriptors, or the client is gone already: others will come.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -50,11 +54,18 @@ pub async fn serve(
         };
         // Tokens are sent as they come. Where that cannot be set, they are merely later.
         let _later = stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(app.config.write_timeout));
+        let router = router.clone();
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            TowerToHyperService::new(router.clone()).call(request)
+        });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(app.config.read_timeout)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = connections.watch(connection);
         let app = app.clone();
         tokio::spawn(async move {

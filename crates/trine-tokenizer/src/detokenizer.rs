@@ -42,6 +42,8 @@ pub(crate) fn spelled_bytes(token: String) -> Vec<u8> {
 pub struct Detokenizer<'t> {
     tokenizer: &'t Tokenizer,
     skip_special_tokens: bool,
+    /// Special tokens that are text nonetheless.
+    shown: Vec<u32>,
     /// Bytes that may be the beginning of a character.
     pending: Vec<u8>,
     /// All ids so far; kept only for a decoder with rules.
@@ -52,7 +54,14 @@ pub struct Detokenizer<'t> {
 
 impl<'t> Detokenizer<'t> {
     pub(crate) fn new(tokenizer: &'t Tokenizer, skip_special_tokens: bool) -> Self {
-        Self { tokenizer, skip_special_tokens, pending: Vec::new(), ids: Vec::new(), given: 0 }
+        let (shown, pending, ids) = (Vec::new(), Vec::new(), Vec::new());
+        Self { tokenizer, skip_special_tokens, shown, pending, ids, given: 0 }
+    }
+
+    /// The same, but some special tokens are text, whether special ones are skipped or not.
+    #[must_use]
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
     }
 
     /// Takes the next id and returns the text that is certain now, often one word, possibly none.
@@ -61,7 +70,8 @@ impl<'t> Detokenizer<'t> {
     /// [`TokenizerError::UnknownId`]; the detokenizer is as before and can go on.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         let token = self.tokenizer.known(id)?;
-        if self.skip_special_tokens && self.tokenizer.is_special(id) {
+        let hidden = || self.tokenizer.is_special(id) && !self.shown.contains(&id);
+        if self.skip_special_tokens && hidden() {
             return Ok(String::new());
         }
         match self.tokenizer.joining() {

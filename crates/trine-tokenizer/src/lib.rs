@@ -14,23 +14,30 @@
 //!   [`ChatTemplate::encode`] does both at once, so that no message can forge the end of a turn.
 //! - A [`Detokenizer`] gives text as ids arrive and never half a character.
 //! - [`ChatTemplate`] renders the Jinja templates that models carry, as transformers does, and says
-//!   which ids of a conversation a model is to write itself ([`ChatTemplate::turns`]).
+//!   which ids of a conversation a model is to write itself ([`ChatTemplate::turns`]). How a model
+//!   calls functions is learned from its template as well ([`CallFormat`]).
 //!
 //! It knows nothing of models, batches or HTTP.
 
 #![forbid(unsafe_code)]
 
+mod calls;
 mod chat;
 mod detokenizer;
 mod error;
 mod guard;
+mod jinja;
 mod make;
+mod message;
 mod tokenizer;
 mod turns;
 
-pub use chat::{ChatTemplate, Message};
+pub use calls::CallFormat;
+pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
+pub use jinja::spaced_json;
+pub use message::{Call, Message};
 pub use tokenizer::Tokenizer;
 pub use turns::Turns;
 

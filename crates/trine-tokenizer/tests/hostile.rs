@@ -116,6 +116,32 @@ fn widths_do_not_allocate() {
 }
 
 #[test]
+fn calls_are_learned_of_no_template_that_hides_or_garbles_them() {
+    let (each, call) = ("{% for c in messages[-1].tool_calls %}", "{{ c.function.name }}");
+    let loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+    for written in [
+        // No arguments, arguments before names, halves of them, arguments that are no object.
+        call.to_owned(),
+        format!("{{{{ c.function.arguments | tojson }}}}{call}"),
+        format!("{call}{{{{ (c.function.arguments | tojson)[:-1] }}}}"),
+        format!("{call}{{{{ (c.function.arguments | tojson)[1:] }}}}"),
+        format!("{call}[\"probe_argument\"]"),
+        format!("{call}{{{{ c.function.arguments.keys() | list | tojson }}}}"),
+        format!("{call}{{\"probe_argument\": \u{fdd0}"),
+        format!("{call}{{{{ '{{' * 9999 }}}}\"probe_argument\""),
+    ] {
+        for around in ["", loops, "{% if add_generation_prompt %}ä{% endif %}", "{{ 'x' * 99999 }}"]
+        {
+            let jinja = format!(
+                "{{{{ tools | tojson }}}}{around}{{{{ messages[-1].content }}}}{each}{written}{{% endfor %}}"
+            );
+            let template = ChatTemplate::new(&jinja).unwrap();
+            assert_eq!(template.call_format(&Tokenizer::bytes()), None, "{jinja}");
+        }
+    }
+}
+
+#[test]
 fn nesting_does_not_exhaust_the_stack() {
     let chain = |link: &str, end: &str, count: usize| {
         let _ = render(&format!("{{{{ {}{end} }}}}", link.repeat(count)));

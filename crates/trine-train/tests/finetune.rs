@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,9 @@ use trine_format::peft::Lora;
 use trine_format::{ModelFile, Projection, Weight};
 use trine_tokenizer::Tokenizer;
 use trine_train::config::Objective;
-use trine_train::trainer::{Observer, StepReport};
 use trine_train::{Base, RunConfig, TrainError, Trainer};
+
+use common::Watch;
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}\
                         {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
@@ -103,25 +106,6 @@ fn data(base: &Base, config: &RunConfig, run: &Path) -> Dataset {
     };
     let dir = run.join("data");
     Dataset::from_chats(&dir, &tokenizer, &[path], options, &mut |_| {}).unwrap().0
-}
-
-#[derive(Default)]
-struct Watch {
-    stop_after: Option<usize>,
-    losses: Vec<f32>,
-    validations: Vec<f32>,
-}
-
-impl Observer for Watch {
-    fn on_step(&mut self, report: &StepReport) {
-        self.losses.push(report.loss);
-    }
-    fn on_validation(&mut self, _step: usize, loss: f32) {
-        self.validations.push(loss);
-    }
-    fn should_stop(&mut self) -> bool {
-        self.stop_after.is_some_and(|steps| self.losses.len() >= steps)
-    }
 }
 
 /// The losses of a run, which is stopped and taken up after some steps.
@@ -290,8 +274,10 @@ fn a_full_precision_model_becomes_ternary() {
         ("lambda", "quantizer.lambda_steps=4"),
         ("distilled", "finetune.distill={temperature=3.0}"),
         ("related", "finetune.distill={relations={teacher_layer=0}}"),
+        ("warmed", "finetune.distill={} quantizer.lambda_steps=4"),
     ] {
-        let config = config(dir.path(), &base, &[&full[..], &[way]].concat());
+        let ways: Vec<&str> = way.split(' ').collect();
+        let config = config(dir.path(), &base, &[&full[..], &ways].concat());
         let watch = train(&config, &base, &dir.path().join(name), Some(7));
         assert!(watch.validations[1] < watch.losses[0], "{name}: {:?}", watch.validations);
         let made = dir.path().join(name).join("checkpoints/step-000010");

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -9,8 +11,9 @@ use trine_data::Dataset;
 use trine_format::{ModelConfig, ModelFile, Projection, TensorSource, names};
 use trine_tokenizer::Tokenizer;
 use trine_train::quantizers::{self, QuantizerConfig, Scheme, TABLE};
-use trine_train::trainer::{Observer, StepReport};
 use trine_train::{Bitnet, Params, RunConfig, TrainError, Trainer, checkpoint, optimizer};
+
+use common::Watch;
 
 const CONFIG: &str = "
 name = 'test'
@@ -70,25 +73,6 @@ fn dataset(dir: &Path) -> Dataset {
     let tokenizer = Tokenizer::characters(&text).unwrap();
     std::fs::create_dir_all(dir).unwrap();
     Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
-}
-
-#[derive(Default)]
-struct Watch {
-    stop_after: Option<usize>,
-    losses: Vec<f32>,
-    validations: Vec<f32>,
-}
-
-impl Observer for Watch {
-    fn on_step(&mut self, report: &StepReport) {
-        self.losses.push(report.loss);
-    }
-    fn on_validation(&mut self, _step: usize, loss: f32) {
-        self.validations.push(loss);
-    }
-    fn should_stop(&mut self) -> bool {
-        self.stop_after.is_some_and(|step| self.losses.len() >= step)
-    }
 }
 
 /// A whole run in `dir`.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -10,8 +12,10 @@ use std::path::Path;
 use trine_data::Dataset;
 use trine_format::{Dtype, ModelFile};
 use trine_tokenizer::Tokenizer;
-use trine_train::trainer::{Observer, StepReport};
+use trine_train::trainer::Observer;
 use trine_train::{RunConfig, TrainError, Trainer, checkpoint};
+
+use common::Watch;
 
 // Projections of at least 4096 elements, so that 8-bit moments are 8-bit.
 const CONFIG: &str = "
@@ -55,25 +59,6 @@ fn create(config: &RunConfig, run: &Path) -> Trainer {
 
 fn resume(config: &RunConfig, run: &Path) -> Result<Trainer, TrainError> {
     Trainer::resume(config.clone(), Dataset::open(&run.join("data")).unwrap(), run)
-}
-
-#[derive(Default)]
-struct Watch {
-    stop_after: Option<usize>,
-    losses: Vec<f32>,
-    warnings: Vec<String>,
-}
-
-impl Observer for Watch {
-    fn on_step(&mut self, report: &StepReport) {
-        self.losses.push(report.loss);
-    }
-    fn on_warning(&mut self, message: &str) {
-        self.warnings.push(message.to_owned());
-    }
-    fn should_stop(&mut self) -> bool {
-        self.stop_after.is_some_and(|steps| self.losses.len() >= steps)
-    }
 }
 
 /// Every master, bit by bit.

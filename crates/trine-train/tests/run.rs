@@ -2,15 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::path::Path;
 
 use trine_data::{Dataset, Mixture};
 use trine_format::ModelFile;
 use trine_tokenizer::Tokenizer;
-use trine_train::diagnostics::Diagnostics;
-use trine_train::samples::Sample;
-use trine_train::trainer::{Observer, StepReport};
 use trine_train::{RunConfig, TrainError, Trainer, checkpoint};
+
+use common::Watch;
 
 const CONFIG: &str = "
 name = 'test'
@@ -44,34 +45,6 @@ fn dataset(dir: &Path) -> Dataset {
     let tokenizer = Tokenizer::characters(&text).unwrap();
     std::fs::create_dir_all(dir).unwrap();
     Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
-}
-
-/// Stops after some step, and remembers the losses.
-#[derive(Default)]
-struct Watch {
-    stop_after: Option<usize>,
-    losses: Vec<f32>,
-    validations: Vec<f32>,
-    collected: Vec<(usize, Diagnostics)>,
-    samples: Vec<(usize, Vec<Sample>)>,
-}
-
-impl Observer for Watch {
-    fn on_step(&mut self, report: &StepReport) {
-        self.losses.push(report.loss);
-    }
-    fn on_validation(&mut self, _step: usize, loss: f32) {
-        self.validations.push(loss);
-    }
-    fn on_diagnostics(&mut self, step: usize, found: &Diagnostics) {
-        self.collected.push((step, found.clone()));
-    }
-    fn on_samples(&mut self, step: usize, samples: &[Sample]) {
-        self.samples.push((step, samples.to_vec()));
-    }
-    fn should_stop(&mut self) -> bool {
-        self.stop_after.is_some_and(|step| self.losses.len() >= step)
-    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use crate::output::{bytes, note};
 /// Option of the commands that run a model for one user.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AdapterArgs {
-    /// Directory of an adapter, adapter_config.json and adapter_model.safetensors, to run the model with;
-    /// of a run its latest checkpoint
+    /// Directory of an adapter, adapter_config.json and adapter_model.safetensors, to run the model with,
+    /// or hf://owner/name; of a run its latest checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
 }

@@ -24,5 +24,6 @@ fuzz_target!(init: catch_library_panics(), |input: &str| {
     let rendered = template.render(&messages, true, "<s>", "</s>");
     if rendered.is_ok_and(|text| text.len() < 1 << 16) {
         let _ = template.encode(&BYTES, &messages, false);
+        let _ = template.call_format(&BYTES);
     }
 });

@@ -18,10 +18,11 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    pub(super) fn new(request: &Request) -> Result<Self, RuntimeError> {
-        let sampling = request.sampling.clone();
+    /// Takes what a request says about choosing out of it.
+    pub(super) fn new(request: &mut Request) -> Result<Self, RuntimeError> {
+        let sampling = std::mem::take(&mut request.sampling);
         let sampler = Sampler::new(sampling.sampler)?;
-        let (constraint, logprobs) = (request.constraint.clone(), request.logprobs);
+        let (constraint, logprobs) = (request.constraint.take(), request.logprobs);
         Ok(Self { sampler, sampling, constraint, logprobs, counts: HashMap::new() })
     }
 
@@ -61,8 +62,8 @@ mod tests {
     use crate::SamplerConfig;
 
     fn ids(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
-        let request = Request { sampling, ..Request::default() };
-        let mut chooser = Chooser::new(&request).unwrap();
+        let mut request = Request { sampling, ..Request::default() };
+        let mut chooser = Chooser::new(&mut request).unwrap();
         (0..n).map(|_| chooser.choose(logits, &[]).unwrap().id).collect()
     }
 
@@ -116,7 +117,7 @@ mod tests {
             let constraint = constraint.clone();
             let request = Request { sampling, constraint, ..Request::default() };
             for _ in 0..2 {
-                let mut chooser = Chooser::new(&request).unwrap();
+                let mut chooser = Chooser::new(&mut request.clone()).unwrap();
                 let mut next = || chooser.choose(&[0.0, 9.0, 1.0], &[]).map(|token| token.id);
                 assert_eq!([next().unwrap(), next().unwrap(), next().unwrap()], [0, 1, 2]);
                 assert!(next().unwrap_err().to_string().contains("all were there"));
@@ -127,8 +128,8 @@ mod tests {
     #[test]
     fn log_probabilities_are_the_models_whatever_moved_the_choice() {
         let sampling = Sampling { logit_bias: vec![(1, 10.0)], ..Sampling::default() };
-        let request = Request { sampling, logprobs: Some(1), ..Request::default() };
-        let logprob = Chooser::new(&request).unwrap().choose(&[0.0, 0.0], &[]).unwrap().logprob;
+        let mut request = Request { sampling, logprobs: Some(1), ..Request::default() };
+        let logprob = Chooser::new(&mut request).unwrap().choose(&[0.0, 0.0], &[]).unwrap().logprob;
         let Logprob { id, logprob, top } = logprob.unwrap();
         assert_eq!((id, top[0].0), (1, 0));
         assert!((logprob - 0.5f32.ln()).abs() < 1e-6);

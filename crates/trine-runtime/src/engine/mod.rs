@@ -3,9 +3,10 @@
 //! The life of a request:
 //!
 //! 1. [`Engine::submit`] checks it and puts it into a queue of bounded length.
-//! 2. It is admitted, in the order of arrival, once the memory for all of its keys and values is
-//!    there; the prefix cache forgets its oldest entries to make room. So nothing that runs is ever
-//!    thrown out.
+//! 2. It is admitted once the memory for all of its keys and values is there; the prefix cache forgets
+//!    its oldest entries to make room. So nothing that runs is ever thrown out. Clients take turns:
+//!    whose requests run or wait in front already comes after who has fewer, and one client's are
+//!    admitted in the order of arrival.
 //! 3. It begins with what the prefix cache has of its prompt. One that begins like a prompt that is
 //!    being gone through waits for that, so that a common beginning is computed once.
 //! 4. Every pass of the model takes one id of each text that is being generated, and some ids of
@@ -50,7 +51,7 @@ pub struct EngineConfig {
     pub kv_bytes: usize,
     /// Requests that run at once, at most.
     pub max_running: usize,
-    /// Requests that wait, at most.
+    /// Requests that wait, at most; of one client three quarters of them, so that others find a place.
     pub max_waiting: usize,
     /// Ids of prompts that go along while texts are generated: more are sooner through, fewer hold
     /// the others' next ids up less.
@@ -60,6 +61,13 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self { kv_bytes: 1 << 30, max_running: 32, max_waiting: 256, prompt_share: 64 }
+    }
+}
+
+impl EngineConfig {
+    /// Requests of one client that wait, at most.
+    fn places_of_one(&self) -> usize {
+        self.max_waiting - self.max_waiting / 4
     }
 }
 
@@ -84,6 +92,14 @@ pub enum SubmitError {
     Busy {
         /// How many.
         waiting: usize,
+    },
+    /// As many of one client wait as may wait.
+    #[error("{waiting} requests of this client wait already, the most that may is {limit}")]
+    ClientBusy {
+        /// How many.
+        waiting: usize,
+        /// How many may.
+        limit: usize,
     },
     /// The engine is ending.
     #[error("the engine is ending and takes no more requests")]
@@ -183,7 +199,8 @@ impl Engine {
     /// Takes all of some requests or none; there is a sink for each.
     ///
     /// # Errors
-    /// See [`SubmitError`]; [`SubmitError::Busy`] when not all of them may wait.
+    /// See [`SubmitError`]; [`SubmitError::Busy`] and [`SubmitError::ClientBusy`] when not all of them may
+    /// wait.
     pub fn submit_all(
         &self,
         requests: Vec<Request>,
@@ -199,6 +216,14 @@ impl Engine {
         let waiting = queue.waiting.len();
         if waiting + requests.len() > self.shared.config.max_waiting {
             return Err(SubmitError::Busy { waiting });
+        }
+        let limit = self.shared.config.places_of_one();
+        for client in requests.iter().filter_map(|request| request.client) {
+            let same = |request: &&Request| request.client == Some(client);
+            let waiting = queue.waiting.iter().map(|waiting| &waiting.request).filter(same).count();
+            if waiting + requests.iter().filter(same).count() > limit {
+                return Err(SubmitError::ClientBusy { waiting, limit });
+            }
         }
         let mut tickets = Vec::with_capacity(requests.len());
         for (request, sink) in requests.into_iter().zip(sinks) {

@@ -32,6 +32,8 @@ pub struct Request {
     pub embedding: Option<Pooling>,
     /// When it is given up.
     pub deadline: Option<Instant>,
+    /// Who asks: requests of different clients take turns. Those that say nothing are one client's.
+    pub client: Option<u64>,
 }
 
 /// How the hidden states of a text become one vector.

@@ -1,5 +1,6 @@
 //! The engine's thread: who is admitted, and what goes through the model next.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -84,9 +85,8 @@ impl Scheduler {
             }
         }
         let now = Instant::now();
-        let mut rest = std::mem::take(&mut queue.waiting).into_iter();
         let mut room = true;
-        for waiting in rest.by_ref() {
+        for waiting in self.in_turns(std::mem::take(&mut queue.waiting)) {
             if waiting.cancelled.load(Ordering::Relaxed) {
                 add(&shared.counters.cancelled, 1);
             } else if passed(&waiting.request, now) {
@@ -107,6 +107,23 @@ impl Scheduler {
         }
         set(&shared.counters.waiting, queue.waiting.len());
         true
+    }
+
+    /// Those that wait in the order in which they are admitted: the first request of every client, then
+    /// the second of each, where what runs already counts; those of the same turn as they came.
+    fn in_turns(&self, waiting: VecDeque<Waiting>) -> impl Iterator<Item = Waiting> + use<> {
+        let mut counts: HashMap<Option<u64>, usize> = HashMap::new();
+        for running in &self.running {
+            *counts.entry(running.request.client).or_default() += 1;
+        }
+        let turn = |waiting: Waiting| {
+            let count = counts.entry(waiting.request.client).or_default();
+            *count += 1;
+            (*count, waiting)
+        };
+        let mut turns: Vec<(usize, Waiting)> = waiting.into_iter().map(turn).collect();
+        turns.sort_by_key(|(turn, _)| *turn);
+        turns.into_iter().map(|(_, waiting)| waiting)
     }
 
     /// Whether a prompt that is being gone through, with the same adapter, begins like this one, for
@@ -150,7 +167,7 @@ impl Scheduler {
         let limit = self.shared.model.config().max_position_embeddings;
         let most = if request.embedding.is_some() { 0 } else { limit + 1 - request.prompt.len() };
         request.max_tokens = request.max_tokens.min(most);
-        let Ok(chooser) = Chooser::new(&request) else {
+        let Ok(chooser) = Chooser::new(&mut request) else {
             // It was checked when it was taken.
             return sink(Event::End(End::Failed, Usage::default()));
         };

@@ -9,27 +9,30 @@ use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use trine_runtime::{Logprob, Usage};
+use trine_runtime::Logprob;
 
+use super::frame::Frame;
+use super::number;
 use super::prompts::{Prompt, Prompts};
-use super::{number, usage};
-use crate::app::seconds;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::generation::{Generation, Piece};
 use crate::params::{Params, TOP_LOGPROBS};
-use crate::{App, body, grammar};
+use crate::{App, body, grammar, layers};
 
 /// Ids generated where a request does not say how many, as OpenAI has it.
 const MAX_TOKENS: usize = 16;
+
+const KIND: &str = "text_completion";
 
 #[derive(Deserialize)]
 struct Completion {
     prompt: Prompts,
     max_tokens: Option<usize>,
     logprobs: Option<usize>,
-    #[serde(default)]
     echo: Option<bool>,
+    /// Not for texts: refused, and not ignored.
+    tools: Option<Vec<Value>>,
 }
 
 /// `POST /v1/completions`
@@ -37,10 +40,15 @@ pub(super) async fn handle(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
+    let client = layers::client(&request);
     let bytes = body::read(&app, request).await?;
-    let Completion { prompt, max_tokens, logprobs, echo } = body::parse(&bytes)?;
-    let params: Params = body::parse(&bytes)?;
+    let Completion { prompt, max_tokens, logprobs, echo, tools } = body::parse(&bytes)?;
+    let params = Params::read(&bytes, client)?;
     let served = params.check(&app)?;
+    if tools.is_some_and(|tools| !tools.is_empty()) {
+        let message = "a text has no tools: use /v1/chat/completions";
+        return Err(ApiError::param("tools", message));
+    }
     if let Some(logprobs) = logprobs.filter(|logprobs| *logprobs > TOP_LOGPROBS) {
         let message = format!("expected at most {TOP_LOGPROBS}, found {logprobs}");
         return Err(ApiError::param("logprobs", message));
@@ -61,19 +69,16 @@ pub(super) async fn handle(
         requests.push(constrained.bind(request));
     }
     let choices = requests.len();
-    let generation = Generation::start(&app, "prompt", requests, &stops)?;
+    let generation = Generation::start(&app, "prompt", requests, &stops, &[])?;
+    let tokens = prompts.iter().map(|prompt| prompt.ids.len()).sum();
     let answer = Answer {
-        id: format!("cmpl-{:016x}", app.unique()),
-        created: seconds(),
-        model: served.name,
+        frame: Frame::new(&app, "cmpl", served.name, &params, tokens, choices),
         n: params.n(),
         echo,
         wants_logprobs: logprobs.is_some(),
-        wants_usage: params.wants_usage(),
         prompts,
         offsets: vec![0; choices],
         begun: vec![false; choices],
-        used: vec![Usage::default(); choices],
         app,
     };
     if params.streams() {
@@ -83,37 +88,22 @@ pub(super) async fn handle(
     Ok(Json(answer.whole(pieces)).into_response())
 }
 
-/// What is common to all chunks of an answer.
+/// An answer in the making.
 struct Answer {
     app: Arc<App>,
-    id: String,
-    created: u64,
-    /// What answers.
-    model: String,
+    frame: Frame,
     /// Choices of each prompt.
     n: usize,
     echo: bool,
     wants_logprobs: bool,
-    wants_usage: bool,
     prompts: Vec<Prompt>,
     /// Characters of a choice whose tokens were listed.
     offsets: Vec<usize>,
     /// Whether a choice's prompt was sent, where it is to be.
     begun: Vec<bool>,
-    used: Vec<Usage>,
 }
 
 impl Answer {
-    fn object(&self, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        })
-    }
-
     fn choice(&self, index: usize, text: &str, logprobs: Value, reason: Option<&str>) -> Value {
         json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
     }
@@ -162,13 +152,9 @@ impl Answer {
         })
     }
 
-    fn prompt_tokens(&self) -> usize {
-        self.prompts.iter().map(|prompt| prompt.ids.len()).sum()
-    }
-
     fn whole(mut self, pieces: Vec<Piece>) -> Value {
         let mut choices: Vec<Piece> = Vec::new();
-        for index in 0..self.used.len() {
+        for index in 0..self.frame.choices() {
             choices.push(Piece { index, ..Piece::default() });
         }
         for piece in pieces {
@@ -178,7 +164,6 @@ impl Answer {
             choice.prompt = choice.prompt.take().or(piece.prompt);
             choice.end = choice.end.or(piece.end);
         }
-        let used: Vec<_> = choices.iter().filter_map(|choice| Some(choice.end?.usage)).collect();
         let mut whole = Vec::new();
         for piece in &choices {
             let logprobs = self.logprobs(piece);
@@ -186,12 +171,13 @@ impl Answer {
                 true => self.prompt(piece.index) + &piece.text,
                 false => piece.text.clone(),
             };
+            if let Some(end) = piece.end {
+                self.frame.end(piece.index, end.usage);
+            }
             let reason = piece.end.map(|end| end.reason);
             whole.push(self.choice(piece.index, &text, logprobs, reason));
         }
-        let mut whole = self.object(whole);
-        whole["usage"] = usage(self.prompt_tokens(), &used);
-        whole
+        self.frame.whole(KIND, whole)
     }
 }
 
@@ -204,18 +190,14 @@ impl Chunks for Answer {
             text.insert_str(0, &self.prompt(index));
         }
         if let Some(end) = piece.end {
-            self.used[index] = end.usage;
+            self.frame.end(index, end.usage);
         }
         let reason = piece.end.map(|end| end.reason);
-        vec![self.object(vec![self.choice(index, &text, logprobs, reason)])]
+        let choice = self.choice(index, &text, logprobs, reason);
+        vec![self.frame.object(KIND, vec![choice])]
     }
 
     fn end(&mut self) -> Vec<Value> {
-        if !self.wants_usage {
-            return Vec::new();
-        }
-        let mut chunk = self.object(Vec::new());
-        chunk["usage"] = usage(self.prompt_tokens(), &self.used);
-        vec![chunk]
+        self.frame.last(KIND)
     }
 }

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::events;
 use crate::generation::Generation;
 use crate::params::Served;
-use crate::{App, body};
+use crate::{App, body, layers};
 
 #[derive(Deserialize)]
 struct Embeddings {
@@ -54,6 +54,7 @@ pub(super) async fn handle(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Json<Value>, ApiError> {
+    let client = layers::client(&request);
     let asked: Embeddings = body::json(&app, request).await?;
     let served = Served::find(&app, asked.model.as_deref())?;
     let width = app.engine.model().config().hidden_size;
@@ -73,9 +74,10 @@ pub(super) async fn handle(
         adapter: served.adapter.clone(),
         embedding,
         deadline,
+        client,
         ..trine_runtime::Request::default()
     });
-    let generation = Generation::start(&app, "input", requests.collect(), &[])?;
+    let generation = Generation::start(&app, "input", requests.collect(), &[], &[])?;
     let mut data = Vec::new();
     for piece in events::collect(generation).await? {
         let Some(embedding) = piece.embedding else { continue };

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use trine_tokenizer::ChatTemplate;
 
 use crate::error::ApiError;
 use crate::params::Served;
@@ -19,6 +20,10 @@ fn description(app: &App, name: &str) -> Value {
     let adapter = app.adapters.iter().find(|served| served.name == name);
     let adapter = adapter.filter(|_| name != app.config.model);
     let template = adapter.and_then(|served| served.template.as_ref()).or(app.template.as_ref());
+    let calls = |template: &Arc<ChatTemplate>| match template.call_format(&app.tokenizer) {
+        Some(_) => "template",
+        None => "words",
+    };
     json!({
         "id": name,
         "object": "model",
@@ -31,6 +36,7 @@ fn description(app: &App, name: &str) -> Value {
             "vocab_size": config.vocab_size,
             "parameters": config.parameter_count(),
             "chat": template.is_some(),
+            "tools": template.map(calls),
             "adapter_rank": adapter.map(|served| served.adapter.rank()),
         },
     })

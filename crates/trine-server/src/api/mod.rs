@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod embeddings;
+mod frame;
 mod info;
 mod prompts;
 mod tokens;
@@ -13,8 +14,6 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use serde_json::{Value, json};
-use trine_runtime::Usage;
 
 use crate::error::ApiError;
 use crate::{App, layers, page};
@@ -52,18 +51,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         None => router,
     };
     router.with_state(app)
-}
-
-/// What the choices of a request took together. Their prompts count once each, not once a choice.
-fn usage(prompts: usize, choices: &[Usage]) -> Value {
-    let cached: usize = choices.iter().map(|usage| usage.cached).max().unwrap_or(0);
-    let generated: usize = choices.iter().map(|usage| usage.generated).sum();
-    json!({
-        "prompt_tokens": prompts,
-        "completion_tokens": generated,
-        "total_tokens": prompts + generated,
-        "prompt_tokens_details": {"cached_tokens": cached.min(prompts)},
-    })
 }
 
 /// A log-probability in JSON, which has no infinity; OpenAI writes -9999 for what is impossible.

@@ -106,6 +106,30 @@ fn who_is_too_slow_is_dropped_and_holds_nobody_up() {
 }
 
 #[test]
+fn who_does_not_read_is_dropped() {
+    let config =
+        ServerConfig { write_timeout: Duration::from_millis(300), ..ServerConfig::default() };
+    let server = Server::with(config, EngineConfig::default());
+    // More answers than lie between a server and a client who does not read them.
+    let greedy = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+    let _streams: Vec<_> = (0..5)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let _full = stream.write_all(greedy.as_bytes());
+            stream
+        })
+        .collect();
+    check_alive(&server);
+    let begin = Instant::now();
+    // The one that asks is left.
+    while server.metric("trine_connections") > 1.0 {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn more_than_may_wait_are_told_to_come_again() {
     let engine = EngineConfig { max_running: 1, max_waiting: 2, ..EngineConfig::default() };
     let server = Server::with(ServerConfig::default(), engine);
@@ -117,5 +141,54 @@ fn more_than_may_wait_are_told_to_come_again() {
     assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
     drop(server.stream("/v1/completions", &long));
     server.wait_until_idle();
+    check_alive(&server);
+}
+
+#[test]
+fn schemas_that_are_made_to_hurt_are_refused_or_served_in_time() {
+    let server = Server::new();
+    let nested = (0..55).fold(
+        json!({"type": "integer"}),
+        |inner, _| json!({"type": "object", "properties": {"a": inner}, "required": ["a"]}),
+    );
+    let any_of = (0..55).fold(
+        json!({"type": "integer"}),
+        |inner, i| json!({"anyOf": [inner, {"type": "string", "maxLength": i}]}),
+    );
+    let property = |schema: serde_json::Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
+    let doubling: serde_json::Map<String, serde_json::Value> = (0..30)
+        .map(|i| {
+            let next = json!({"$ref": format!("#/$defs/d{}", i + 1)});
+            (
+                format!("d{i}"),
+                json!({"type": "array", "prefixItems": [next.clone(), next], "minItems": 2}),
+            )
+        })
+        .chain([("d30".to_owned(), json!({"type": "null"}))])
+        .collect();
+    for schema in [
+        nested,
+        property(any_of),
+        json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "required": ["a"], "$defs": doubling}),
+        json!({"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}),
+        property(json!({"type": "string", "pattern": "^((((a{0,500}){0,500}){0,500}){0,500})$"})),
+        property(json!({"type": "string", "pattern": "(a|a?)+$(b*)*c{9999999}"})),
+        property(json!({"type": "string", "minLength": 1_000_000_000})),
+        property(json!({"type": "array", "minItems": 1_000_000_000})),
+        property(json!({"type": "integer", "multipleOf": 7919, "minimum": -1e300})),
+        property(json!({"enum": (0..20_000).collect::<Vec<u32>>()})),
+        property(json!({"$ref": "file:///etc/passwd"})),
+        property(json!({"$ref": "http://127.0.0.1:9/schema"})),
+    ] {
+        let begin = Instant::now();
+        let function = json!({"name": "f", "parameters": schema});
+        let tools = json!({"tools": [{"type": "function", "function": function}], "tool_choice": "required", "max_tokens": 3});
+        let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
+        for other in [tools, json!({"response_format": format, "max_tokens": 3})] {
+            let status = server.post(CHAT, &with(chat("Hi"), other)).status;
+            assert!([200, 400].contains(&status), "{status}: {schema}");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}: {schema}", begin.elapsed());
+    }
     check_alive(&server);
 }

@@ -200,7 +200,6 @@ fn wrong_parameters_are_named() {
             json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
             "messages[0].content[0]",
         ),
-        (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "regex"}}), "response_format.regex"),
         (json!({"response_format": {"type": "regex", "regex": "("}}), "response_format.regex"),

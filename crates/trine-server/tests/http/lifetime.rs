@@ -77,6 +77,30 @@ fn clients_that_stay_get_the_same_whoever_leaves() {
 }
 
 #[test]
+fn who_asks_for_much_does_not_keep_others_waiting() {
+    let keys = ["many".to_owned(), "one".to_owned()].to_vec();
+    let config = ServerConfig { api_keys: keys, ..ServerConfig::default() };
+    let engine = EngineConfig { max_running: 1, ..EngineConfig::default() };
+    let server = Server::with(config, engine);
+    let ask = |key: &str, body: &Value| {
+        let headers = format!("Content-Type: application/json\r\nAuthorization: Bearer {key}\r\n");
+        server.begin("POST", COMPLETIONS, &headers, body.to_string().as_bytes())
+    };
+    let health = || -> Value { serde_json::from_str(&server.get("/health").body).unwrap() };
+    let many = ask("many", &with(long(), json!({"n": 60, "temperature": 1})));
+    let begin = Instant::now();
+    while health()["waiting"] != 59 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", health());
+    }
+    let one = Answer::read(ask("one", &with(long(), json!({"max_tokens": 4}))));
+    assert_eq!(one.status, 200, "{}", one.body);
+    // It was the next, or nearly so.
+    assert!(health()["waiting"].as_u64().unwrap() > 40, "{}", health());
+    drop(many);
+    server.wait_until_idle();
+}
+
+#[test]
 fn a_request_that_takes_too_long_is_told_so() {
     let config =
         ServerConfig { request_timeout: Duration::from_millis(50), ..ServerConfig::default() };

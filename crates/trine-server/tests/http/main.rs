@@ -8,10 +8,11 @@ mod adapters;
 mod api;
 mod grammar;
 mod lifetime;
+mod tools;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,6 +34,11 @@ struct Server {
     adapters: Vec<ServedAdapter>,
 }
 
+fn fixture() -> PathBuf {
+    let fixture = "../../tests/data/fixtures/tied-h64/packed";
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture)
+}
+
 impl Server {
     fn new() -> Self {
         Self::with(ServerConfig::default(), EngineConfig::default())
@@ -42,17 +48,43 @@ impl Server {
         Self::with_adapters(config, engine, |_| Vec::new())
     }
 
+    /// With room for conversations about tools, and another chat template than the fixture's.
+    fn with_template(template: Option<&str>) -> Self {
+        let roomy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(fixture()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), roomy.path().join(file.file_name())).unwrap();
+        }
+        let config = roomy.path().join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let longer = text.replace("embeddings\": 512", "embeddings\": 4096");
+        assert_ne!(longer, text);
+        std::fs::write(&config, longer).unwrap();
+        let (config, engine) = (ServerConfig::default(), EngineConfig::default());
+        Self::start(roomy.path(), config, engine, template, |_| Vec::new())
+    }
+
     fn with_adapters(
         config: ServerConfig,
         engine: EngineConfig,
         adapters: impl FnOnce(&Model) -> Vec<ServedAdapter>,
     ) -> Self {
-        let fixture = "../../tests/data/fixtures/tied-h64/packed";
-        let file = ModelFile::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture)).unwrap();
+        Self::start(&fixture(), config, engine, None, adapters)
+    }
+
+    fn start(
+        model: &Path,
+        config: ServerConfig,
+        engine: EngineConfig,
+        template: Option<&str>,
+        adapters: impl FnOnce(&Model) -> Vec<ServedAdapter>,
+    ) -> Self {
+        let file = ModelFile::open(model).unwrap();
         let model = Arc::new(Model::load(&file).unwrap());
         let files = file.tokenizer().unwrap();
         let tokenizer = Tokenizer::from_json(&files.tokenizer_json).unwrap();
-        let template = ChatTemplate::new(files.chat_template().unwrap()).unwrap();
+        let template = template.unwrap_or_else(|| files.chat_template().unwrap());
+        let template = ChatTemplate::new(template).unwrap();
         let adapters = adapters(&model);
         let engine = Engine::start(model.clone(), engine).unwrap();
         // No id ends an answer, so that lengths are known.

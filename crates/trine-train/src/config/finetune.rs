@@ -7,6 +7,7 @@ use trine_format::{ModelConfig, Projection, names};
 use super::{RunConfig, require, set};
 use crate::TrainError;
 use crate::fused::Relations;
+use crate::quantizers::QuantizerConfig;
 
 /// A run that begins with a trained model instead of fresh weights. Then there is no section `[model]`
 /// and no `data.tokenizer`: both are the model's.
@@ -280,10 +281,14 @@ impl FinetuneConfig {
             let expected = "sft or text, as there is a section [finetune.distill]";
             require(no_dpo, "finetune.objective", expected, "dpo")?;
         }
-        let default = run.quantizer == crate::quantizers::QuantizerConfig::default();
-        let plain = "nothing, as only the default is learned from a teacher or from preferences";
+        let default = run.quantizer == QuantizerConfig::default();
+        let plain =
+            "lambda_steps alone, as only the default is learned from a teacher or from preferences";
         let taught = self.is_taught();
-        require(default || !taught, "quantizer", plain, "a section")?;
+        let lambda_steps = run.quantizer.lambda_steps;
+        let warming = QuantizerConfig { lambda_steps, ..QuantizerConfig::default() };
+        let is_default = run.quantizer == warming;
+        require(is_default || !taught, "quantizer", plain, "others")?;
         if run.train.update_in_backward {
             let masters = self.method == Method::Full && !taught;
             let expected = "false, as adapters, preferences and teachers are not learned so";

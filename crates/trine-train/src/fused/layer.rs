@@ -11,7 +11,7 @@ use trine_kernels::parallel;
 use super::head::norm_backward;
 use super::products::{self, Input, Products, Weights};
 use super::relations::{Lesson, States};
-use super::{Buffer, Extent, Found, Pass, is_ternary};
+use super::{Buffer, Extent, Found, Pass, is_ternary, mixture};
 use crate::Bitnet;
 use crate::adapters::{Adapters, Mask};
 use crate::ops::{Attention, view};
@@ -233,9 +233,12 @@ impl<'a> Layer<'a> {
             return Ok(());
         }
         let (out, inp) = self.model.config().projection_shape(p);
-        weights
-            .refill(is_ternary(self.model), &self.param(&name)?, [out, inp])
-            .map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
+        let masters = self.param(&name)?;
+        let made = match mixture(self.model) {
+            Some(share) => weights.mix(&masters, [out, inp], share),
+            None => weights.refill(is_ternary(self.model), &masters, [out, inp]),
+        };
+        made.map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
     }
 
     /// Fills the input of projections: rows of `x`, after a norm if one is named.
@@ -257,6 +260,9 @@ impl<'a> Layer<'a> {
     /// Fills the input of projections with rows `(cols,)` that `fill` writes.
     fn keep(&self, to: &mut Kept, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (ternary, rows) = (is_ternary(self.model), self.extent.rows());
+        if let Some(share) = mixture(self.model) {
+            return to.input.mix(rows, cols, share, fill);
+        }
         if self.adapters().is_none() {
             return to.input.refill(ternary, rows, cols, fill);
         }
@@ -303,9 +309,9 @@ impl<'a> Layer<'a> {
         weights: &[Weights],
         p: Projection,
     ) -> Result<Option<impl std::ops::Deref<Target = [f32]> + use<'a>>> {
-        match weights[p as usize].trits() {
-            Some(_) => Ok(None),
-            None => self.param(&names::projection(self.index, p)).map(Some),
+        match weights[p as usize] {
+            Weights::Full => self.param(&names::projection(self.index, p)).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -316,7 +322,10 @@ impl<'a> Layer<'a> {
         masters: &'w Option<impl std::ops::Deref<Target = [f32]>>,
     ) -> products::Projection<'w> {
         let (out, inp) = self.model.config().projection_shape(p);
-        let masters = masters.as_deref().unwrap_or_default();
+        let masters = match &weights[p as usize] {
+            Weights::Mixed(mixed) => mixed,
+            _ => masters.as_deref().unwrap_or_default(),
+        };
         products::Projection { out, inp, masters, weights: &weights[p as usize] }
     }
 

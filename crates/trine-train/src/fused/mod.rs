@@ -112,10 +112,11 @@ impl Extent<'_> {
 
 impl Engine {
     /// Whether the network is one that it computes: not with norms of projections, and of the
-    /// quantizers only the default.
+    /// quantizers only the default, with or without a warm-up from full precision.
     pub fn fits(model: &Bitnet) -> bool {
         let is_default = model.scheme().is_none_or(|scheme| scheme.is_default(model.step()));
-        model.config().projection_norm_eps.is_none() && is_default
+        let fits = is_default || mixture(model).is_some();
+        model.config().projection_norm_eps.is_none() && fits
     }
 
     /// An engine without buffers yet, for ternary models or for those in full precision.
@@ -463,6 +464,11 @@ fn add_embedding(model: &Bitnet, batch: &Batch, dx: &[f32], found: &mut Found<'_
 /// Whether the projections of a model are ternary.
 fn is_ternary(model: &Bitnet) -> bool {
     model.config().quantization != Quantization::None
+}
+
+/// How much of the quantized values a model takes that is warming up from full precision.
+fn mixture(model: &Bitnet) -> Option<f32> {
+    model.scheme()?.mixture(model.step())
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub(super) enum Weights {
     Frozen(Arc<PackedMatrix>),
     /// The masters themselves.
     Full,
+    /// Masters with what ternarizing makes of them, `(1 - share) W + share Q(W)`.
+    Mixed(Buffer),
 }
 
 impl Weights {
@@ -55,8 +57,26 @@ impl Weights {
         match self {
             Self::Ternary(trits) => Some(trits),
             Self::Frozen(trits) => Some(trits),
-            Self::Full => None,
+            Self::Full | Self::Mixed(_) => None,
         }
+    }
+
+    /// Mixes masters `(out, in)` with what ternarizing makes of them.
+    pub(super) fn mix(
+        &mut self,
+        masters: &[f32],
+        [out, inp]: [usize; 2],
+        share: f32,
+    ) -> std::result::Result<(), TernaryError> {
+        if !matches!(self, Self::Mixed(_)) {
+            *self = Self::Mixed(Buffer::default());
+        }
+        if let Self::Mixed(mixed) = self {
+            mixed.resize(out * inp);
+            PackedMatrix::from_weights(masters, out, inp)?.dequantize(mixed);
+            mix(mixed, masters, inp, share);
+        }
+        Ok(())
     }
 
     /// Ternarizes masters `(out, in)`, if the model is ternary.
@@ -107,6 +127,40 @@ impl Input {
     }
 }
 
+impl Input {
+    /// As [`Self::refill`], of rows with what quantizing makes of them.
+    pub(super) fn mix(
+        &mut self,
+        rows: usize,
+        cols: usize,
+        share: f32,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let mut exact = Buffer::new(rows * cols);
+        parallel::for_each_chunk(&mut exact, cols, fill);
+        let floats = &exact;
+        let codes = Activations::from_rows(rows, cols, |row, to| {
+            to.copy_from_slice(&floats[row * cols..][..cols]);
+        });
+        let mut mixed = match std::mem::take(self) {
+            Self::Floats(buffer) => buffer,
+            Self::Codes(_) => Buffer::default(),
+        };
+        mixed.resize(rows * cols);
+        codes.dequantize(&mut mixed);
+        mix(&mut mixed, &exact, cols, share);
+        *self = Self::Floats(mixed);
+    }
+}
+
+/// `quantized = (1 - share) exact + share quantized`, both `(n, cols)`.
+fn mix(quantized: &mut [f32], exact: &[f32], cols: usize, share: f32) {
+    parallel::for_each_chunk(quantized, cols, |row, quantized| {
+        let exact = &exact[row * cols..][..cols];
+        quantized.iter_mut().zip(exact).for_each(|(q, x)| *q = (1.0 - share) * x + share * *q);
+    });
+}
+
 impl Default for Input {
     fn default() -> Self {
         Self::Floats(Buffer::default())
@@ -117,7 +171,7 @@ impl Default for Input {
 pub(super) struct Projection<'a> {
     pub(super) out: usize,
     pub(super) inp: usize,
-    /// The masters, `(out, in)`, where they are multiplied.
+    /// The masters, `(out, in)`, or what they are mixed with, where these are multiplied.
     pub(super) masters: &'a [f32],
     pub(super) weights: &'a Weights,
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::Params;
 use crate::adapters::{Adapters, Dropout};
 use crate::optimizer::{collect, in_place};
+use crate::quantizers::{QuantizerConfig, Scheme};
 use trine_format::{HiddenAct, ModelConfig, Projection};
 
 mod distillation;
@@ -75,7 +76,8 @@ fn check(model: &Bitnet, batch: &Batch, what: &str) {
             // In full precision the forward pass is rounded as well, and so are adapters.
             let (in_loss, in_gradients) = match precision {
                 Precision::F32 => (1e-6, 2e-5),
-                _ if model.adapters().is_some() => (3e-3, 0.1),
+                // What was rounded is quantized again further up, sometimes to another code.
+                _ if model.adapters().is_some() || mixture(model).is_some() => (3e-3, 0.1),
                 _ if is_ternary(model) => (3e-3, 2e-2),
                 _ => (3e-3, 5e-2),
             };
@@ -114,6 +116,12 @@ fn steps_without_a_graph_are_those_of_the_graph() {
     check(&model(untied), &batch(3, 17, 33), "untied");
     let full = ModelConfig { quantization: Quantization::None, ..config() };
     check(&model(full), &batch(3, 17, 37), "full precision");
+    let scheme = QuantizerConfig { lambda_steps: 4, ..QuantizerConfig::default() };
+    let mut warming = model(config()).with_scheme(Scheme::new(scheme).unwrap()).unwrap();
+    for step in [0, 1, 3, 4] {
+        warming.set_step(step);
+        check(&warming, &batch(3, 17, 37), &format!("step {step} of a warm-up"));
+    }
     let one_head =
         ModelConfig { num_key_value_heads: 1, hidden_size: 136, head_dim: 34, ..config() };
     check(&model(one_head), &batch(2, 99, 37), "one key head");

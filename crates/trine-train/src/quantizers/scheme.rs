@@ -87,6 +87,14 @@ impl Scheme {
         self.absmean && self.inexact(step).is_empty()
     }
 
+    /// How much is taken of what quantizing makes of projections and their inputs, if this is the default
+    /// but for a warm-up from full precision, and `step` is in it.
+    pub(crate) fn mixture(&self, step: usize) -> Option<f32> {
+        let steps = self.config.lambda_steps;
+        let warms_up = step < steps && self.is_default(steps);
+        warms_up.then(|| self.lambda(step) as f32)
+    }
+
     /// What of a model at `step` no format holds; where there is nothing, trits and a scale for
     /// each matrix are all of it.
     pub fn inexact(&self, step: usize) -> Vec<String> {
@@ -319,6 +327,9 @@ mod tests {
     fn a_warm_up_ends_in_the_default() {
         let scheme = scheme(|c| c.lambda_steps = 3);
         assert_eq!([0, 2, 3, 9].map(|step| scheme.is_default(step)), [false, false, true, true]);
+        assert_eq!([0, 2, 3].map(|step| scheme.mixture(step)), [Some(0.0), Some(2.0 / 3.0), None]);
+        let other = self::scheme(|c| (c.lambda_steps, c.hadamard) = (3, true));
+        assert_eq!(other.mixture(0), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::bail;
 use serde_json::json;
 use trine_hub::SCHEME;
 use trine_kernels::limits::Limits;
-use trine_train::config::Method;
+use trine_train::config::{FinetuneConfig, Method};
 use trine_train::plan::Plan;
 use trine_train::{Base, RunConfig, Trainer};
 
@@ -46,8 +46,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("the configuration has no section [finetune]: use `trine train`");
     };
     // A run, and its adapters, are found from wherever they are used.
-    if !finetune.base.starts_with(SCHEME) {
-        finetune.base = std::path::absolute(&finetune.base)?.to_string_lossy().into_owned();
+    let FinetuneConfig { base, adapter, chat_template, distill, .. } = finetune;
+    let others = distill.iter_mut().flat_map(|d| [&mut d.teacher, &mut d.cache]);
+    for path in [base, adapter, chat_template].into_iter().chain(others) {
+        if !path.is_empty() && !path.starts_with(SCHEME) {
+            *path = std::path::absolute(&path)?.to_string_lossy().into_owned();
+        }
     }
     let finetune = finetune.clone();
     let mut base = Base::open(&model::resolve_model(Path::new(&finetune.base))?, &config)?;

@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// Requests that run at once, at most
     #[arg(long, default_value_t = 32, value_name = "N", env = "TRINE_SERVE_MAX_RUNNING")]
     max_running: usize,
-    /// Requests that wait, at most; more are answered with 429
+    /// Requests that wait, at most, and of one client three quarters of them; more are answered with 429
     #[arg(long, default_value_t = 256, value_name = "N", env = "TRINE_SERVE_MAX_WAITING")]
     max_waiting: usize,
     /// Tokens of prompts that go along with every token of those who are being answered: more make
