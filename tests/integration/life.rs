@@ -39,7 +39,7 @@ pub(crate) fn trained(dir: &Path, overrides: &[&str]) -> (Trainer, ModelFile) {
 }
 
 /// A model after a short training, and where its checkpoint is.
-fn trained_in(dir: &Path, overrides: &[&str]) -> (Trainer, PathBuf) {
+pub(crate) fn trained_in(dir: &Path, overrides: &[&str]) -> (Trainer, PathBuf) {
     let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
     let config = RunConfig::parse(CONFIG, Path::new("test.toml"), &overrides).unwrap();
     let documents = || synth::documents(1, 40_000);
@@ -54,7 +54,7 @@ fn trained_in(dir: &Path, overrides: &[&str]) -> (Trainer, PathBuf) {
 }
 
 /// Logits of the trainer for one sequence.
-fn trainer_logits(trainer: &Trainer, ids: &[u32]) -> Vec<f32> {
+pub(crate) fn trainer_logits(trainer: &Trainer, ids: &[u32]) -> Vec<f32> {
     let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
     let logits = trainer.model().forward(&input).unwrap();
     logits.flatten_all().unwrap().to_vec1().unwrap()

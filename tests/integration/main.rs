@@ -6,6 +6,7 @@
 mod adapters;
 mod bitllama2c;
 mod blocks;
+mod evaluation;
 mod fixtures;
 mod life;
 mod parity;

@@ -9,12 +9,6 @@ use crate::task::{Extract, Generation};
 /// What stands for an answer that was not found.
 const NOT_FOUND: &str = "[invalid]";
 
-/// The text before the first of the texts that end it.
-pub(crate) fn until<'a>(text: &'a str, stops: &[String]) -> &'a str {
-    let stops = stops.iter().filter(|stop| !stop.is_empty());
-    stops.fold(text, |text, stop| text.split(&stop[..]).next().unwrap_or_default())
-}
-
 /// The answers in a text, each with its name: one for every extraction, or the text itself.
 pub(crate) fn extract(text: &str, generation: &Generation) -> Vec<(String, String)> {
     if generation.math {
@@ -111,12 +105,5 @@ mod tests {
         assert!(!right("1201", "1200"));
         let loose = Generation { ignore_punctuation: true, ..generation };
         assert!(is_one_of("O'Neill!", &["x".into(), "oneill".into()], &loose));
-    }
-
-    #[test]
-    fn a_text_ends_at_the_first_of_its_ends() {
-        let stops = ["Q:".to_owned(), "</s>".to_owned(), String::new()];
-        assert_eq!(until("a</s>b Q: c", &stops), "a");
-        assert_eq!(until("all of it", &stops), "all of it");
     }
 }

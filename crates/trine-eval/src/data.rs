@@ -1,8 +1,10 @@
-//! Items of a task from local files: JSON lines or CSV.
+//! Items of a task from local files: JSON lines, compressed or not, or CSV.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use crate::task::Doc;
@@ -83,9 +85,18 @@ fn find(
     Err(EvalError::NoData { task, files, dir, source_hint })
 }
 
-/// The records of a file: CSV by its ending, else JSON lines.
+/// The records of a file: CSV by its ending, else JSON lines, which may be compressed (.gz).
 fn read(path: &Path) -> Result<Vec<Doc>, EvalError> {
-    let text = fs::read_to_string(path).map_err(EvalError::io(path, "read"))?;
+    let text = match path.extension().is_some_and(|ending| ending == "gz") {
+        true => {
+            let file = fs::File::open(path).map_err(EvalError::io(path, "open"))?;
+            let mut text = String::new();
+            let read = MultiGzDecoder::new(file).read_to_string(&mut text);
+            read.map_err(EvalError::io(path, "decompress"))?;
+            text
+        }
+        false => fs::read_to_string(path).map_err(EvalError::io(path, "read"))?,
+    };
     let fault = |line, cause| EvalError::Data { path: path.to_owned(), line, cause };
     let docs: Vec<Doc> = match path.extension().is_some_and(|ending| ending == "csv") {
         true => {

@@ -19,6 +19,12 @@ pub enum EvalError {
         /// Its own words.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A model that is elsewhere.
+    #[error(transparent)]
+    Elsewhere {
+        /// What it, or the way to it, says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A text that has no ids.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -82,6 +88,21 @@ pub enum EvalError {
         /// Field of the form.
         field: &'static str,
         /// What was expected and found.
+        cause: String,
+    },
+    /// A task that runs programs, and nobody said that it may.
+    #[error(
+        "task {task} runs programs that the model wrote, which may do anything that you may: \
+         allow it with --allow-code-execution, best in a container"
+    )]
+    CodeExecution {
+        /// The task.
+        task: String,
+    },
+    /// No programs can be run.
+    #[error("Python programs cannot be run: {cause}")]
+    Python {
+        /// What was tried and what came.
         cause: String,
     },
     /// A likelihood that is no number.

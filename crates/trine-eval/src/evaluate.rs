@@ -1,15 +1,15 @@
 //! A task, item by item: ask, score, keep.
 
-use std::collections::BTreeMap;
-
+use rayon::prelude::*;
 use serde_json::{Value, json};
-use trine_tokenizer::{Tokenizer, TokenizerError};
+use trine_tokenizer::{ChatTemplate, Message, Tokenizer, TokenizerError};
 
 use crate::encode::{encode, encode_pair};
 use crate::model::{Item, LanguageModel, Likelihood};
 use crate::store::rounded;
-use crate::task::{Generation, Request};
-use crate::{Data, EvalError, Record, Store, Task, answer, metrics};
+use crate::task::{Expected, Generation, Request};
+use crate::writing::Writing;
+use crate::{Data, EvalError, Instruction, Outcome, Record, Sandbox, Store, Task, answer, metrics};
 
 /// Items that are asked about together, and then kept.
 const TOGETHER: usize = 32;
@@ -55,15 +55,19 @@ impl Settings {
         self.limit.map_or(data.items.len(), |limit| limit.min(data.items.len()))
     }
 
-    /// All that scores depend on, but for the model, of which `model` says what there is to say.
+    /// All that scores depend on, but for the model, of which `model` says what there is to say;
+    /// `template` is the text of the chat template that prompts go through, `sandbox` where programs
+    /// run.
     pub fn conditions(
         &self,
         task: &Task,
         data: &Data,
         tokenizer: &Tokenizer,
+        template: Option<&str>,
+        sandbox: Option<&Sandbox>,
         model: Value,
     ) -> Value {
-        json!({
+        let mut conditions = json!({
             "task": task.name(),
             "version": task.version(),
             "task_hash": blake3::hash(task.toml().as_bytes()).to_hex().to_string(),
@@ -72,7 +76,16 @@ impl Settings {
             "shots": self.shots(task),
             "too_long": self.too_long.name(),
             "model": model,
-        })
+        });
+        // Only where they matter, so that results without keep their names.
+        if let Some(sandbox) = sandbox.filter(|_| task.runs_programs()) {
+            conditions["python"] = json!(sandbox.version());
+        }
+        if let Some(template) = template {
+            let hash = blake3::hash(template.as_bytes()).to_hex().to_string();
+            conditions["chat_template_hash"] = json!(hash);
+        }
+        conditions
     }
 }
 
@@ -86,6 +99,10 @@ pub struct Evaluation<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Ids at which a text ends.
     pub stop_ids: &'a [u32],
+    /// What the prompts of tasks that generate go through, as what a user says.
+    pub template: Option<&'a ChatTemplate>,
+    /// Where programs that the model wrote are run, if they may be.
+    pub sandbox: Option<&'a Sandbox>,
     /// Choices.
     pub settings: Settings,
 }
@@ -93,7 +110,7 @@ pub struct Evaluation<'a> {
 /// An item, ready for the model, or why it is not.
 enum Prepared {
     Options { item: Item, chars: Vec<usize>, gold: Vec<usize>, choice: bool },
-    Prompt { ids: Vec<u32>, targets: Vec<String> },
+    Prompt { ids: Vec<u32>, expected: Expected },
     Skipped(&'static str),
 }
 
@@ -102,13 +119,17 @@ impl Evaluation<'_> {
     /// that are known then.
     ///
     /// # Errors
-    /// Those of the task, the tokenizer, the model and the store; what was scored before is kept.
+    /// Those of the task, the tokenizer, the model and the store, and a task that runs programs where
+    /// there is no sandbox; what was scored before is kept.
     pub fn run(
         &self,
         model: &mut dyn LanguageModel,
         store: &mut Store,
         on_items: &mut dyn FnMut(usize),
     ) -> Result<(), EvalError> {
+        if self.task.runs_programs() && self.sandbox.is_none() {
+            return Err(EvalError::CodeExecution { task: self.task.name().to_owned() });
+        }
         let items = 0..self.settings.items(self.data);
         let missing: Vec<usize> = items.clone().filter(|item| !store.has(*item)).collect();
         let mut known = items.len() - missing.len();
@@ -139,9 +160,9 @@ impl Evaluation<'_> {
                     items.push(item);
                     asked.push((records.len(), chars, gold, choice));
                 }
-                Prepared::Prompt { ids, targets } => {
+                Prepared::Prompt { ids, expected } => {
                     prompts.push(ids);
-                    continued.push((records.len(), targets));
+                    continued.push((records.len(), expected));
                 }
             }
             records.push(record);
@@ -150,12 +171,38 @@ impl Evaluation<'_> {
             self.judge(&mut records[at], &scores, &chars, gold, choice)?;
         }
         if let Some(generation) = self.task.generation().filter(|_| !prompts.is_empty()) {
-            let texts = self.generate(&prompts, generation, model)?;
-            for ((at, targets), text) in continued.into_iter().zip(texts) {
-                judge_text(&mut records[at], text, &targets, generation);
+            let writing = Writing {
+                tokenizer: self.tokenizer,
+                max_tokens: generation.max_tokens,
+                until: &generation.until,
+                stop_ids: self.stop_ids,
+            };
+            let texts = model.write(&prompts, &writing)?;
+            let outcomes = self.outcomes(&records, &continued, &texts)?;
+            for (((at, expected), text), outcome) in continued.into_iter().zip(texts).zip(outcomes)
+            {
+                judge_text(&mut records[at], text, &expected, outcome, generation);
             }
         }
         Ok(records)
+    }
+
+    /// What becomes of the programs that texts are parts of: nothing of a text that is none.
+    fn outcomes(
+        &self,
+        records: &[Record],
+        continued: &[(usize, Expected)],
+        texts: &[String],
+    ) -> Result<Vec<Option<Outcome>>, EvalError> {
+        let run = |((at, expected), text): (&(usize, Expected), &String)| {
+            let Some(sandbox) = self.sandbox.filter(|_| *expected == Expected::Program) else {
+                return Ok(None);
+            };
+            let item = records[*at].item;
+            let program = self.task.program(item, &self.data.items[item], text)?;
+            sandbox.run(&program).map(Some)
+        };
+        continued.par_iter().zip(texts).map(run).collect()
     }
 
     /// The ids of an item, cut where that is wanted.
@@ -167,8 +214,14 @@ impl Evaluation<'_> {
             Request::Continuation(prompt, target) => {
                 (vec![(prompt, target)], vec![], vec![], false)
             }
-            Request::Generation { prompt, targets } => {
-                let mut ids = match encode(self.tokenizer, &prompt) {
+            Request::Generation { prompt, expected } => {
+                let ids = match self.template {
+                    Some(template) => {
+                        template.prompt(self.tokenizer, &[Message::new("user", prompt)])
+                    }
+                    None => encode(self.tokenizer, &prompt),
+                };
+                let mut ids = match ids {
                     Err(TokenizerError::Inexpressible { .. }) => return Ok(INEXPRESSIBLE),
                     ids => ids?,
                 };
@@ -179,12 +232,12 @@ impl Evaluation<'_> {
                 let room = limit.saturating_sub(most);
                 if ids.len() > room {
                     if self.settings.too_long == TooLong::Skip || room == 0 {
-                        return Ok(TOO_LONG);
+                        return Ok(if ids.len() < limit { NO_ROOM } else { TOO_LONG });
                     }
                     *cut = ids.len() - room;
                     ids.drain(..*cut);
                 }
-                return Ok(Prepared::Prompt { ids, targets });
+                return Ok(Prepared::Prompt { ids, expected });
             }
         };
         let mut item = Item { options: Vec::new() };
@@ -238,39 +291,38 @@ impl Evaluation<'_> {
         record.gold = gold;
         Ok(())
     }
-
-    /// What the model writes after each prompt, up to where a text of the task ends it.
-    fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        generation: &Generation,
-        model: &mut dyn LanguageModel,
-    ) -> Result<Vec<String>, EvalError> {
-        let mut done = |_: usize, ids: &[u32]| {
-            if ids.last().is_some_and(|id| self.stop_ids.contains(id)) {
-                return Ok(true);
-            }
-            let text = self.tokenizer.decode(ids, true)?;
-            Ok(generation.until.iter().any(|stop| !stop.is_empty() && text.contains(&stop[..])))
-        };
-        let ids = model.generate(prompts, generation.max_tokens, &mut done)?;
-        let text = |mut ids: Vec<u32>| {
-            if ids.last().is_some_and(|id| self.stop_ids.contains(id)) {
-                ids.pop();
-            }
-            let text = self.tokenizer.decode(&ids, true)?;
-            Ok(answer::until(&text, &generation.until).to_owned())
-        };
-        ids.into_iter().map(text).collect()
-    }
 }
 
 const TOO_LONG: Prepared = Prepared::Skipped("longer than the context");
+const NO_ROOM: Prepared = Prepared::Skipped("no room in the context for the longest answer");
 const INEXPRESSIBLE: Prepared = Prepared::Skipped("a character that the tokenizer does not have");
 
 /// A text into a record.
-fn judge_text(record: &mut Record, text: String, targets: &[String], generation: &Generation) {
-    for (name, answer) in answer::extract(&text, generation) {
+fn judge_text(
+    record: &mut Record,
+    text: String,
+    expected: &Expected,
+    outcome: Option<Outcome>,
+    generation: &Generation,
+) {
+    match expected {
+        Expected::Program => {
+            let passed = outcome == Some(Outcome::Passed);
+            record.scores.insert("pass@1".to_owned(), f64::from(u8::from(passed)));
+            record.execution = Some(match outcome {
+                Some(Outcome::Failed(how)) => how,
+                _ => "passed".to_owned(),
+            });
+        }
+        Expected::Targets(targets) => judge_answer(record, &text, targets, generation),
+        Expected::Instructions(instructions) => judge_obedience(record, &text, instructions),
+    }
+    record.text = Some(text);
+}
+
+/// Whether the answer in a text is one that is right.
+fn judge_answer(record: &mut Record, text: &str, targets: &[String], generation: &Generation) {
+    for (name, answer) in answer::extract(text, generation) {
         let right = answer::is_one_of(&answer, targets, generation);
         let metric = match name.is_empty() {
             true => "exact_match".to_owned(),
@@ -279,90 +331,15 @@ fn judge_text(record: &mut Record, text: String, targets: &[String], generation:
         record.scores.insert(metric, f64::from(u8::from(right)));
         record.extracted.insert(name, answer);
     }
-    record.text = Some(text);
 }
 
-/// A score of a task.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// Name of the metric, as lm-evaluation-harness has it.
-    pub metric: String,
-    /// The mean of the items; of `perplexity`, `exp` of the mean loss.
-    pub value: f64,
-    /// Its standard error; of `perplexity`, that of the mean loss times the value.
-    pub stderr: Option<f64>,
-}
-
-/// What came of a task.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {
-    /// Items that were asked about.
-    pub items: usize,
-    /// Items that have a score.
-    pub scored: usize,
-    /// Items that have none, by reason.
-    pub skipped: BTreeMap<String, usize>,
-    /// Items of which the beginning was cut off.
-    pub cut: usize,
-    /// What a model that knows nothing scores (`acc`, `acc_norm`).
-    pub chance: Option<f64>,
-    /// By metric.
-    pub scores: Vec<Score>,
-    /// Of each group of items: how many, and their scores.
-    pub groups: BTreeMap<String, (usize, Vec<Score>)>,
-}
-
-impl Summary {
-    /// Of these records.
-    pub fn of(records: &[&Record]) -> Self {
-        let mut summary = Self { items: records.len(), ..Self::default() };
-        let scored: Vec<&Record> =
-            records.iter().filter(|record| !record.scores.is_empty()).copied().collect();
-        summary.scored = scored.len();
-        summary.cut = records.iter().filter(|record| record.cut > 0).count();
-        for why in records.iter().filter_map(|record| record.skipped.as_ref()) {
-            *summary.skipped.entry(why.clone()).or_default() += 1;
-        }
-        let chances: Vec<f64> = scored.iter().filter_map(|record| record.chance).collect();
-        if !chances.is_empty() {
-            summary.chance = Some(crate::statistics::mean(&chances).0);
-        }
-        summary.scores = scores(&scored);
-        let mut groups: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
-        for record in scored {
-            if let Some(group) = &record.group {
-                groups.entry(group.clone()).or_default().push(record);
-            }
-        }
-        let of =
-            |(name, records): (String, Vec<&Record>)| (name, (records.len(), scores(&records)));
-        summary.groups = groups.into_iter().map(of).collect();
-        summary
+/// Which instructions a text follows.
+fn judge_obedience(record: &mut Record, text: &str, instructions: &[Instruction]) {
+    let strictly: Vec<bool> = instructions.iter().map(|one| one.followed(text)).collect();
+    let loosely: Vec<bool> = instructions.iter().map(|one| one.followed_loosely(text)).collect();
+    for (how, followed) in [("strict", strictly), ("loose", loosely)] {
+        let all = f64::from(u8::from(!followed.contains(&false)));
+        record.scores.insert(format!("prompt_level_{how}_acc"), all);
+        record.followed.insert(format!("inst_level_{how}_acc"), followed);
     }
-}
-
-/// The scores of records that have some.
-fn scores(records: &[&Record]) -> Vec<Score> {
-    let Some(first) = records.first() else { return Vec::new() };
-    let of = |metric: &String| {
-        let items: Vec<f64> =
-            records.iter().filter_map(|record| record.scores.get(metric)).copied().collect();
-        let (mean, stderr) = crate::statistics::mean(&items);
-        let (value, stderr) = match metric == "perplexity" {
-            true => ((-mean).exp(), stderr.map(|error| error * (-mean).exp())),
-            false => (mean, stderr),
-        };
-        Score { metric: metric.clone(), value, stderr }
-    };
-    first.scores.keys().map(of).collect()
-}
-
-/// The scores by `metric` of the items that both models were scored on, in pairs.
-pub fn paired_scores(first: &[&Record], second: &[&Record], metric: &str) -> (Vec<f64>, Vec<f64>) {
-    let scores: BTreeMap<usize, f64> = second
-        .iter()
-        .filter_map(|record| Some((record.item, *record.scores.get(metric)?)))
-        .collect();
-    let pair = |record: &&Record| Some((*record.scores.get(metric)?, *scores.get(&record.item)?));
-    first.iter().filter_map(pair).unzip()
 }

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use trine_runtime::cross_entropy;
 
 use crate::EvalError;
+use crate::writing::Writing;
 
 /// Texts to be scored: continuations, each after a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,16 +100,15 @@ pub trait LanguageModel {
     /// Those of the model: more positions than it has, ids that it does not know.
     fn score(&mut self, items: &[Item]) -> Result<Vec<Vec<Likelihood>>, EvalError>;
 
-    /// The likeliest ids after each prompt, at most `max_tokens`, until `done` or the context is full.
+    /// What it writes after each prompt when it always takes the likeliest token.
     ///
     /// # Errors
-    /// As [`Self::score`], and what `done` returns.
-    fn generate(
+    /// As [`Self::score`], and ids that are no text.
+    fn write(
         &mut self,
         prompts: &[Vec<u32>],
-        max_tokens: usize,
-        done: &mut Done<'_>,
-    ) -> Result<Vec<Vec<u32>>, EvalError>;
+        writing: &Writing<'_>,
+    ) -> Result<Vec<String>, EvalError>;
 
     /// What went through the model until now.
     fn work(&self) -> Work;
@@ -129,6 +129,32 @@ where
     /// `limit` is the most ids that `logits` takes.
     pub fn new(limit: usize, logits: F) -> Self {
         Self { logits, limit, work: Work::default() }
+    }
+
+    /// The likeliest ids after each prompt, at most `max_tokens`, until `done` or the context is full.
+    ///
+    /// # Errors
+    /// Those of the function, and what `done` returns.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        max_tokens: usize,
+        done: &mut Done<'_>,
+    ) -> Result<Vec<Vec<u32>>, EvalError> {
+        let mut all = Vec::new();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let mut text = Cow::from(prompt);
+            while text.len() - prompt.len() < max_tokens && text.len() <= self.limit {
+                let logits = self.logits(&text)?;
+                let vocab = logits.len() / text.len();
+                text.to_mut().push(argmax(&logits[logits.len() - vocab..]));
+                if done(index, &text[prompt.len()..])? {
+                    break;
+                }
+            }
+            all.push(text[prompt.len()..].to_vec());
+        }
+        Ok(all)
     }
 
     fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, EvalError> {
@@ -160,26 +186,13 @@ where
         items.iter().map(|item| item.options.iter().map(&mut score).collect()).collect()
     }
 
-    fn generate(
+    fn write(
         &mut self,
         prompts: &[Vec<u32>],
-        max_tokens: usize,
-        done: &mut Done<'_>,
-    ) -> Result<Vec<Vec<u32>>, EvalError> {
-        let mut all = Vec::new();
-        for (index, prompt) in prompts.iter().enumerate() {
-            let mut text = Cow::from(prompt);
-            while text.len() - prompt.len() < max_tokens && text.len() <= self.limit {
-                let logits = self.logits(&text)?;
-                let vocab = logits.len() / text.len();
-                text.to_mut().push(argmax(&logits[logits.len() - vocab..]));
-                if done(index, &text[prompt.len()..])? {
-                    break;
-                }
-            }
-            all.push(text[prompt.len()..].to_vec());
-        }
-        Ok(all)
+        writing: &Writing<'_>,
+    ) -> Result<Vec<String>, EvalError> {
+        let mut done = |_: usize, ids: &[u32]| writing.is_done(ids);
+        writing.texts(self.generate(prompts, writing.max_tokens, &mut done)?)
     }
 
     fn work(&self) -> Work {

@@ -12,6 +12,7 @@ use trine_runtime::{Adapter, Logits, Model, Sequence, Step};
 
 use crate::EvalError;
 use crate::model::{Continuation, Done, Item, LanguageModel, Likelihood, Work, argmax};
+use crate::writing::Writing;
 
 /// Ids of a group, about: enough to fill passes, few enough that the keys and values of its options
 /// take little memory.
@@ -159,6 +160,23 @@ impl<'m> RuntimeModel<'m> {
         }
     }
 
+    /// The likeliest ids after each prompt, at most `max_tokens`, until `done` or the context is full.
+    ///
+    /// # Errors
+    /// Those of the model, and what `done` returns.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        max_tokens: usize,
+        done: &mut Done<'_>,
+    ) -> Result<Vec<Vec<u32>>, EvalError> {
+        let mut texts = Vec::new();
+        for batch in prompts.chunks(BATCH) {
+            texts.extend(self.generate_batch(texts.len(), batch, max_tokens, done)?);
+        }
+        Ok(texts)
+    }
+
     fn generate_batch(
         &mut self,
         first: usize,
@@ -224,17 +242,13 @@ impl LanguageModel for RuntimeModel<'_> {
         Ok(scores)
     }
 
-    fn generate(
+    fn write(
         &mut self,
         prompts: &[Vec<u32>],
-        max_tokens: usize,
-        done: &mut Done<'_>,
-    ) -> Result<Vec<Vec<u32>>, EvalError> {
-        let mut texts = Vec::new();
-        for batch in prompts.chunks(BATCH) {
-            texts.extend(self.generate_batch(texts.len(), batch, max_tokens, done)?);
-        }
-        Ok(texts)
+        writing: &Writing<'_>,
+    ) -> Result<Vec<String>, EvalError> {
+        let mut done = |_: usize, ids: &[u32]| writing.is_done(ids);
+        writing.texts(self.generate(prompts, writing.max_tokens, &mut done)?)
     }
 
     fn work(&self) -> Work {

@@ -15,6 +15,17 @@ pub fn mean(scores: &[f64]) -> (f64, Option<f64>) {
     (mean, (scores.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()))
 }
 
+/// A share of counts that come in clusters, `parts` of `wholes`, and its standard error: that of a
+/// ratio whose clusters are independent and of which one's own counts may not be (Cochran, 1977,
+/// "Sampling Techniques", 6.3). Of clusters of one, it is [`mean`]'s.
+pub(crate) fn ratio(parts: &[f64], wholes: &[f64]) -> (f64, Option<f64>) {
+    let (n, whole) = (parts.len() as f64, wholes.iter().sum::<f64>());
+    let ratio = parts.iter().sum::<f64>() / whole;
+    let residuals = parts.iter().zip(wholes).map(|(part, whole)| part - ratio * whole);
+    let squares: f64 = residuals.map(|residual| residual.powi(2)).sum();
+    (ratio, (parts.len() > 1).then(|| (squares * n / (n - 1.0)).sqrt() / whole))
+}
+
 /// Scores of two models on the same items.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
@@ -57,6 +68,15 @@ mod tests {
         assert!((share - 0.3).abs() < 1e-12);
         assert!((error.unwrap() - (0.3f64 * 0.7 / 99.0).sqrt()).abs() < 1e-12);
         assert_eq!(mean(&[1.0]), (1.0, None));
+    }
+
+    #[test]
+    fn the_error_of_a_ratio_is_that_of_a_mean_where_clusters_are_of_one() {
+        let scores = [1.0, 0.0, 0.0, 1.0, 1.0];
+        let (share, error) = mean(&scores);
+        let found = ratio(&scores, &[1.0; 5]);
+        assert!((found.0 - share).abs() < 1e-12);
+        assert!((found.1.unwrap() - error.unwrap()).abs() < 1e-12);
     }
 
     #[test]

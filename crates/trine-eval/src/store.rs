@@ -43,6 +43,12 @@ pub struct Record {
     /// What was found in it, by the name of the extraction.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extracted: BTreeMap<String, String>,
+    /// What became of the program with the text in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<String>,
+    /// Of metrics that are means over instructions: which of the item's were followed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub followed: BTreeMap<String, Vec<bool>>,
     /// What a model that knows nothing scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,

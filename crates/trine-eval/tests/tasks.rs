@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use trine_eval::{
-    Data, Doc, Evaluation, LanguageModel, OneByOne, Record, Request, RuntimeModel, Settings, Store,
-    Summary, Task, TooLong, task_names,
+    Data, Doc, Evaluation, Expected, LanguageModel, OneByOne, Outcome, Record, Request,
+    RuntimeModel, Sandbox, Settings, Store, Summary, Task, TooLong, task_names,
 };
 use trine_format::ModelFile;
 use trine_runtime::{Model, Session};
-use trine_tokenizer::Tokenizer;
+use trine_tokenizer::{ChatTemplate, Tokenizer};
 
 const SETTINGS: Settings = Settings { shots: None, limit: None, too_long: TooLong::Skip };
 
@@ -82,8 +82,9 @@ fn records_become_the_texts_of_lm_evaluation_harness() {
     assert_eq!(lambada, Request::Continuation("He said so to".into(), " Helen".into()));
 
     let trivia = ask("triviaqa", json!({ "question": "Who", "answer": { "aliases": ["A", "B"] } }));
-    let Request::Generation { prompt, targets } = trivia else { panic!("{trivia:?}") };
-    assert_eq!((&prompt[..], targets.len()), ("Question: Who?\nAnswer:", 2));
+    let Request::Generation { prompt, expected } = trivia else { panic!("{trivia:?}") };
+    assert_eq!(prompt, "Question: Who?\nAnswer:");
+    assert_eq!(expected, Expected::Targets(vec!["A".into(), "B".into()]));
 }
 
 #[test]
@@ -114,11 +115,11 @@ fn examples_stand_before_the_question_with_their_answers() {
     let gsm8k = Task::open("gsm8k_cot").unwrap();
     let item = doc(json!({ "question": "How many?", "answer": "So 3.\n#### 3" }));
     let request = gsm8k.request(0, &item, gsm8k.shot_examples(), 8).unwrap();
-    let Request::Generation { prompt, targets } = request else { panic!("{request:?}") };
+    let Request::Generation { prompt, expected } = request else { panic!("{request:?}") };
     assert!(prompt.contains("There are 15 trees originally."));
     assert!(prompt.contains("33 golf balls. The answer is 33.\n\nQ: Olivia has $23."));
     assert!(prompt.ends_with("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:"));
-    assert_eq!(targets, ["3"]);
+    assert_eq!(expected, Expected::Targets(vec!["3".into()]));
 }
 
 #[test]
@@ -209,8 +210,15 @@ fn evaluated(
 ) {
     let tokenizer = Tokenizer::from_file(&fixture().join("tokenizer.json")).unwrap();
     let data = Data::open(task, dir, 0).unwrap();
-    let evaluation =
-        Evaluation { task, data: &data, tokenizer: &tokenizer, stop_ids: &[], settings };
+    let evaluation = Evaluation {
+        task,
+        data: &data,
+        tokenizer: &tokenizer,
+        stop_ids: &[],
+        template: None,
+        sandbox: None,
+        settings,
+    };
     evaluation.run(model, store, &mut |_| {}).unwrap();
 }
 
@@ -327,16 +335,198 @@ fn generated_answers_are_judged() {
     assert_eq!(Summary::of(&records).scores[0].value, 1.0);
 }
 
+/// A model that writes `answer` and then the id `stop`, whatever it is asked.
+fn writer(
+    answer: &[u32],
+    stop: u32,
+    asked: Option<&std::cell::RefCell<Vec<Vec<u32>>>>,
+) -> impl LanguageModel {
+    let (mut length, mut written) = (0, 0);
+    OneByOne::new(9000, move |ids: &[u32]| {
+        let goes_on = ids.len() == length + 1 && written < answer.len();
+        written = if goes_on { written + 1 } else { 0 };
+        if let Some(asked) = asked.filter(|_| written == 0) {
+            asked.borrow_mut().push(ids.to_vec());
+        }
+        length = ids.len();
+        let next = answer.get(written).copied().unwrap_or(stop);
+        let mut logits = vec![0.0; ids.len() * 512];
+        let at = logits.len() - 512 + next as usize;
+        logits[at] = 1.0;
+        Ok::<_, std::io::Error>(logits)
+    })
+}
+
 #[test]
-fn every_built_in_task_reads_the_sets_that_are_here() {
+fn instructions_are_scored_by_prompt_and_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = [
+        json!({ "prompt": "Say so.", "instruction_id_list": ["punctuation:no_comma", "startend:quotation", "length_constraints:number_words"],
+            "kwargs": [{}, {}, { "num_words": 3, "relation": "at least", "keywords": null }] }),
+        json!({ "prompt": "Say it.", "instruction_id_list": ["keywords:existence"], "kwargs": [{ "keywords": ["YES"] }] }),
+    ];
+    let lines: String = records.iter().map(|record| record.to_string() + "\n").collect();
+    fs::write(dir.path().join("ifeval.jsonl"), lines).unwrap();
+    let tokenizer = Tokenizer::from_file(&fixture().join("tokenizer.json")).unwrap();
+    let answer = tokenizer.encode("Sure, here:\n\"yes and no\"", false).unwrap();
+    let stop = tokenizer.eos_id().unwrap();
+    let task = Task::open("ifeval").unwrap();
+    let data = Data::open(&task, dir.path(), 0).unwrap();
+    let evaluate = |template: Option<&ChatTemplate>| {
+        let asked = std::cell::RefCell::new(Vec::new());
+        let mut store = Store::in_memory();
+        let evaluation = Evaluation {
+            task: &task,
+            data: &data,
+            tokenizer: &tokenizer,
+            stop_ids: &[stop],
+            template,
+            sandbox: None,
+            settings: SETTINGS,
+        };
+        let mut model = writer(&answer, stop, Some(&asked));
+        evaluation.run(&mut model, &mut store, &mut |_| {}).unwrap();
+        drop(model);
+        (store, asked.into_inner())
+    };
+    let (store, asked) = evaluate(None);
+    assert_eq!(tokenizer.decode(&asked[0], true).unwrap(), "Say so.");
+    let summary = Summary::of(&store.first(2));
+    let scores: Vec<(&str, f64)> =
+        summary.scores.iter().map(|score| (&score.metric[..], score.value)).collect();
+    assert_eq!(
+        scores,
+        [
+            ("prompt_level_loose_acc", 1.0),
+            ("prompt_level_strict_acc", 0.5),
+            ("inst_level_loose_acc", 1.0),
+            ("inst_level_strict_acc", 0.5),
+        ]
+    );
+    assert_eq!(store.first(2)[0].followed["inst_level_strict_acc"], [false, false, true]);
+    let template = ChatTemplate::new("User: {{ messages[0].content }}\nBot:").unwrap();
+    let (_, asked) = evaluate(Some(&template));
+    assert_eq!(tokenizer.decode(&asked[1], true).unwrap(), "User: Say it.\nBot:");
+}
+
+#[test]
+fn programs_are_run_only_where_they_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = |name: &str, test: &str| {
+        json!({ "prompt": format!("def {name}(x):\n"), "entry_point": name, "test": test })
+            .to_string()
+            + "\n"
+    };
+    let lines = record("f", "def check(f):\n    assert f(1) == 2")
+        + &record("g", "def check(f):\n    assert f(1) == 3")
+        + &record("h", "def check(f):\n    f('1')");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, lines.as_bytes()).unwrap();
+    fs::write(dir.path().join("HumanEval.jsonl.gz"), encoder.finish().unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_file(&fixture().join("tokenizer.json")).unwrap();
+    // What follows the function is not part of it.
+    let answer = tokenizer.encode("    return x + 1\n\nprint(f(1), oops)", false).unwrap();
+    let stop = tokenizer.eos_id().unwrap();
+    let task = Task::open("humaneval").unwrap();
+    let data = Data::open(&task, dir.path(), 0).unwrap();
+    let evaluate = |sandbox: Option<&Sandbox>| {
+        let mut store = Store::in_memory();
+        let evaluation = Evaluation {
+            task: &task,
+            data: &data,
+            tokenizer: &tokenizer,
+            stop_ids: &[stop],
+            template: None,
+            sandbox,
+            settings: SETTINGS,
+        };
+        evaluation.run(&mut writer(&answer, stop, None), &mut store, &mut |_| {}).map(|()| store)
+    };
+    let error = evaluate(None).unwrap_err().to_string();
+    assert!(error.contains("--allow-code-execution"), "{error}");
+    let sandbox = match Sandbox::open() {
+        Ok(sandbox) => sandbox,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let store = evaluate(Some(&sandbox)).unwrap();
+    let records = store.first(3);
+    let how: Vec<&str> =
+        records.iter().map(|record| record.execution.as_deref().unwrap()).collect();
+    assert_eq!(how[..2], ["passed", "AssertionError"]);
+    assert!(how[2].starts_with("TypeError"), "{how:?}");
+    let scores = Summary::of(&records).scores;
+    assert_eq!((&scores[0].metric[..], scores[0].value), ("pass@1", 1.0 / 3.0));
+}
+
+#[test]
+fn every_solution_of_humaneval_passes() {
+    let Some(data) = sets() else { return };
+    let sandbox = match Sandbox::open() {
+        Ok(sandbox) => sandbox,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let task = Task::open("humaneval").unwrap();
+    let data = Data::open(&task, &data, 0).unwrap();
+    assert_eq!(data.items.len(), 164);
+    for (index, item) in data.items.iter().enumerate().step_by(8) {
+        let run = |answer: &str| sandbox.run(&task.program(index, item, answer).unwrap()).unwrap();
+        assert_eq!(run(item["canonical_solution"].as_str().unwrap()), Outcome::Passed, "{index}");
+        assert_ne!(run("    return None\n"), Outcome::Passed, "{index}");
+    }
+}
+
+/// Where the sets are, or a word that they are not.
+fn sets() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let data = std::env::var_os("TRINE_DATA")
         .map_or(root.join("../shared/data"), PathBuf::from)
         .join("eval");
     if !data.is_dir() {
         eprintln!("skipped: no {}", data.display());
-        return;
+        return None;
     }
+    Some(data)
+}
+
+#[test]
+fn instructions_that_are_none_are_named_with_their_item() {
+    let task = Task::open("ifeval").unwrap();
+    let refused = |names: serde_json::Value, kwargs: serde_json::Value| {
+        let record = json!({ "prompt": "p", "instruction_id_list": names, "kwargs": kwargs });
+        task.request(4, &doc(record), &[], 0).unwrap_err().to_string()
+    };
+    let error = refused(json!(["keywords:existence"]), json!([{}]));
+    assert_eq!(
+        error,
+        "task ifeval, item 4, `instructions`: keywords:existence, `keywords`: expected a list of texts, found nothing"
+    );
+    let error = refused(json!(["punctuation:no_comma"]), json!([]));
+    assert!(error.contains("`arguments`: expected 1 objects in a list, found []"), "{error}");
+    let error = refused(json!([]), json!([]));
+    assert!(error.contains("`instructions`: expected at least one"), "{error}");
+    let good = task.toml();
+    for (from, to, expected) in [
+        (
+            "arguments = \"kwargs\"",
+            "",
+            "`form` 1: a generation has arguments, instructions, prompt; found instructions, prompt",
+        ),
+        ("[\"instructions\"]", "[\"exact_match\"]", "`form` 1: a generation has prompt, target;"),
+        (
+            "[\"instructions\"]",
+            "[\"instructions\", \"exact_match\"]",
+            "`instructions` stands alone",
+        ),
+    ] {
+        assert!(good.contains(from));
+        let error = Task::parse(&good.replace(from, to), "t.toml").unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn every_built_in_task_reads_the_sets_that_are_here() {
+    let Some(data) = sets() else { return };
     for name in task_names() {
         let task = Task::open(name).unwrap();
         let shots = if task.shot_files().is_some() && name != "mmlu" { 0 } else { task.shots() };

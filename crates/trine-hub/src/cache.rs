@@ -8,6 +8,8 @@
 //!                     snapshots/<commit>/<file>  a link to a blob
 //! .locks/models--owner--name/<etag>.lock         held while a blob is written
 //! ```
+//!
+//! Of a data set, `datasets--owner--name`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -31,7 +33,8 @@ pub(crate) struct RepoCache {
 
 impl RepoCache {
     pub(crate) fn new(cache: &Path, reference: &Reference) -> Self {
-        let repo = Repo::new(reference.repo().to_owned(), RepoType::Model);
+        let kind = if reference.is_dataset() { RepoType::Dataset } else { RepoType::Model };
+        let repo = Repo::new(reference.repo().to_owned(), kind);
         let folder = repo.folder_name();
         let (root, locks) = (cache.join(&folder), cache.join(".locks").join(folder));
         Self { repo: Cache::new(cache.to_owned()).repo(repo), root, locks }

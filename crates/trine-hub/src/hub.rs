@@ -100,6 +100,12 @@ impl Hub {
         };
         let snapshot = cache.snapshot(commit);
         let choice = match reference.file() {
+            None if reference.is_dataset() => {
+                return Err(no_model(
+                    format!("one of its files, as in {repo}/FILE"),
+                    summary(names),
+                ));
+            }
             Some(file) if names.iter().any(|name| name == file) => Choice::File(file.to_owned()),
             Some(file) => return Err(no_model(format!("a file `{file}`"), summary(names))),
             None => choose(names).map_err(|(expected, found)| no_model(expected, found))?,

@@ -1,4 +1,5 @@
-//! What a user writes: `hf://owner/name`, with `@revision` and `/file` where wanted.
+//! What a user writes: `hf://owner/name`, with `@revision` and `/file` where wanted; a data set is
+//! `hf://datasets/owner/name`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +11,9 @@ use crate::HubError;
 /// What a reference begins with.
 pub const SCHEME: &str = "hf://";
 
+/// What stands before the owner of a data set.
+const DATASETS: &str = "datasets/";
+
 /// The branch that is meant where none is named.
 const DEFAULT_REVISION: &str = "main";
 
@@ -20,15 +24,22 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 ///
 /// `hf://owner/name`, `hf://owner/name@revision`, `hf://owner/name/file.gguf`,
 /// `hf://owner/name@revision/file.gguf`. A revision is a branch, a tag or a commit; a `/` in it is
-/// written `%2F`, except in `refs/pr/N` and its like.
+/// written `%2F`, except in `refs/pr/N` and its like. `hf://datasets/owner/name` is a data set: no
+/// owner has the name `datasets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
+    dataset: bool,
     repo: String,
     revision: Option<String>,
     file: Option<String>,
 }
 
 impl Reference {
+    /// Whether it is a data set, not a model.
+    pub fn is_dataset(&self) -> bool {
+        self.dataset
+    }
+
     /// `owner/name`.
     pub fn repo(&self) -> &str {
         &self.repo
@@ -74,13 +85,15 @@ impl Reference {
 
     /// Path of the hub's answer about the revision.
     pub(crate) fn listing_path(&self) -> String {
-        format!("api/models/{}/revision/{}", self.repo, escape(self.revision(), false))
+        let kind = if self.dataset { "datasets" } else { "models" };
+        format!("api/{kind}/{}/revision/{}", self.repo, escape(self.revision(), false))
     }
 
     /// Path of the file's content at a commit.
     pub(crate) fn resolve_path(&self, commit: &str) -> String {
         let file = escape(self.file.as_deref().unwrap_or_default(), true);
-        format!("{}/resolve/{commit}/{file}", self.repo)
+        let kind = if self.dataset { DATASETS } else { "" };
+        format!("{kind}{}/resolve/{commit}/{file}", self.repo)
     }
 }
 
@@ -91,7 +104,14 @@ impl FromStr for Reference {
         let refuse = |expected: &str| refuse(text, expected);
         let rest =
             text.strip_prefix(SCHEME).ok_or_else(|| refuse("a name beginning with hf://"))?;
-        let (owner, rest) = rest.split_once('/').ok_or_else(|| refuse("hf://owner/name"))?;
+        let (dataset, rest) = match rest.strip_prefix(DATASETS) {
+            Some(rest) => (true, rest),
+            None => (false, rest),
+        };
+        let (owner, rest) = rest.split_once('/').ok_or_else(|| match dataset {
+            true => refuse("hf://datasets/owner/name"),
+            false => refuse("hf://owner/name"),
+        })?;
         // A name has no `@` and no `/`: whichever comes first ends it.
         let end = rest.find(['@', '/']).unwrap_or(rest.len());
         let (name, rest) = rest.split_at(end);
@@ -115,13 +135,14 @@ impl FromStr for Reference {
             return Err(refuse("the name of a file inside the repository"));
         }
         let file = (!file.is_empty()).then(|| file.to_owned());
-        Ok(Self { repo: format!("{owner}/{name}"), revision, file })
+        Ok(Self { dataset, repo: format!("{owner}/{name}"), revision, file })
     }
 }
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}", self.repo)?;
+        let kind = if self.dataset { DATASETS } else { "" };
+        write!(f, "{SCHEME}{kind}{}", self.repo)?;
         if let Some(revision) = &self.revision {
             write!(f, "@{revision}")?;
         }
@@ -189,6 +210,19 @@ mod tests {
         check("hf://o/n@refs/pr/7/d/m.gguf", "o/n", "refs/pr/7", Some("d/m.gguf"));
         check("hf://o/n@a%2Fb/m.gguf", "o/n", "a/b", Some("m.gguf"));
         check("hf://microsoft/bitnet-b1.58-2B-4T", "microsoft/bitnet-b1.58-2B-4T", "main", None);
+    }
+
+    #[test]
+    fn data_sets_are_told_from_models() {
+        check("hf://datasets/o/n@v1/d/t.jsonl", "o/n", "v1", Some("d/t.jsonl"));
+        for (text, dataset) in [("hf://datasets/o/n/t.jsonl", true), ("hf://dataset/n", false)] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!((reference.is_dataset(), reference.to_string()), (dataset, text.to_owned()));
+        }
+        assert!("hf://datasets/n".parse::<Reference>().is_err());
+        let reference: Reference = "hf://datasets/o/n/a b.jsonl".parse().unwrap();
+        assert_eq!(reference.listing_path(), "api/datasets/o/n/revision/main");
+        assert_eq!(reference.resolve_path("c"), "datasets/o/n/resolve/c/a%20b.jsonl");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`run`] | `config.toml`, `run.json` and `metrics.jsonl` of a run |
 //! | [`summary`] | a run in ten numbers; where configurations differ |
 //! | `series`, `scale`, `chart` | smoothing and thinning, axes, a chart |
+//! | [`Evaluation`] | a task on a checkpoint, as `trine eval` says it |
 //! | `layers`, `samples`, `page` | the parts of the page |
 //!
 //! It reads files and knows nothing of how a model is trained: a measure or an event of which it has
@@ -20,6 +21,7 @@
 mod chart;
 mod curves;
 mod error;
+mod evaluations;
 mod layers;
 mod page;
 pub mod run;
@@ -30,6 +32,7 @@ pub mod summary;
 mod text;
 
 pub use error::ReportError;
+pub use evaluations::Evaluation;
 pub use page::page;
 pub use run::Run;
 pub use summary::Summary;

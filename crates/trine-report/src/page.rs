@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::chart::color;
 use crate::text::{count, escape, percent, short, significant};
-use crate::{Run, Summary, curves, layers, samples, summary};
+use crate::{Run, Summary, curves, evaluations, layers, samples, summary};
 
 /// One HTML page about these runs, with everything it needs inside.
 pub fn page(runs: &[Run]) -> String {
@@ -37,6 +37,7 @@ pub fn page(runs: &[Run]) -> String {
     };
     out.push_str(&charts("Training", curves::training(runs)));
     out.push_str(&charts("Trits", curves::ternary(runs)));
+    out.push_str(&section("Evaluations", &evaluations::html(runs)));
     out.push_str(&section("Layers", &layers::html(runs)));
     out.push_str(&section("Samples", &samples::html(runs)));
     out.push_str(&configuration(runs));

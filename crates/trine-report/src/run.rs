@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::ReportError;
+use crate::{Evaluation, ReportError, evaluations};
 
 /// A run as far as it has come.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +32,8 @@ pub struct Run {
     pub samples: Vec<Samples>,
     /// Whatever else happened: spikes, skipped updates, rewinds.
     pub events: Vec<Event>,
+    /// Tasks on its checkpoints, by step.
+    pub evaluations: Vec<Evaluation>,
     /// Lines of `metrics.jsonl` that say nothing; the last line, which may be half written, is not
     /// among them.
     pub damaged_lines: usize,
@@ -113,6 +115,7 @@ impl Run {
         let mut run = Self { name, path: path.to_owned(), about, ..Self::default() };
         flatten(&table, "", &mut run.config);
         run.read_metrics()?;
+        run.evaluations = evaluations::read(path)?;
         Ok(run)
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::Run;
+use crate::{Evaluation, Run};
 
 /// A run in a few numbers; what was not logged is none.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -93,11 +93,23 @@ pub fn to_json(runs: &[Run]) -> Value {
             "zero": summary.zero,
             "flips_by_update": summary.flips_by_update,
             "events": summary.events,
+            "evaluations": run.evaluations.iter().map(evaluation).collect::<Vec<_>>(),
             "damaged_lines": run.damaged_lines,
             "differing": differing,
         })
     };
     runs.iter().enumerate().map(object).collect()
+}
+
+fn evaluation(one: &Evaluation) -> Value {
+    let score = |(name, (value, stderr)): (&String, &(f64, Option<f64>))| {
+        (name.clone(), json!({ "value": value, "stderr": stderr }))
+    };
+    json!({
+        "step": one.step, "task": one.task, "shots": one.shots, "scored": one.items,
+        "chance": one.chance,
+        "metrics": one.scores.iter().map(score).collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 #[cfg(test)]

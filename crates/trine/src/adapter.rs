@@ -57,13 +57,17 @@ pub(crate) fn read(dir: &Path, config: &ModelConfig) -> anyhow::Result<Lora> {
 
 /// The chat template that the adapter in a directory was trained with, if it is there.
 pub(crate) fn template(dir: &Path) -> anyhow::Result<Option<ChatTemplate>> {
+    let template = template_text(dir)?.map(|text| ChatTemplate::new(&text)).transpose();
+    template.with_context(|| dir.display().to_string())
+}
+
+/// The same as text.
+pub(crate) fn template_text(dir: &Path) -> anyhow::Result<Option<String>> {
     let dir = resolve(dir)?;
     if !dir.join("tokenizer.json").exists() {
         return Ok(None);
     }
-    let files = TokenizerFiles::open(&dir)?;
-    let template = files.chat_template().map(ChatTemplate::new).transpose();
-    template.with_context(|| dir.display().to_string())
+    Ok(TokenizerFiles::open(&dir)?.chat_template().map(str::to_owned))
 }
 
 /// What `NAME=DIR` names, or `DIR` after its last part.

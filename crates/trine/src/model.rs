@@ -32,6 +32,17 @@ pub(crate) fn tokenizer_path(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The place of data: a path, or a file of a data set on the hub, which is downloaded.
+pub(crate) fn data_path(path: &Path) -> anyhow::Result<PathBuf> {
+    match hub_reference(path)? {
+        Some(reference) if !reference.is_dataset() => {
+            bail!("{reference} is a model: expected hf://datasets/owner/name/FILE");
+        }
+        Some(reference) => Ok(fetch(&reference)?.path),
+        None => Ok(path.to_owned()),
+    }
+}
+
 /// What a path that begins with `hf://` refers to.
 fn hub_reference(path: &Path) -> anyhow::Result<Option<Reference>> {
     match path.to_str() {

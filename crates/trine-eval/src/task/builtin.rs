@@ -24,6 +24,8 @@ const TASKS: &[(&str, &str)] = tasks![
     "gsm8k",
     "math_500",
     "triviaqa",
+    "ifeval",
+    "humaneval",
 ];
 
 /// Names of the built-in tasks.

@@ -18,6 +18,7 @@ pub use builtin::names;
 use template::Templates;
 
 use crate::EvalError;
+use crate::instructions::Instruction;
 
 /// A record of a data set.
 pub type Doc = Map<String, Value>;
@@ -59,6 +60,12 @@ pub enum Metric {
     Perplexity,
     /// Whether what was extracted from the text is the answer.
     ExactMatch,
+    /// Whether the text follows instructions: four scores, strictly and loosely, of prompts whose
+    /// instructions are all followed and of single instructions.
+    Instructions,
+    /// Whether a program with the text in it comes to its end.
+    #[serde(rename = "pass@1")]
+    Pass,
 }
 
 impl Metric {
@@ -70,6 +77,8 @@ impl Metric {
             Self::Mc2 => "mc2",
             Self::Perplexity => "perplexity",
             Self::ExactMatch => "exact_match",
+            Self::Instructions => "instructions",
+            Self::Pass => "pass@1",
         }
     }
 
@@ -78,7 +87,7 @@ impl Metric {
             Self::Acc => &[Kind::MultipleChoice, Kind::Continuation],
             Self::AccNorm | Self::Mc2 => &[Kind::MultipleChoice],
             Self::Perplexity => &[Kind::Continuation],
-            Self::ExactMatch => &[Kind::Generation],
+            Self::ExactMatch | Self::Instructions | Self::Pass => &[Kind::Generation],
         }
     }
 }
@@ -153,6 +162,9 @@ pub struct Generation {
     /// Answers are LaTeX, which is normalised as Minerva does.
     #[serde(default)]
     pub math: bool,
+    /// The prompt is what a user says: it goes through the chat template of a model that has one.
+    #[serde(default)]
+    pub chat: bool,
 }
 
 /// How to find an answer in a text.
@@ -186,6 +198,12 @@ struct Form {
     target: Option<String>,
     /// Expression: a list of answers that are right, where there is more than one.
     targets: Option<String>,
+    /// Expression: a list of the names of instructions that the answer should follow.
+    instructions: Option<String>,
+    /// Expression: a list with an object for each of them.
+    arguments: Option<String>,
+    /// Template of a program in Python with the answer, `completion`, in it.
+    program: Option<String>,
 }
 
 /// What a model is asked about an item.
@@ -206,9 +224,20 @@ pub enum Request {
     Generation {
         /// The text.
         prompt: String,
-        /// Answers that are right.
-        targets: Vec<String>,
+        /// What it is judged by.
+        expected: Expected,
     },
+}
+
+/// What a text that a model wrote is judged by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expected {
+    /// Answers that are right.
+    Targets(Vec<String>),
+    /// Instructions that it should follow.
+    Instructions(Vec<Instruction>),
+    /// The program of [`Task::program`].
+    Program,
 }
 
 /// A task that was read and checked.
@@ -340,12 +369,7 @@ impl Task {
         pool: &[Doc],
         count: usize,
     ) -> Result<Request, EvalError> {
-        let refuse = |(field, cause)| EvalError::Item {
-            task: self.spec.name.clone(),
-            item: index,
-            field,
-            cause,
-        };
+        let refuse = |fault| self.refuse(index, fault);
         let preamble = self.preamble(doc, pool, count).map_err(refuse)?;
         self.ask(doc, &preamble).map_err(refuse)
     }
@@ -368,10 +392,16 @@ impl Task {
                     right.ok_or(("gold", "expected a right option in an example".to_owned()))?
                 }
                 Request::Continuation(prompt, target) => (prompt, self.delimited(&target)),
-                Request::Generation { prompt, targets } => {
-                    let answer = match &self.form(shot)?.target {
-                        Some(target) => self.templates.text("target", target, shot)?,
-                        None => targets.into_iter().next().unwrap_or_default(),
+                Request::Generation { prompt, expected } => {
+                    let answer = match (&self.form(shot)?.target, expected) {
+                        (Some(target), _) => self.templates.text("target", target, shot)?,
+                        (None, Expected::Targets(targets)) => {
+                            targets.into_iter().next().unwrap_or_default()
+                        }
+                        (None, Expected::Instructions(_) | Expected::Program) => {
+                            let cause = "expected none: no answer is given in this task";
+                            return Err(("shots", cause.to_owned()));
+                        }
                     };
                     (prompt, self.delimited(&answer))
                 }
@@ -407,11 +437,7 @@ impl Task {
             }
             Kind::Generation => {
                 let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);
-                let targets = match &form.targets {
-                    Some(targets) => templates.texts("targets", targets, doc)?,
-                    None => vec![text("target", &form.target)?],
-                };
-                Ok(Request::Generation { prompt, targets })
+                Ok(Request::Generation { prompt, expected: self.expected(form, doc)? })
             }
             Kind::MultipleChoice => {
                 let (texts, options): (Vec<String>, Vec<_>) = match &form.contexts {
@@ -440,6 +466,75 @@ impl Task {
                 Ok(Request::Choice { options, chars, gold })
             }
         }
+    }
+}
+
+impl Task {
+    /// What an answer is judged by.
+    fn expected(&self, form: &Form, doc: &Doc) -> Result<Expected, Fault> {
+        let templates = &self.templates;
+        if form.program.is_some() {
+            return Ok(Expected::Program);
+        }
+        if let Some(names) = &form.instructions {
+            let arguments = form.arguments.as_deref().unwrap_or_default();
+            return Ok(Expected::Instructions(self.instructions(names, arguments, doc)?));
+        }
+        let targets = match &form.targets {
+            Some(targets) => templates.texts("targets", targets, doc)?,
+            None => {
+                vec![templates.text("target", form.target.as_deref().unwrap_or_default(), doc)?]
+            }
+        };
+        Ok(Expected::Targets(targets))
+    }
+
+    /// Whether answers are parts of programs that are run.
+    pub fn runs_programs(&self) -> bool {
+        self.spec.metrics.contains(&Metric::Pass)
+    }
+
+    /// The program in Python that judges an answer, by whether it comes to its end.
+    ///
+    /// # Errors
+    /// As [`Task::request`].
+    pub fn program(&self, index: usize, doc: &Doc, answer: &str) -> Result<String, EvalError> {
+        let mut doc = doc.clone();
+        doc.insert("completion".to_owned(), answer.into());
+        let form = self.form(&doc);
+        let program = form.and_then(|form| {
+            let template = form.program.as_deref().unwrap_or_default();
+            self.templates.text("program", template, &doc)
+        });
+        program.map_err(|fault| self.refuse(index, fault))
+    }
+
+    fn refuse(&self, item: usize, (field, cause): Fault) -> EvalError {
+        EvalError::Item { task: self.spec.name.clone(), item, field, cause }
+    }
+
+    /// The instructions of an item.
+    fn instructions(
+        &self,
+        names: &str,
+        arguments: &str,
+        doc: &Doc,
+    ) -> Result<Vec<Instruction>, Fault> {
+        let names = self.templates.texts("instructions", names, doc)?;
+        let arguments = self.templates.value("arguments", arguments, doc)?;
+        let objects: Option<Vec<&Doc>> =
+            arguments.as_array().and_then(|all| all.iter().map(Value::as_object).collect());
+        let objects = objects.filter(|objects| objects.len() == names.len()).ok_or_else(|| {
+            let cause = format!("expected {} objects in a list, found {arguments}", names.len());
+            ("arguments", cause)
+        })?;
+        if names.is_empty() {
+            return Err(("instructions", "expected at least one, found none".to_owned()));
+        }
+        let instruction = |(name, arguments): (&String, &Doc)| {
+            Instruction::new(name, arguments).map_err(|cause| ("instructions", cause))
+        };
+        names.iter().zip(objects).map(instruction).collect()
     }
 }
 
@@ -477,6 +572,10 @@ fn check(spec: &Spec) -> Result<(), String> {
     if let Some(metric) = spec.metrics.iter().find(|metric| !metric.kinds().contains(&spec.kind)) {
         return Err(format!("`metrics`: `{}` is no metric of the kind `{kind}`", metric.name()));
     }
+    let alone = |metric: &&Metric| matches!(metric, Metric::Instructions | Metric::Pass);
+    if let Some(metric) = spec.metrics.iter().find(alone).filter(|_| spec.metrics.len() > 1) {
+        return Err(format!("`metrics`: `{}` stands alone", metric.name()));
+    }
     if spec.files.is_empty() {
         return Err("`files`: expected at least one name, found none".to_owned());
     }
@@ -496,6 +595,9 @@ fn check(spec: &Spec) -> Result<(), String> {
             ("gold", form.gold.is_some()),
             ("target", form.target.is_some()),
             ("targets", form.targets.is_some()),
+            ("instructions", form.instructions.is_some()),
+            ("arguments", form.arguments.is_some()),
+            ("program", form.program.is_some()),
         ]);
         let has: Vec<_> = has.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
         let accepted: &[&[&str]] = match spec.kind {
@@ -503,6 +605,10 @@ fn check(spec: &Spec) -> Result<(), String> {
                 &[&["choices", "gold", "prompt"], &["contexts", "gold", "target"]]
             }
             Kind::Continuation => &[&["prompt", "target"]],
+            Kind::Generation if spec.metrics == [Metric::Instructions] => {
+                &[&["arguments", "instructions", "prompt"]]
+            }
+            Kind::Generation if spec.metrics == [Metric::Pass] => &[&["program", "prompt"]],
             Kind::Generation => {
                 &[&["prompt", "target"], &["prompt", "targets"], &["prompt", "target", "targets"]]
             }
@@ -522,7 +628,9 @@ impl Spec {
         let mut all = vec![(String::new(), "description", &self.description[..])];
         for (index, form) in self.form.iter().enumerate() {
             let at = format!("`form` {}, ", index + 1);
-            for (name, text) in [("prompt", &form.prompt), ("target", &form.target)] {
+            for (name, text) in
+                [("prompt", &form.prompt), ("target", &form.target), ("program", &form.program)]
+            {
                 all.extend(text.iter().map(|text| (at.clone(), name, &text[..])));
             }
         }
@@ -539,6 +647,8 @@ impl Spec {
                 ("choices", &form.choices),
                 ("gold", &form.gold),
                 ("targets", &form.targets),
+                ("instructions", &form.instructions),
+                ("arguments", &form.arguments),
             ] {
                 all.extend(text.iter().map(|text| (at.clone(), name, &text[..])));
             }

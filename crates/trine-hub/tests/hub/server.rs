@@ -157,7 +157,10 @@ impl FakeHub {
         {
             return Answer::of(401);
         }
-        if let Some(path) = request.path.strip_prefix("/api/resolve-cache/models/") {
+        // A repository of each kind, with the same files.
+        let kind = if request.path.contains("datasets/") { "datasets" } else { "models" };
+        let cached = format!("/api/resolve-cache/{kind}/");
+        if let Some(path) = request.path.strip_prefix(&cached) {
             let (commit, file) = path.strip_prefix("our/tiny/").unwrap().split_once('/').unwrap();
             let bytes = &state.commits[commit][file];
             let git = [format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat();
@@ -165,7 +168,7 @@ impl FakeHub {
             let etag = state.etag.as_ref().unwrap_or(&own);
             return state.file(bytes, request).with("ETag", &format!("\"{etag}\""));
         }
-        let main = format!("/api/models/{REPO}/revision/");
+        let main = format!("/api/{kind}/{REPO}/revision/");
         if let Some(revision) = request.path.strip_prefix(&main) {
             let revision = revision.replace("%2F", "/");
             let commit = state.refs.get(&revision).unwrap_or(&revision);
@@ -176,7 +179,8 @@ impl FakeHub {
             let json = format!(r#"{{"sha":"{commit}","siblings":[{}]}}"#, names.join(","));
             return Answer { body: json.into_bytes(), ..Answer::of(200) };
         }
-        let Some(path) = request.path.strip_prefix(&format!("/{REPO}/resolve/")) else {
+        let before = if kind == "datasets" { "/datasets" } else { "" };
+        let Some(path) = request.path.strip_prefix(&format!("{before}/{REPO}/resolve/")) else {
             return Answer::of(404).with("X-Error-Code", "RepoNotFound");
         };
         let (commit, file) = path.split_once('/').unwrap();
@@ -184,8 +188,7 @@ impl FakeHub {
             return Answer::of(404).with("X-Error-Code", "EntryNotFound");
         };
         if bytes.len() < LARGE {
-            let cached = format!("/api/resolve-cache/models/{REPO}/{path}");
-            return Answer::of(307).with("Location", &cached);
+            return Answer::of(307).with("Location", &format!("{cached}{REPO}/{path}"));
         }
         let own = hex(digest(&SHA256, bytes).as_ref());
         let etag = state.etag.as_ref().unwrap_or(&own);

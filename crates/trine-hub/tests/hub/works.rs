@@ -266,3 +266,18 @@ fn a_hub_may_have_a_path() {
     place.settings.endpoint = "huggingface".into();
     place.refused("hf://our/tiny", &["HF_ENDPOINT", "found huggingface"]);
 }
+
+#[test]
+fn a_file_of_a_data_set_is_fetched() {
+    let place = Place::with(&[("test.jsonl", b"{}\n"), ("README.md", b"read me")]);
+    let fetched = place.fetch("hf://datasets/our/tiny/test.jsonl").unwrap();
+    let repo = place.settings.cache.join("datasets--our--tiny");
+    assert_eq!(fetched.path, repo.join("snapshots").join(COMMIT).join("test.jsonl"));
+    assert_eq!(fs::read(&fetched.path).unwrap(), b"{}\n");
+    assert_eq!(lines(&place.hub.requests())[0], "GET /api/datasets/our/tiny/revision/main");
+    let theirs = hf_hub::Cache::new(place.settings.cache.clone()).dataset("our/tiny".into());
+    assert!(theirs.get("test.jsonl").is_some());
+    assert!(!place.repo().exists());
+    place.refused("hf://datasets/our/tiny", &["hf://datasets/our/tiny/FILE", "test.jsonl"]);
+    place.refused("hf://datasets/our/tiny/train.jsonl", &["train.jsonl"]);
+}

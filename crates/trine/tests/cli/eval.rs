@@ -1,5 +1,7 @@
 //! Scores of a model.
 
+use std::io::BufReader;
+
 use super::{FIXTURE, Place};
 
 /// Thirty questions with four answers, of which one is far too long for the model.
@@ -192,4 +194,84 @@ fn a_model_is_compared_with_itself_and_an_adapter() {
         kept.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
     let first = |text: &str| text.lines().nth(1).unwrap().to_owned();
     assert_ne!(first(&texts[0]), first(&texts[1]));
+}
+
+#[test]
+fn a_model_behind_an_address_scores_as_it_does_here() {
+    let place = with_items();
+    let mut child = super::serve::start(&place, &["--kv", "f32"]);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let address = format!("http://{}/v1", super::serve::address(&mut stderr));
+    let tokenizer = format!("{FIXTURE}/tokenizer.json");
+    let tasks = ["-t", "arc_easy", "-d", "sets", "-o", "kept"];
+    let there = eval(&place, &[&[&address[..], "--tokenizer", &tokenizer], &tasks[..]].concat());
+    let here = eval(&place, &[&[FIXTURE], &tasks[..]].concat());
+    let task = |found: &serde_json::Value| found["models"][0]["tasks"]["arc_easy"].clone();
+    assert_eq!(task(&there)["metrics"], task(&here)["metrics"]);
+    assert_eq!(task(&there)["skipped"], task(&here)["skipped"]);
+    assert_eq!(there["models"][0]["model"], address);
+    assert_ne!(task(&there)["results"], task(&here)["results"]);
+    place.refused(&["eval", &address, "-t", "arc_easy"], &["--tokenizer"]);
+    let options = ["--tokenizer", &tokenizer, "--adapter", "law"];
+    place.refused(&[&["eval", &address, "-t", "arc_easy"], &options[..]].concat(), &["--adapter"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn instructions_are_given_in_the_chat_template() {
+    let place = Place::with_gguf();
+    let lines = [
+        serde_json::json!({ "prompt": "Go.", "names": ["punctuation:no_comma"], "with": [{}] }),
+        serde_json::json!({ "prompt": "Be.", "names": ["startend:quotation", "language:response_language"], "with": [{}, { "language": "de" }] }),
+    ];
+    place.write("obey.jsonl", lines.map(|line| line.to_string() + "\n").concat());
+    place.write(
+        "obey.toml",
+        "name = \"obey\"\nversion = 1\nkind = \"generation\"\nmetrics = [\"instructions\"]\nfiles = [\"obey.jsonl\"]\n\
+         [generation]\nmax_tokens = 12\nuntil = []\nchat = true\n\
+         [[form]]\nneeds = [\"prompt\"]\nprompt = \"{{prompt}}\"\ninstructions = \"names\"\narguments = \"with\"\n",
+    );
+    let args = ["model.gguf", "-t", "obey.toml", "-o", "kept"];
+    let chat = eval(&place, &args);
+    let task = &chat["models"][0]["tasks"]["obey"];
+    assert_eq!(task["chat_template"], true);
+    let metrics = task["metrics"].as_object().unwrap();
+    let names: Vec<&String> = metrics.keys().collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(metrics["inst_level_strict_acc"]["stderr"].is_number());
+    // Without the template the model is asked, and writes, something else.
+    let plain = eval(&place, &[&args[..], &["--chat", "never"]].concat());
+    assert_eq!(plain["models"][0]["tasks"]["obey"]["chat_template"], false);
+    let text = |found: &serde_json::Value| {
+        let path = found["models"][0]["tasks"]["obey"]["results"].as_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(place.path(&path)).unwrap();
+        let record = text.lines().nth(1).unwrap().to_owned();
+        serde_json::from_str::<serde_json::Value>(&record).unwrap()["text"].clone()
+    };
+    assert_ne!(text(&chat), text(&plain));
+    let both = eval(&place, &[&["model.gguf"], &args[..]].concat());
+    let difference = &both["comparison"]["obey"]["inst_level_strict_acc"]["difference"];
+    assert_eq!(*difference, 0.0);
+}
+
+#[test]
+fn programs_of_a_model_run_only_where_that_is_allowed() {
+    let place = Place::with_gguf();
+    let line = |test: &str| serde_json::json!({ "prompt": "x = 1 #", "test": test }).to_string();
+    place.write("code.jsonl", line("assert x == 1") + "\n" + &line("assert x == 2") + "\n");
+    place.write(
+        "code.toml",
+        "name = \"code\"\nversion = 1\nkind = \"generation\"\nmetrics = [\"pass@1\"]\nfiles = [\"code.jsonl\"]\n\
+         [generation]\nmax_tokens = 4\nuntil = [\"\\n\"]\n\
+         [[form]]\nneeds = [\"prompt\", \"test\"]\nprompt = \"{{prompt}}\"\nprogram = \"{{prompt}}{{completion | length}}\\n{{test}}\"\n",
+    );
+    let refusal = ["code", "--allow-code-execution", "container"];
+    place.refused(&["eval", "none.gguf", "-t", "code.toml"], &refusal);
+    if std::process::Command::new("python3").arg("-V").output().is_err() {
+        return eprintln!("skipped: no python3");
+    }
+    let args = ["model.gguf", "-t", "code.toml", "--allow-code-execution"];
+    let found = eval(&place, &args);
+    assert_eq!(found["models"][0]["tasks"]["code"]["metrics"]["pass@1"]["value"], 0.5);
 }

@@ -127,3 +127,18 @@ fn what_the_hub_does_not_give_is_one_line() {
     hub.state().corrupt = false;
     ok(run(&place, &hub, &["inspect", "hf://our/tiny"], &token));
 }
+
+#[test]
+fn items_of_a_data_set_on_the_hub_are_evaluated() {
+    let place = Place::new();
+    let item = |i: usize| serde_json::json!({ "query": format!("q {i}"), "choices": ["a", "b c"], "gold": i % 2 });
+    let items: String = (0..6).map(|i| item(i).to_string() + "\n").collect();
+    let hub = FakeHub::new(COMMIT, &[("data/test.jsonl", items.as_bytes())]);
+    let data = "hf://datasets/our/tiny/data/test.jsonl";
+    let args = ["eval", FIXTURE, "-t", "arc_easy", "-d", data, "--no-keep", "--json"];
+    let found = ok(run(&place, &hub, &args, &[]));
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["models"][0]["tasks"]["arc_easy"]["items"], 6);
+    let refused = run(&place, &hub, &["eval", "none", "-t", "arc_easy", "-d", "hf://o/n"], &[]);
+    assert!(refused.stderr.contains("hf://datasets/owner/name/FILE"), "{}", refused.stderr);
+}

@@ -69,3 +69,28 @@ fn what_is_no_run_is_refused() {
     place.refused(&["report", "."], &["run.json", "expected JSON"]);
     assert_eq!(place.run(&["report"]).code, Some(2));
 }
+
+#[test]
+fn evaluations_of_a_run_stand_beside_its_curves() {
+    let place = Place::with_data();
+    place.ok(&["train", "tiny.toml", "--data", "data", "--out", "a"]);
+    let item = |i: usize| {
+        let choices = [format!("a{i}"), format!("b {i}"), "c".to_owned()];
+        serde_json::json!({ "query": format!("q {i}"), "choices": choices, "gold": i % 3 })
+    };
+    let items: String = (0..12).map(|i| item(i).to_string() + "\n").collect();
+    place.write("arc_easy.jsonl", items);
+    place.ok(&["eval", "a", "-t", "arc_easy", "--no-keep"]);
+    assert!(!place.exists("a/evaluations.jsonl"));
+    let found = json(&place.ok(&["eval", "a", "-t", "arc_easy", "--json"]));
+    place.ok(&["eval", "a", "-t", "arc_easy"]);
+    let one = json(&place.ok(&["report", "a", "--json"]));
+    let all = one[0]["evaluations"].as_array().unwrap();
+    assert_eq!(all.len(), 1);
+    let task = &found["models"][0]["tasks"]["arc_easy"];
+    assert_eq!((&all[0]["step"], &all[0]["scored"]), (&20.into(), &12.into()));
+    assert_eq!(all[0]["metrics"], task["metrics"]);
+    place.ok(&["report", "a"]);
+    let page = String::from_utf8(place.read("a/report.html")).unwrap();
+    assert!(page.contains("<h2>Evaluations</h2>") && page.contains("step 20, 12 items"));
+}

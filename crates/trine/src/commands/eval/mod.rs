@@ -1,32 +1,32 @@
 //! `trine eval`: how good a model is, and whether another is better.
 
+mod beside;
+mod chat;
+mod local;
+mod remote;
 mod results;
+mod subject;
 mod table;
 mod text;
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ValueEnum;
-use serde_json::json;
-use trine_eval::{
-    Data, Evaluation, LanguageModel, OneByOne, RuntimeModel, Settings, Store, Task, TooLong,
-};
-use trine_format::peft;
+use trine_eval::{Data, EvalError, Sandbox, Settings, Task, TooLong};
 use trine_kernels::nn::KvType;
-use trine_runtime::{LoadOptions, LowRankType, Session};
+use trine_runtime::LoadOptions;
 
 use super::convert::Embed;
-use crate::model::{self, Loaded};
+use crate::model::data_path;
 use crate::output::{self, note};
-use crate::progress::EvalProgress;
-use results::{ModelResults, TaskResults};
+use chat::Chat;
 
 /// Options of `trine eval`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// GGUF file, Hugging Face directory, run directory, or hf://owner/name
+    /// GGUF file, Hugging Face directory, run directory, hf://owner/name, or the address of a model
+    /// behind OpenAI's interface, as http://127.0.0.1:8080/v1, which takes --tokenizer
     #[arg(required_unless_present = "list")]
     model: Option<PathBuf>,
     /// Another model, to compare with the first on the same items
@@ -40,7 +40,8 @@ pub(crate) struct Args {
     /// Text file to measure the perplexity of; may be given several times
     #[arg(long, value_name = "FILE")]
     text: Vec<PathBuf>,
-    /// Folder in which, or in a folder of which, the items of the tasks are; or the file of one task
+    /// Folder in which, or in a folder of which, the items of the tasks are; or the file of one task,
+    /// here or on the hub (hf://datasets/owner/name/FILE)
     #[arg(short, long, value_name = "PATH", default_value = ".")]
     data: PathBuf,
     /// Only the first N items of each task
@@ -53,6 +54,10 @@ pub(crate) struct Args {
     /// counted
     #[arg(long, value_enum, default_value_t = Policy::Skip, value_name = "POLICY")]
     too_long: Policy,
+    /// Prompts that go through the chat template of the model, as what a user says: those of tasks
+    /// that are made for it (ifeval), those of every task that generates, or none
+    #[arg(long, value_enum, default_value_t = Chat::Auto, value_name = "WHEN")]
+    chat: Chat,
     /// Tokens that `--text` sends through the model together; by default the context of the model, at
     /// most 2048
     #[arg(long, value_name = "N")]
@@ -60,6 +65,10 @@ pub(crate) struct Args {
     /// Tokens by which the window of `--text` moves on; by default the whole window
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
+    /// Run the programs that the model writes (humaneval). They get little room, but it is your
+    /// machine: best in a container
+    #[arg(long)]
+    allow_code_execution: bool,
     /// Folder in which the result of every item is kept; an evaluation that was interrupted goes on
     /// from there
     #[arg(short, long, value_name = "DIR", default_value = "evals")]
@@ -79,6 +88,15 @@ pub(crate) struct Args {
     /// Type to hold head and embedding in; by default that of the model
     #[arg(long, value_enum, value_name = "TYPE")]
     head: Option<Embed>,
+    /// Of an address: which of its models; by default the only one
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Of an address: tokens that a text may have; by default what the server says, or 2048
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Of an address: requests at a time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    concurrency: usize,
     /// tokenizer.json, or hf://owner/name with one, to use instead of the models'
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
@@ -127,20 +145,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--limit 0: expected at least one item");
     }
     // What can be wrong is, before a model is loaded.
+    let place = if args.tasks.is_empty() { args.data.clone() } else { data_path(&args.data)? };
     let mut tasks = Vec::new();
     for name in &args.tasks {
         let task = Task::open(name)?;
         if tasks.iter().any(|(known, _): &(Task, Data)| known.name() == task.name()) {
             bail!("--tasks: {} is named twice", task.name());
         }
-        let data = Data::open(&task, &args.data, args.settings().shots(&task))?;
+        let data = Data::open(&task, &place, args.settings().shots(&task))?;
         tasks.push((task, data));
     }
+    let sandbox = sandbox(&tasks, args.allow_code_execution)?;
     let texts = args.text.iter().map(|path| text::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let questions = Questions { tasks: &tasks, texts: &texts, sandbox: sandbox.as_ref(), args };
     let mut models = Vec::new();
     for path in args.model.iter().chain(&args.other) {
         let adapter = args.adapter.as_deref().filter(|_| models.is_empty() == args.other.is_none());
-        models.push(evaluate(path, adapter, &tasks, &texts, args)?);
+        models.push(match remote::address(path) {
+            Some(address) => remote::evaluate(address, adapter, &questions)?,
+            None => local::evaluate(path, adapter, &questions)?,
+        });
     }
     match args.json {
         true => output::print_line(&results::json(&models, args.seed)?.to_string()),
@@ -148,80 +172,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Everything about one model.
-fn evaluate(
-    path: &Path,
-    adapter: Option<&Path>,
-    tasks: &[(Task, Data)],
-    texts: &[text::Text],
-    args: &Args,
-) -> anyhow::Result<ModelResults> {
-    let loaded = model::load(path, args.tokenizer.as_deref(), &args.options())?;
-    let stop_ids = loaded.stop_ids();
-    let keep = !args.no_keep && !args.one_by_one && !tasks.is_empty();
-    let fingerprint = keep.then(|| fingerprint(loaded.file.path(), adapter)).transpose()?;
-    let Loaded { model, tokenizer, .. } = &loaded;
-    let limit = model.config().max_position_embeddings;
-    let run_with =
-        adapter.map(|dir| crate::adapter::load(model, dir, LowRankType::F32)).transpose()?;
-    let mut shared = RuntimeModel::with_adapter(model, run_with.clone());
-    let mut plain = OneByOne::new(limit, |ids: &[u32]| {
-        Session::with_adapter(model, run_with.clone()).logits_of_all(ids)
-    });
-    let language: &mut dyn LanguageModel = if args.one_by_one { &mut plain } else { &mut shared };
-    let mut results = ModelResults::new(path, adapter);
-    for text in texts {
-        results.texts.push(text::measure(text, tokenizer, language, (args.window, args.stride))?);
-    }
-    for (task, data) in tasks {
-        let settings = args.settings();
-        let mut store = match &fingerprint {
-            None => Store::in_memory(),
-            Some(weights) => {
-                let head = args.head.map_or("as stored", |head| head.dtype().name());
-                let (weights, adapter) = weights;
-                let mut model = json!({
-                    "weights_hash": weights, "kv": args.kv.to_string(), "head": head,
-                    "trine": env!("CARGO_PKG_VERSION"),
-                });
-                // Only with one, so that results without keep their names.
-                if let Some(hashes) = adapter {
-                    model["adapter_hashes"] = json!(hashes);
-                }
-                let conditions = settings.conditions(task, data, tokenizer, model);
-                Store::open(&args.out, task.name(), &conditions)?
-            }
-        };
-        let items = settings.items(data);
-        let known = store.first(items).len();
-        let before = language.work();
-        let begin = Instant::now();
-        {
-            let mut progress = EvalProgress::new(task.name(), items, "items");
-            let evaluation = Evaluation { task, data, tokenizer, stop_ids: &stop_ids, settings };
-            evaluation
-                .run(language, &mut store, &mut |known| progress.on_known(known))
-                .with_context(|| format!("{} on {}", path.display(), task.name()))?;
-        }
-        let result = TaskResults::new(task, data, &settings, &store, known);
-        result.note(begin.elapsed(), before, language.work());
-        results.tasks.push(result);
-    }
-    if let Some(missing) = results.tasks.iter().find(|task| task.summary.scored == 0) {
-        note!("warning: {}: no item could be scored", missing.name);
-    }
-    Ok(results)
+/// What every model is asked.
+struct Questions<'a> {
+    tasks: &'a [(Task, Data)],
+    texts: &'a [text::Text],
+    sandbox: Option<&'a Sandbox>,
+    args: &'a Args,
 }
 
-/// What says which weights were scored: of the model, and of the two files of an adapter.
-fn fingerprint(
-    path: &Path,
-    adapter: Option<&Path>,
-) -> anyhow::Result<(String, Option<[String; 2]>)> {
-    let file = |dir: &Path, name: &str| trine_eval::fingerprint(&dir.join(name));
-    let of = |dir: &Path| -> anyhow::Result<_> {
-        let dir = &model::resolve(dir)?;
-        Ok([file(dir, peft::CONFIG)?, file(dir, peft::MATRICES)?])
+/// Where programs of models run, if a task needs it and they may.
+fn sandbox(tasks: &[(Task, Data)], allowed: bool) -> anyhow::Result<Option<Sandbox>> {
+    let Some((task, _)) = tasks.iter().find(|(task, _)| task.runs_programs()) else {
+        return Ok(None);
     };
-    Ok((trine_eval::fingerprint(path)?, adapter.map(of).transpose()?))
+    if !allowed {
+        return Err(EvalError::CodeExecution { task: task.name().to_owned() }.into());
+    }
+    let sandbox = Sandbox::open()?;
+    for missing in sandbox.missing() {
+        note!("warning: {}: programs that the model writes can {missing}", task.name());
+    }
+    Ok(Some(sandbox))
 }

@@ -26,6 +26,8 @@ pub(super) struct TaskResults {
     pub(super) version: u32,
     harness: Option<String>,
     pub(super) shots: usize,
+    /// Prompts went through the chat template of the model.
+    pub(super) chat: bool,
     data: PathBuf,
     kept: Option<PathBuf>,
     /// Items that were known before.
@@ -61,6 +63,7 @@ impl TaskResults {
             version: task.version(),
             harness: task.harness().map(str::to_owned),
             shots: settings.shots(task),
+            chat: false,
             data: data.path.clone(),
             kept: store.path().map(Path::to_owned),
             known,
@@ -90,11 +93,13 @@ impl TaskResults {
         note!("[{}: {items} items in {:.1} s{known}{work}]", self.name, time.as_secs_f64());
     }
 
-    /// The score that stands for the task: `acc_norm` where it has one.
+    /// The score that stands for the task: `acc_norm` where it has one, of instructions the strict one
+    /// by instruction.
     pub(super) fn headline(&self) -> Option<&str> {
         let scores = &self.summary.scores;
-        let norm = scores.iter().find(|score| score.metric == "acc_norm");
-        let found = norm.or_else(|| scores.iter().find(|score| score.metric != "perplexity"));
+        let called = |name: &str| scores.iter().find(|score| score.metric == name);
+        let found = called("acc_norm").or_else(|| called("inst_level_strict_acc"));
+        let found = found.or_else(|| scores.iter().find(|score| score.metric != "perplexity"));
         found.map(|score| &score.metric[..])
     }
 }
@@ -183,6 +188,7 @@ fn task(task: &TaskResults) -> Value {
         "version": task.version,
         "lm_eval_task": task.harness,
         "shots": task.shots,
+        "chat_template": task.chat,
         "data": task.data,
         "items": summary.items,
         "scored": summary.scored,
@@ -192,6 +198,16 @@ fn task(task: &TaskResults) -> Value {
         "metrics": metrics(&summary.scores),
         "groups": summary.groups.iter().map(group).collect::<Map<_, _>>(),
         "results": task.kept,
+    })
+}
+
+/// A task on the checkpoint of a step, as `trine report` reads it.
+pub(super) fn line(task: &TaskResults, step: u64) -> Value {
+    let summary = &task.summary;
+    json!({
+        "step": step, "task": task.name, "version": task.version, "shots": task.shots,
+        "items": summary.items, "scored": summary.scored, "chance": summary.chance,
+        "headline": task.headline(), "metrics": metrics(&summary.scores),
     })
 }
 
