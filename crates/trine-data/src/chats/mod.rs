@@ -104,7 +104,8 @@ impl Dataset {
                         held.push((number + 1, line));
                     }
                 }
-                let read: Result<Vec<_>, _> = held
+                // All are read, so that of several mistakes the first is told, whichever was met first.
+                let read: Vec<Result<_, _>> = held
                     .par_iter()
                     .map(|(number, line)| {
                         options.sequences(tokenizer, line).map_err(|cause| DataError::Line {
@@ -114,8 +115,8 @@ impl Dataset {
                         })
                     })
                     .collect();
-                for sequences in read? {
-                    let Some(sequences) = options.shortened(sequences, &mut counts) else {
+                for sequences in read {
+                    let Some(sequences) = options.shortened(sequences?, &mut counts) else {
                         continue;
                     };
                     let validates = validates();
