@@ -17,7 +17,7 @@ use crate::{Logits, Sequence, Step};
 
 /// Ids of prompts in a pass when no text is generated meanwhile; more would use the weights no
 /// better.
-const ALONE: usize = 256;
+const ALONE: usize = 128;
 
 /// Ids of a prompt in a pass when logits after each are wanted, which take the vocabulary's size each.
 const WITH_LOGITS: usize = 32;
