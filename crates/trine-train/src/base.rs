@@ -23,7 +23,9 @@ pub struct Base {
     has_masters: bool,
     finetune: FinetuneConfig,
     tokenizer: TokenizerFiles,
-    /// Identifies its weights.
+    /// BLAKE3 of its weights.
+    weights: blake3::Hash,
+    /// Identifies what the run begins with.
     hash: String,
     /// Where the teacher is, unless it is the model itself.
     teacher: Option<PathBuf>,
@@ -82,10 +84,11 @@ impl Base {
                 .map_err(|source| TrainError::Read { path: path.clone(), source })?;
             tokenizer.set_chat_template(&text);
         }
-        let hash = hash(path)?.to_hex().to_string();
+        let weights = hash(path)?;
+        let hash = weights.to_hex().to_string();
         let path = path.to_owned();
         let (teacher, adapter) = (None, None);
-        Ok(Self { path, config, has_masters, finetune, tokenizer, hash, teacher, adapter })
+        Ok(Self { path, config, has_masters, finetune, tokenizer, weights, hash, teacher, adapter })
     }
 
     /// With the adapter that `finetune.adapter` names, which is found at `path`.
@@ -179,7 +182,7 @@ impl Base {
             let (count, vocab) = (distill.top_k, config.vocab_size);
             let most = format!("at most the {vocab} ids of the vocabulary");
             require(count <= vocab, "finetune.distill.top_k", &most, count)?;
-            let teacher = hash(&path)?;
+            let teacher = self.teacher.as_deref().map_or(Ok(self.weights), hash)?;
             let source = Source { count, vocab, temperature: options.temperature, teacher };
             cache = Some(TeacherCache::open(Path::new(&distill.cache), source)?);
         }
@@ -216,7 +219,7 @@ impl Base {
         self.has_masters
     }
 
-    /// BLAKE3 of its weights, in hexadecimal.
+    /// BLAKE3 of what the run begins with, its weights and those of an adapter, in hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
     }

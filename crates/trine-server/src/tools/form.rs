@@ -166,12 +166,28 @@ fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    use super::CallFormat;
+
+    /// Calls that are nothing but JSON.
+    pub(crate) fn bare() -> CallFormat {
+        let mut format = CallFormat::hermes();
+        format.open = "{\"name\": \"".to_owned();
+        format.middle = "\", \"parameters\": ".to_owned();
+        format.close = "}".to_owned();
+        format.between = None;
+        format
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use llguidance::toktrie::ApproximateTokEnv;
     use llguidance::{Matcher, ParserFactory};
     use serde_json::json;
 
     use super::super::Asked;
+    use super::testing::bare;
     use super::*;
 
     /// Whether a text, byte by byte, is an answer in a format, with other parameters beside two tools.
@@ -192,15 +208,6 @@ mod tests {
         let mut matcher = Matcher::new(factory.create_parser(lark));
         let goes = text.bytes().all(|byte| matcher.consume_token(byte.into()).is_ok());
         goes && matcher.is_accepting().unwrap()
-    }
-
-    fn bare() -> CallFormat {
-        let mut format = CallFormat::hermes();
-        format.open = "{\"name\": \"".to_owned();
-        format.middle = "\", \"parameters\": ".to_owned();
-        format.close = "}".to_owned();
-        format.between = None;
-        format
     }
 
     fn call(name: &str, arguments: &str) -> String {

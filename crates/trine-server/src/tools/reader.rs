@@ -199,6 +199,7 @@ fn starts(text: &str, with: &str) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::form::testing::bare;
     use super::*;
 
     /// What is read of a text in pieces of every length: words, and calls with their arguments.
@@ -225,15 +226,6 @@ mod tests {
             assert_eq!((&said[..], &called[..]), (words, calls), "pieces of {size}");
             assert_eq!(reader.has_called(), whole);
         }
-    }
-
-    fn bare() -> CallFormat {
-        let mut format = CallFormat::hermes();
-        format.open = "{\"name\": \"".to_owned();
-        format.middle = "\", \"parameters\": ".to_owned();
-        format.close = "}".to_owned();
-        format.between = None;
-        format
     }
 
     #[test]

@@ -191,13 +191,8 @@ impl Attention<'_> {
     /// in the places of the rotated ones.
     pub(crate) fn backward(self, bf16: bool, [q, k, v]: [&mut [f32]; 3], dy: &[f32]) {
         let s = self;
-        let (group, half) = (s.heads / s.kv_heads, s.d / 2);
-        let (cos, sin) = (&s.rope.0, s.negative_sines());
-        let turn_back = |x: &mut [f32]| {
-            for (t, x) in x.chunks_exact_mut(s.d).enumerate() {
-                nn::rope(x, &cos[t * half..][..half], &sin[t * half..][..half]);
-            }
-        };
+        let group = s.heads / s.kv_heads;
+        let back = s.negative_sines();
         let q = parallel::strips(q, s.heads * s.d, s.tokens, group * s.d);
         let [k, v] = [k, v].map(|x| parallel::strips(x, s.kv_heads * s.d, s.tokens, s.d));
         let mut work: Vec<_> = q.into_iter().zip(k).zip(v).collect();
@@ -222,10 +217,10 @@ impl Attention<'_> {
                         let (queries, dys) = (&queries[at..][..dq.len()], &dys[at..][..dq.len()]);
                         products.block(side, block * QUERIES, [queries, dys], [dq, dk, dv]);
                     }
-                    turn_back(dq);
+                    s.turn(dq, 1, &back);
                     put(dq, q, head * s.d);
                 }
-                turn_back(dk);
+                s.turn(dk, 1, &back);
                 put(dk, k, 0);
                 put(dv, v, 0);
             });
