@@ -5,6 +5,15 @@
 
 // A file of kernels, and a line for each of them.
 
+#include "../kernels/attention_f32.cu"
+KERNEL(attention_forward_f32)
+KERNEL(attention_backward_queries_f32)
+KERNEL(attention_backward_keys_f32)
+
+#include "../kernels/attention_delta.cu"
+KERNEL(attention_delta_f32)
+KERNEL(attention_delta_bf16)
+
 // As cuLaunchKernel: `args[i]` points to the value of the i-th argument. 0, or 1 where no kernel has that name.
 extern "C" int emulate_launch(const char* name, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared_bytes,
                               void** args) {

@@ -12,7 +12,6 @@
 // Dynamic shared memory is full of NaN before each block, and what copy_async writes is NaN until
 // copy_wait. Blocks of odd number run their threads backwards, so that a missing barrier shows.
 #pragma once
-#pragma GCC diagnostic ignored "-Wunknown-pragmas" // unroll
 
 #include <atomic>
 #include <cmath>

@@ -1,0 +1,199 @@
+"""Checks the attention kernels, on the emulator, against plain sums in float64.
+
+python check_attention.py [library] [words...]: builds emulate.cpp unless a library is named (a word that ends
+in .so); other words choose the checks whose name holds one of them."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+GUARD = 64  # elements before and after every array, which no kernel may write
+
+
+def build():
+    library = os.path.join(tempfile.mkdtemp(), "libemulate.so")
+    command = "g++ -O2 -std=c++17 -DEMULATED -shared -fPIC -pthread".split()
+    subprocess.run(command + [os.path.join(HERE, "emulate.cpp"), "-o", library], check=True)
+    return library
+
+
+class Array:
+    """An array for kernels, full of NaN where nothing is given, with guards around it; 16-byte aligned."""
+
+    def __init__(self, values=None, shape=None, dtype=np.float32):
+        shape = np.shape(values) if shape is None else shape
+        size = int(np.prod(shape))
+        self.all = np.zeros((size + 2 * GUARD) * dtype().itemsize + 16, np.uint8)
+        self.all[:] = 0xFF
+        start = -self.all.ctypes.data % 16
+        self.all = self.all[start : start + (size + 2 * GUARD) * dtype().itemsize].view(dtype)
+        self.data = self.all[GUARD : GUARD + size].reshape(shape)
+        if values is not None:
+            self.data[...] = values
+
+    def guarded(self):
+        for guard in (self.all[:GUARD], self.all[-GUARD:]):
+            assert (guard.view(np.uint8) == 0xFF).all(), "written beside an array"
+
+
+def to_bf16(x):
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class Emulator:
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+
+    def launch(self, name, grid, block, shared, *args):
+        """Arguments: Array (or Array and an offset in elements), None, int (u32), float (f32), or a ctypes value."""
+        values, arrays = [], []
+        for a in args:
+            offset = 0
+            if isinstance(a, tuple):
+                a, offset = a
+            if a is None:
+                values.append(ctypes.c_void_p(None))
+            elif isinstance(a, Array):
+                arrays.append(a)
+                values.append(ctypes.c_void_p(a.data.ctypes.data + offset * a.data.itemsize))
+            elif isinstance(a, float):
+                values.append(ctypes.c_float(a))
+            elif isinstance(a, int):
+                values.append(ctypes.c_uint32(a))
+            else:
+                values.append(a)
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
+        grid, block = (tuple(x) + (1,) * (3 - len(x)) for x in (grid, block))
+        rc = self.library.emulate_launch(name.encode(), *grid, *block, shared, pointers)
+        assert rc == 0, f"no kernel {name}"
+        for a in arrays:
+            a.guarded()
+
+
+def ceil(x, y):
+    return -(-x // y)
+
+
+class Case:
+    """Random queries, keys, values and gradient of the outputs, and what attention makes of them."""
+
+    def __init__(self, B, T, H, K, d, documents, rounded, seed=0):
+        self.__dict__.update(B=B, T=T, H=H, K=K, d=d)
+        rng = np.random.default_rng([seed, B, T, H, K, d, documents])
+        self.ld, self.ldo = (H + 2 * K) * d, H * d
+        self.scale = float(np.float32(1 / np.sqrt(d)))
+        qkv = rng.normal(size=(B * T, self.ld)).astype(np.float32)
+        qkv[:, : H * d] *= 2  # sharp enough that the maxima matter
+        dout = rng.normal(size=(B * T, self.ldo)).astype(np.float32)
+        if rounded:
+            qkv, dout = from_bf16(to_bf16(qkv)), from_bf16(to_bf16(dout))
+        self.qkv, self.dout = qkv, dout
+        self.starts = None
+        if documents:
+            fresh = rng.random((B, T)) < min(1, 4 / T)
+            fresh[:, 0] = True
+            self.starts = np.maximum.accumulate(np.where(fresh, np.arange(T), 0), 1).astype(np.uint32)
+        self.reference()
+
+    def heads(self):
+        B, T, H, K, d = self.B, self.T, self.H, self.K, self.d
+        x = self.qkv.astype(np.float64).reshape(B, T, H + 2 * K, d).transpose(0, 2, 1, 3)
+        return x[:, :H], x[:, H : H + K], x[:, H + K :]
+
+    def reference(self):
+        B, T, H, K, d = self.B, self.T, self.H, self.K, self.d
+        q, k, v = self.heads()
+        k, v = np.repeat(k, H // K, 1), np.repeat(v, H // K, 1)
+        s = np.einsum("bhtd,bhsd->bhts", q, k) * self.scale
+        t = np.arange(T)
+        seen = t[None, :, None] >= t[None, None, :]
+        if self.starts is not None:
+            seen = seen & (self.starts[:, :, None] <= t[None, None, :])
+        s = np.where(seen[:, None], s, -np.inf)
+        most = s.max(-1, keepdims=True)
+        p = np.exp(s - most)
+        total = p.sum(-1, keepdims=True)
+        p /= total
+        self.lse = (most + np.log(total))[..., 0]
+        out = np.einsum("bhts,bhsd->bhtd", p, v)
+        dout = self.dout.astype(np.float64).reshape(B, T, H, d).transpose(0, 2, 1, 3)
+        self.delta = (out * dout).sum(-1)
+        dp = np.einsum("bhtd,bhsd->bhts", dout, v)
+        ds = p * (dp - self.delta[..., None]) * self.scale
+        dq = np.einsum("bhts,bhsd->bhtd", ds, k)
+        dk = np.einsum("bhts,bhtd->bhsd", ds, q).reshape(B, K, H // K, T, d).sum(2)
+        dv = np.einsum("bhts,bhtd->bhsd", p, dout).reshape(B, K, H // K, T, d).sum(2)
+        self.out = out.transpose(0, 2, 1, 3).reshape(B * T, self.ldo)
+        self.dqkv = np.concatenate([dq, dk, dv], 1).transpose(0, 2, 1, 3).reshape(B * T, self.ld)
+
+
+def compare(name, got, right, tolerance):
+    """The largest error, against the root of the mean square of what is right."""
+    size = np.sqrt(np.mean(np.square(right))) + 1e-30
+    error = np.abs(got.astype(np.float64) - right).max() / size if got.size else 0.0
+    # `not <=`: NaN is wrong too.
+    if not error <= tolerance:
+        where = np.unravel_index(np.argmax(~(np.abs(got - right) / size <= tolerance)), right.shape)
+        raise AssertionError(f"{name}: error {error:.3g} > {tolerance:g}, first at {where}: {got[where]} for {right[where]}")
+    return error
+
+
+def cases(rounded):
+    for d, T, H, K, documents in [
+        (16, 1, 1, 1, False), (16, 7, 4, 1, True), (16, 257, 2, 2, True), (32, 64, 4, 2, False), (32, 130, 2, 1, True),
+        (64, 1, 2, 1, True), (64, 7, 1, 1, False), (64, 257, 4, 1, False), (64, 300, 2, 1, True), (80, 130, 2, 1, True),
+        (80, 64, 1, 1, False), (128, 7, 2, 2, True), (128, 64, 4, 1, False), (128, 130, 1, 1, False),
+        (128, 257, 2, 1, True), (128, 400, 1, 1, True),
+    ]:  # fmt: skip
+        yield Case(2 if T < 200 else 1, T, H, K, d, documents, rounded)
+
+
+def check_f32(e):
+    worst = {}
+    others = [Case(1, 45, 2, 1, 7, True, False), Case(2, 70, 1, 1, 256, True, False), Case(1, 33, 3, 1, 100, False, False)]
+    for c in list(cases(False)) + others:
+        B, T, H, K, d = c.B, c.T, c.H, c.K, c.d
+        pitch = 4 * (ceil(d, 4) | 1)
+        qkv = Array(c.qkv)
+        starts = None if c.starts is None else Array(c.starts, dtype=np.uint32)
+        q, k, v = (qkv, 0), (qkv, H * d), (qkv, (H + K) * d)
+        tail = (T, H, K, d, c.ld, c.ldo, c.scale)
+        results = []
+        for _ in range(2):
+            out, lse = Array(shape=c.out.shape), Array(shape=c.lse.shape)
+            e.launch("attention_forward_f32", (ceil(T, 32), B * H), (256,), 128 * (2 * pitch + 36), q, k, v, out, lse, starts, *tail)
+            dout, delta, dqkv = Array(c.dout), Array(shape=c.lse.shape), Array(shape=c.qkv.shape)
+            count = B * H * T
+            e.launch("attention_delta_f32", (ceil(count, 16),), (256,), 0, out, dout, delta, ctypes.c_uint64(count), T, H, d, c.ldo)
+            e.launch("attention_backward_queries_f32", (ceil(T, 32), B * H), (256,), 128 * (4 * pitch + 36),
+                     q, k, v, dout, lse, delta, dqkv, starts, *tail)  # fmt: skip
+            e.launch("attention_backward_keys_f32", (ceil(T, 32), B * K), (256,), 128 * (4 * pitch + 72),
+                     q, k, v, dout, lse, delta, (dqkv, H * d), (dqkv, (H + K) * d), starts, *tail)  # fmt: skip
+            results.append([x.data for x in (out, lse, delta, dqkv)])
+        for name, x, y, right in zip(("out", "lse", "delta", "dqkv"), *results, (c.out, c.lse, c.delta, c.dqkv)):
+            assert (x.view(np.uint32) == y.view(np.uint32)).all(), f"{name} of two runs differ"
+            label = f"f32 {name} of B {B}, T {T}, H {H}, K {K}, d {d}"
+            worst[name] = max(worst.get(name, 0), compare(label, x, right, 5e-5))
+    print("f32:", ", ".join(f"{k} {v:.2g}" for k, v in worst.items()))
+
+
+CHECKS = {"f32": check_f32}
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    library = next((w for w in words if w.endswith(".so")), None) or build()
+    words = [w for w in words if not w.endswith(".so")]
+    emulator = Emulator(library)
+    for name, check in CHECKS.items():
+        if not words or any(w in name for w in words):
+            check(emulator)
