@@ -187,7 +187,39 @@ def check_f32(e):
     print("f32:", ", ".join(f"{k} {v:.2g}" for k, v in worst.items()))
 
 
-CHECKS = {"f32": check_f32}
+def check_bf16(e):
+    worst = {}
+    for c in cases(True):
+        B, T, H, K, d = c.B, c.T, c.H, c.K, c.d
+        qkv = Array(to_bf16(c.qkv), dtype=np.uint16)
+        starts = None if c.starts is None else Array(c.starts, dtype=np.uint32)
+        q, k, v = (qkv, 0), (qkv, H * d), (qkv, (H + K) * d)
+        for D in (32, 64, 128):
+            if D < d:
+                continue
+            results = []
+            for _ in range(2):
+                out, lse = Array(shape=c.out.shape, dtype=np.uint16), Array(shape=c.lse.shape)
+                e.launch(f"attention_forward_bf16_d{D}", (ceil(T, 128), B * H), (128,), 768 * D,
+                         q, k, v, out, lse, starts, T, H, K, d, c.ld, c.ldo, c.scale)  # fmt: skip
+                results.append([out.data, lse.data])
+            label = f"of B {B}, T {T}, H {H}, K {K}, d {d}, D {D}"
+            for x, y in zip(*results):
+                assert x.tobytes() == y.tobytes(), f"two runs differ: {label}"
+            for name, x, right, tolerance in (("out", from_bf16(out.data), c.out, 0.03), ("lse", lse.data, c.lse, 1e-5)):
+                worst[name] = max(worst.get(name, 0), compare(f"bf16 {name} {label}", x, right, tolerance))
+            mean = np.abs(from_bf16(out.data) - c.out).mean() / np.sqrt(np.mean(np.square(c.out)))
+            worst["out, mean"] = max(worst.get("out, mean", 0), mean)
+            assert mean < 0.0025, f"out {label}: mean error {mean:.3g}"
+        dout, delta = Array(to_bf16(c.dout), dtype=np.uint16), Array(shape=c.lse.shape)
+        count = B * H * T
+        e.launch("attention_delta_bf16", (ceil(count, 16),), (256,), 0, out, dout, delta, ctypes.c_uint64(count), T, H, d, c.ldo)
+        right = (from_bf16(out.data) * c.dout).astype(np.float64).reshape(B, T, H, d).sum(-1).transpose(0, 2, 1)
+        worst["delta"] = max(worst.get("delta", 0), compare(f"bf16 delta d {d}", delta.data, right, 1e-5))
+    print("bf16:", ", ".join(f"{k} {v:.2g}" for k, v in worst.items()))
+
+
+CHECKS = {"f32": check_f32, "bf16": check_bf16}
 
 if __name__ == "__main__":
     words = sys.argv[1:]

@@ -10,6 +10,11 @@ KERNEL(attention_forward_f32)
 KERNEL(attention_backward_queries_f32)
 KERNEL(attention_backward_keys_f32)
 
+#include "../kernels/attention.cu"
+KERNEL(attention_forward_bf16_d32)
+KERNEL(attention_forward_bf16_d64)
+KERNEL(attention_forward_bf16_d128)
+
 #include "../kernels/attention_delta.cu"
 KERNEL(attention_delta_f32)
 KERNEL(attention_delta_bf16)
