@@ -200,7 +200,7 @@ def check_bf16(e):
             results = []
             for _ in range(2):
                 out, lse = Array(shape=c.out.shape, dtype=np.uint16), Array(shape=c.lse.shape)
-                e.launch(f"attention_forward_bf16_d{D}", (ceil(T, 128), B * H), (128,), 768 * D,
+                e.launch(f"attention_forward_bf16_d{D}", (ceil(T, 128), B * H), (128,), 768 * D + 512,
                          q, k, v, out, lse, starts, T, H, K, d, c.ld, c.ldo, c.scale)  # fmt: skip
                 results.append([out.data, lse.data])
             label = f"of B {B}, T {T}, H {H}, K {K}, d {d}, D {D}"

@@ -41,33 +41,34 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     DYNAMIC_SHARED(memory);
     bf16* queries = (bf16*)memory;
     bf16* tiles = queries + QUERIES * D; // keys, values; and again
+    u32* see_from = (u32*)(tiles + 4 * KEYS * D); // the first key that each query sees
     const u32 b = blockIdx.y / H, h = blockIdx.y % H;
     q += (u64)b * T * ld + h * d;
     k += (u64)b * T * ld + h / (H / K) * d;
     v += (u64)b * T * ld + h / (H / K) * d;
-    if (starts) starts += (u64)b * T;
 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const u32 block_first = (gridDim.x - 1 - blockIdx.x) * QUERIES; // those with most to do come first
     const u32 first = block_first + warp * 32; // of the warp's queries
-    // The keys that some query of the block sees, and some query and every query of the warp.
+    // The tiles of keys that some query of the block sees.
     const u32 keys_end = min(block_first + QUERIES, T);
-    const u32 keys_first = starts ? starts[block_first] / KEYS * KEYS : 0;
-    const u32 some_first = starts ? starts[min(first, T - 1)] : 0;
-    const u32 every_first = starts ? starts[min(first + 31, T - 1)] : 0;
+    const u32 keys_first = starts ? starts[(u64)b * T + block_first] / KEYS * KEYS : 0;
+    see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
 
     copy_tile<D, QUERIES>(queries, q, block_first, T, d, ld);
     copy_tile<D, KEYS>(tiles, k, keys_first, T, d, ld);
     copy_tile<D, KEYS>(tiles + KEYS * D, v, keys_first, T, d, ld);
     copy_commit();
+    queries += warp * 32 * D; // from here on the warp's own
+    see_from += warp * 32;
 
     // Queries are the rows 16 i + g and 16 i + 8 + g of the warp: `[i][half]`.
     float sum[2][D / 8][4] = {};
     float most[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, total[2][2] = {};
     const float factor = scale * LOG2_E;
-    // What each lane points to when matrices are loaded: queries and values by row lane % 16, keys by row
-    // lane % 8 + 8 (lane / 16). Rows 16 apart have the same turn.
-    const u32 query_row = warp * 32 + lane % 16, key_row = lane % 8 + lane / 16 * 8, value_row = lane % 16;
+    // What each lane points to when four matrices are loaded from 16 rows and 16 columns: queries and values
+    // one below the other first, keys one beside the other first. With `^ 16 c` it is the c-th 16 columns.
+    const u32 below = place<D>(lane % 16, lane / 16), beside = place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 
     for (u32 key = keys_first; key < keys_end; key += KEYS) {
         bf16* const keys = tiles + (key - keys_first) / KEYS % 2 * (2 * KEYS * D);
@@ -80,18 +81,18 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             copy_tile<D, KEYS>(next + KEYS * D, v, key + KEYS, T, d, ld);
         }
         copy_commit();
-        if (key > first + 31 || key + KEYS <= some_first) continue; // no query of the warp sees any
+        if (key > first + 31 || key + KEYS <= see_from[0]) continue; // no query of the warp sees any
 
         float s[2][KEYS / 8][4] = {};
 #pragma unroll
         for (u32 c = 0; c < D / 16; c++) {
             u32 x[2][4];
 #pragma unroll
-            for (u32 i = 0; i < 2; i++) load_matrices(x[i], queries + place<D>(query_row, 2 * c + lane / 16) + i * 16 * D);
+            for (u32 i = 0; i < 2; i++) load_matrices(x[i], queries + (below ^ 16 * c) + i * 16 * D);
 #pragma unroll
             for (u32 n = 0; n < KEYS / 16; n++) {
                 u32 y[4];
-                load_matrices(y, keys + place<D>(key_row, 2 * c + lane / 8 % 2) + n * 16 * D);
+                load_matrices(y, keys + (beside ^ 16 * c) + n * 16 * D);
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     multiply_add(s[i][2 * n], x[i], y[0], y[1]);
@@ -100,19 +101,20 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             }
         }
 
-        if (key + KEYS > first + 1 || key < every_first) {
+        if (key + KEYS > first + 1 || key < see_from[31]) {
 #pragma unroll
             for (u32 i = 0; i < 2; i++)
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
-                    const u32 row = first + 16 * i + 8 * half + g;
-                    const u32 start = starts ? starts[min(row, T - 1)] : 0;
+                    // Numbers of keys from this lane's first one on: those from `start` to `last` are seen.
+                    const u32 own = 16 * i + 8 * half + g, lane_first = key + 2 * t;
+                    const int last = (int)(first + own) - (int)lane_first, start = (int)see_from[own] - (int)lane_first;
 #pragma unroll
                     for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (u32 j = 0; j < 2; j++) {
-                            const u32 at = key + 8 * n + 2 * t + j;
-                            if (at > row || at < start) s[i][n][2 * half + j] = -INFINITY;
+                            const int at = 8 * n + j;
+                            if (at > last || at < start) s[i][n][2 * half + j] = -INFINITY;
                         }
                 }
         }
@@ -158,7 +160,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 n = 0; n < D / 16; n++) {
                 u32 y[4];
-                load_matrices_transposed(y, values + place<D>(value_row, 2 * n + lane / 16) + c * 16 * D);
+                load_matrices_transposed(y, values + (below ^ 16 * n) + c * 16 * D);
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     multiply_add(sum[i][2 * n], x[i], y[0], y[1]);
@@ -179,10 +181,10 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             all += __shfl_xor_sync(ALL_LANES, all, 1);
             all += __shfl_xor_sync(ALL_LANES, all, 2);
             if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = most[i][half] * scale + __log2f(all) * LN_2;
-            const float inverse = 1.0f / all;
+            const float inverse = __fdividef(1.0f, all);
 #pragma unroll
             for (u32 n = 0; n < D / 8; n++)
-                *(u32*)(queries + place<D>(warp * 32 + own, n) + 2 * t) =
+                *(u32*)(queries + place<D>(own, n) + 2 * t) =
                     pack_bf16(sum[i][n][2 * half] * inverse, sum[i][n][2 * half + 1] * inverse);
         }
     __syncwarp();
@@ -193,13 +195,13 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
         const u32 row = i / PIECES, piece = i % PIECES;
         if (first + row < T && piece * 8 < d)
             *(Words*)(out + (u64)(first + row) * ldo + piece * 8) =
-                *(const Words*)(queries + place<D>(warp * 32 + row, piece));
+                *(const Words*)(queries + place<D>(row, piece));
     }
 }
 
 } // namespace attention
 
-// For d <= D. Grid (ceil(T / 128), B H), 128 threads, 768 D bytes of dynamic shared memory.
+// For d <= D. Grid (ceil(T / 128), B H), 128 threads, 768 D + 512 bytes of dynamic shared memory.
 #define ATTENTION_FORWARD(name, D, BLOCKS)                                                                           \
     extern "C" __global__ void __launch_bounds__(128, BLOCKS)                                                        \
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
