@@ -19,6 +19,65 @@ KERNEL(attention_forward_bf16_d128)
 KERNEL(attention_delta_f32)
 KERNEL(attention_delta_bf16)
 
+#include "../kernels/attention_backward.cu"
+KERNEL(attention_backward_kv_bf16_d32)
+KERNEL(attention_backward_kv_bf16_d64)
+KERNEL(attention_backward_kv_bf16_d128)
+KERNEL(attention_backward_q_bf16_d32)
+KERNEL(attention_backward_q_bf16_d64)
+KERNEL(attention_backward_q_bf16_d128)
+
+#include "../kernels/rows.cuh"
+
+#include "../kernels/norm.cu"
+KERNEL(norm_f32_f32_2)
+KERNEL(norm_f32_f32_8)
+KERNEL(norm_f32_bf16_2)
+KERNEL(norm_f32_bf16_8)
+KERNEL(norm_bf16_bf16_2)
+KERNEL(norm_bf16_bf16_8)
+KERNEL(norm_backward_f32_f32_2)
+KERNEL(norm_backward_f32_f32_8)
+KERNEL(norm_backward_f32_bf16_2)
+KERNEL(norm_backward_f32_bf16_8)
+KERNEL(norm_backward_bf16_bf16_2)
+KERNEL(norm_backward_bf16_bf16_8)
+KERNEL(sum_columns)
+
+#include "../kernels/gate.cu"
+KERNEL(gate_f32_2)
+KERNEL(gate_f32_8)
+KERNEL(gate_bf16_2)
+KERNEL(gate_bf16_8)
+KERNEL(gate_backward_f32_2)
+KERNEL(gate_backward_f32_8)
+KERNEL(gate_backward_bf16_2)
+KERNEL(gate_backward_bf16_8)
+
+#include "../kernels/rope.cu"
+KERNEL(rope_f32)
+KERNEL(rope_bf16)
+KERNEL(rope_backward_f32)
+KERNEL(rope_backward_bf16)
+
+#include "../kernels/loss.cu"
+KERNEL(cross_entropy_f32)
+KERNEL(cross_entropy_bf16)
+KERNEL(add_sum)
+
+#include "../kernels/embedding.cu"
+KERNEL(embed)
+KERNEL(embed_backward)
+
+#include "../kernels/weights.cu"
+KERNEL(sum_magnitudes)
+KERNEL(absmean)
+KERNEL(ternarize_f32)
+KERNEL(ternarize_bf16)
+KERNEL(sum_squares)
+KERNEL(sum_parts)
+KERNEL(adamw)
+
 // As cuLaunchKernel: `args[i]` points to the value of the i-th argument. 0, or 1 where no kernel has that name.
 extern "C" int emulate_launch(const char* name, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared_bytes,
                               void** args) {

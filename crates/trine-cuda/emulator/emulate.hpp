@@ -163,7 +163,7 @@ struct Worker {
     size_t shared_capacity;
 };
 
-inline thread_local Worker* worker __attribute__((tls_model("initial-exec"))) = nullptr;
+inline thread_local Worker* worker = nullptr;
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail(const char* format, ...) {
     Worker* w = worker;

@@ -1,0 +1,162 @@
+// The gate of the feed-forward part, `act(gate) * up`, with its norm and codes; and backward. The product
+// (M, 2 width) has gate and up side by side.
+
+enum { RELU2 = 0, SILU = 1 };
+
+__device__ __forceinline__ float gate_value(u32 act, float g, float u) {
+    if (act == RELU2) {
+        const float r = fmaxf(g, 0.0f);
+        return r * r * u;
+    }
+    return g / (1.0f + expf(-g)) * u;
+}
+
+// To the gradients of gate and up.
+__device__ __forceinline__ void gate_slopes(u32 act, float& g, float& u, float da) {
+    if (act == RELU2) {
+        const float r = fmaxf(g, 0.0f);
+        g = 2.0f * r * u * da;
+        u = r * r * da;
+    } else {
+        const float s = 1.0f / (1.0f + expf(-g)), silu = g * s;
+        g = (s + silu * (1.0f - s)) * u * da;
+        u = silu * da;
+    }
+}
+
+// `product` (M, 2 width), the scales of the weights of gate and up, and `product_rows` (M,) make the gate,
+// which goes through the norm of `weight` (width,), if there is one, and becomes codes `out` (M, width) and
+// `scales` (M,), or values where no scales are wanted. `rms` (M,) as in `norm`. Blocks: M.
+template <class T, int PER>
+__device__ __forceinline__ void gate(const T* product, const float* gate_weight, const float* up_weight,
+                                     const float* product_rows, u32 act, const float* weight, float eps,
+                                     T* out, float* scales, float* rms, u32 width) {
+    const u32 row = blockIdx.x;
+    product += (u64)row * 2 * width;
+    out += (u64)row * width;
+    const float fg = product_factor(gate_weight, product_rows, row);
+    const float fu = product_factor(up_weight, product_rows, row);
+    float a[PER][4];
+    float square = 0.0f;
+#pragma unroll
+    for (int g = 0; g < PER; g++) {
+        const u32 c = column(g);
+        if (c >= width) continue;
+        float u[4];
+        load4(product + c, a[g]);
+        load4(product + width + c, u);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[g][i] = gate_value(act, a[g][i] * fg, u[i] * fu);
+            square += a[g][i] * a[g][i];
+        }
+    }
+    if (weight) {
+        const float r = inverse_rms(square, width, eps);
+        if (threadIdx.x == 0) rms[row] = r;
+#pragma unroll
+        for (int g = 0; g < PER; g++) {
+            const u32 c = column(g);
+            if (c >= width) continue;
+            float w[4];
+            load4(weight + c, w);
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[g][i] = a[g][i] * r * w[i];
+        }
+    }
+    if (scales) {
+        store_codes(a, width, out, scales + row);
+    } else {
+#pragma unroll
+        for (int g = 0; g < PER; g++)
+            if (column(g) < width) store4(out + column(g), a[g]);
+    }
+}
+
+// From `da` (M, width) times `da_scales` (M,), the gradient of what `gate` returned, to that of gate and up,
+// each multiplied by its weights' scale over `product_rows`, in the place of `product`. `partial`
+// (gridDim.x, width) as in `norm_backward`. Blocks: any number.
+template <class T, int PER>
+__device__ __forceinline__ void gate_backward(T* product, const float* gate_weight, const float* up_weight,
+                                              const float* product_rows, u32 act, const float* weight,
+                                              const float* rms, const T* da, const float* da_scales,
+                                              float* partial, u32 n, u32 width) {
+    float dw[PER][4];
+#pragma unroll
+    for (int g = 0; g < PER; g++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) dw[g][i] = 0.0f;
+    for (u32 row = blockIdx.x; row < n; row += gridDim.x) {
+        T* gates = product + (u64)row * 2 * width;
+        T* ups = gates + width;
+        const float fg = product_factor(gate_weight, product_rows, row);
+        const float fu = product_factor(up_weight, product_rows, row);
+        const float f = factor(da_scales, row), r = weight ? rms[row] : 1.0f;
+        float dot = 0.0f;
+        float d[PER][4], a[PER][4];
+#pragma unroll
+        for (int g = 0; g < PER; g++) {
+            const u32 c = column(g);
+            if (c >= width) continue;
+            load4(da + (u64)row * width + c, d[g]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) d[g][i] *= f;
+            if (!weight) continue;
+            float w[4], u[4];
+            load4(weight + c, w);
+            load4(gates + c, a[g]);
+            load4(ups + c, u);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                a[g][i] = gate_value(act, a[g][i] * fg, u[i] * fu) * r;
+                dw[g][i] += d[g][i] * a[g][i];
+                d[g][i] *= w[i];
+                dot += d[g][i] * a[g][i];
+            }
+        }
+        if (weight) dot = block_sum(dot) / (float)width;
+#pragma unroll
+        for (int g = 0; g < PER; g++) {
+            const u32 c = column(g);
+            if (c >= width) continue;
+            float x[4], u[4];
+            load4(gates + c, x);
+            load4(ups + c, u);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float slope = weight ? r * (d[g][i] - a[g][i] * dot) : d[g][i];
+                x[i] *= fg;
+                u[i] *= fu;
+                gate_slopes(act, x[i], u[i], slope);
+                x[i] *= fg;
+                u[i] *= fu;
+            }
+            store4(gates + c, x);
+            store4(ups + c, u);
+        }
+    }
+    if (!partial) return;
+#pragma unroll
+    for (int g = 0; g < PER; g++)
+        if (column(g) < width) store4(partial + (u64)blockIdx.x * width + column(g), dw[g]);
+}
+
+#define GATE(NAME, T, PER)                                                                               \
+    extern "C" __global__ void gate_##NAME(const T* product, const float* gate_weight,                  \
+                                           const float* up_weight, const float* product_rows, u32 act,  \
+                                           const float* weight, float eps, T* out, float* scales,       \
+                                           float* rms, u32 width) {                                     \
+        gate<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, eps, out, scales, rms, \
+                     width);                                                                            \
+    }                                                                                                   \
+    extern "C" __global__ void gate_backward_##NAME(                                                    \
+        T* product, const float* gate_weight, const float* up_weight, const float* product_rows,        \
+        u32 act, const float* weight, const float* rms, const T* da, const float* da_scales,            \
+        float* partial, u32 n, u32 width) {                                                             \
+        gate_backward<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, rms, da,      \
+                              da_scales, partial, n, width);                                            \
+    }
+GATE(f32_2, float, 2)
+GATE(f32_8, float, 8)
+GATE(bf16_2, bf16, 2)
+GATE(bf16_8, bf16, 8)

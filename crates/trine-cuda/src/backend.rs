@@ -1,0 +1,229 @@
+//! What a device does for the engine: memory, kernels, products.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use crate::error::Result;
+
+/// A device's address.
+pub type Address = u64;
+
+/// How a number of a matrix is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+impl Kind {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// As in the names of kernels.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// `c (m, n) = a b`, or added to `c`; `a` is `(m, k)`, `b` is `(k, n)`, each of which may lie transposed.
+/// All lie row by row, rows `stride` elements apart. Sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// How the factors are kept.
+    pub factors: Kind,
+    /// Whether `a` lies as `(k, m)`.
+    pub a_transposed: bool,
+    /// Whether `b` lies as `(n, k)`.
+    pub b_transposed: bool,
+    /// From one row to the next.
+    pub a_stride: usize,
+    /// From one row to the next.
+    pub b_stride: usize,
+    /// How the result is kept.
+    pub result: Kind,
+    /// From one row to the next.
+    pub c_stride: usize,
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// A device. What is asked of it happens in order; only [`download`](Self::download) waits.
+///
+/// Addresses are those of the device's memory. A kernel that misuses them spoils this memory or is stopped
+/// by the device; memory of this process it cannot reach.
+pub trait Backend: Send + Sync {
+    /// Its name, for people.
+    fn name(&self) -> String;
+
+    /// Multiprocessors: how many blocks of one kernel have work at a time, at least.
+    fn processors(&self) -> usize;
+
+    /// Bytes of memory that are free, and of all.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn memory(&self) -> Result<(usize, usize)>;
+
+    /// Memory that may hold anything.
+    ///
+    /// # Errors
+    /// When there is none left.
+    fn allocate(&self, bytes: usize) -> Result<Address>;
+
+    /// Gives memory back.
+    fn free(&self, at: Address);
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
+
+    /// Waits for everything before it, and copies from the device.
+    ///
+    /// # Errors
+    /// When the device has failed: in this or in anything before.
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
+
+    /// Fills memory with zeros.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn clear(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Runs a kernel over `grid` blocks of `block` threads with `shared` bytes of memory each. Each argument
+    /// points to its value.
+    ///
+    /// # Errors
+    /// A kernel that there is not, or a device that has failed.
+    fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()>;
+
+    /// Computes a product of matrices.
+    ///
+    /// # Errors
+    /// A product that the library has no algorithm for, or a device that has failed.
+    fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()>;
+}
+
+/// An argument of a kernel: at most eight bytes.
+pub(crate) trait Argument: Copy {
+    /// Its bytes, the first in the lowest.
+    fn bits(self) -> u64;
+}
+
+impl Argument for u64 {
+    fn bits(self) -> u64 {
+        self
+    }
+}
+impl Argument for u32 {
+    fn bits(self) -> u64 {
+        self.into()
+    }
+}
+impl Argument for f32 {
+    fn bits(self) -> u64 {
+        self.to_bits().into()
+    }
+}
+impl Argument for bool {
+    fn bits(self) -> u64 {
+        self.into()
+    }
+}
+impl Argument for usize {
+    /// Sizes are u32 in kernels.
+    fn bits(self) -> u64 {
+        debug_assert!(u32::try_from(self).is_ok(), "a size that kernels do not take");
+        self as u64
+    }
+}
+/// Memory that may not be there.
+impl Argument for Option<u64> {
+    fn bits(self) -> u64 {
+        self.unwrap_or(0)
+    }
+}
+
+/// Runs a kernel: `launch!(device, "name", [blocks], threads, shared; arguments...)`.
+macro_rules! launch {
+    ($device:expr, $kernel:expr, $grid:expr, $block:expr, $shared:expr; $($argument:expr),+ $(,)?) => {{
+        let mut values = [$($crate::backend::Argument::bits($argument)),+];
+        let mut pointers = values.each_mut().map(|value| std::ptr::from_mut(value).cast());
+        let [x, y, z]: [usize; 3] = $grid;
+        let grid = [x as u32, y as u32, z as u32];
+        $device.launch($kernel, grid, $block as u32, $shared as u32, &mut pointers)
+    }};
+}
+pub(crate) use launch;
+
+/// Memory of a device, of which more is asked for where it is too small.
+pub(crate) struct Buffer {
+    device: Arc<dyn Backend>,
+    at: Address,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Without memory yet.
+    pub(crate) fn new(device: &Arc<dyn Backend>) -> Self {
+        Self { device: device.clone(), at: 0, bytes: 0 }
+    }
+
+    /// Of `bytes`.
+    pub(crate) fn with(device: &Arc<dyn Backend>, bytes: usize) -> Result<Self> {
+        let mut buffer = Self::new(device);
+        buffer.reserve(bytes)?;
+        Ok(buffer)
+    }
+
+    /// Has at least `bytes`; what was there may be gone.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<Address> {
+        if bytes > self.bytes {
+            self.release();
+            self.at = self.device.allocate(bytes)?;
+            self.bytes = bytes;
+        }
+        Ok(self.at)
+    }
+
+    fn release(&mut self) {
+        if self.bytes > 0 {
+            self.device.free(self.at);
+            (self.at, self.bytes) = (0, 0);
+        }
+    }
+
+    pub(crate) fn at(&self) -> Address {
+        self.at
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

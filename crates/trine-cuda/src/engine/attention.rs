@@ -1,0 +1,146 @@
+//! Launches of attention: what the kernels of `attention*.cu` say over them.
+
+use trine_format::ModelConfig;
+
+use super::{Address, Kind, Pass, launch};
+use crate::error::{CudaError, Result};
+
+/// Heads that the kernels on tensor cores, and those without, take.
+const WIDEST: [usize; 2] = [128, 256];
+
+/// How attention is divided over blocks.
+struct Division {
+    kernel: String,
+    /// Queries, or keys, of a block.
+    tile: usize,
+    threads: usize,
+    shared: usize,
+}
+
+/// Checks that there are kernels for the model's heads.
+pub(super) fn check(config: &ModelConfig) -> Result<()> {
+    let (d, most) = (config.head_dim, WIDEST[0]);
+    match d % 8 == 0 && d <= most {
+        true => Ok(()),
+        false => Err(CudaError::Unsupported {
+            what: "head_dim",
+            expected: format!("a multiple of 8, at most {most}"),
+            found: d.to_string(),
+        }),
+    }
+}
+
+/// The width for which a kernel was compiled that takes heads of width `d`.
+fn compiled(d: usize) -> usize {
+    [32, 64, 128].into_iter().find(|width| d <= *width).expect("checked with the model")
+}
+
+/// Floats from row to row of a tile in shared memory.
+fn pitch(d: usize) -> usize {
+    4 * (d.div_ceil(4) | 1)
+}
+
+impl Division {
+    fn forward(kind: Kind, d: usize) -> Self {
+        match kind {
+            Kind::F32 => Self {
+                kernel: "attention_forward_f32".to_owned(),
+                tile: 32,
+                threads: 256,
+                shared: 128 * (2 * pitch(d) + 36),
+            },
+            Kind::Bf16 => {
+                let d = compiled(d);
+                Self {
+                    kernel: format!("attention_forward_bf16_d{d}"),
+                    tile: 128,
+                    threads: 128,
+                    shared: 768 * d + 512,
+                }
+            }
+        }
+    }
+
+    /// Of the gradients of keys and values.
+    fn keys(d: usize) -> Self {
+        let d = compiled(d);
+        let (threads, queries, tile) = if d == 128 { (256, 64, 128) } else { (128, 64, 128) };
+        let shared = (tile + 2 * queries) * 2 * 2 * d + 24 * queries;
+        Self { kernel: format!("attention_backward_kv_bf16_d{d}"), tile, threads, shared }
+    }
+
+    /// Of the gradients of queries.
+    fn queries(d: usize) -> Self {
+        let d = compiled(d);
+        let (keys, tile) = (if d == 32 { 64 } else { 32 }, 128);
+        let shared = (tile + 2 * keys) * 2 * 2 * d + 12 * tile;
+        Self { kernel: format!("attention_backward_q_bf16_d{d}"), tile, threads: 128, shared }
+    }
+}
+
+impl Pass<'_> {
+    /// Where queries, keys and values lie in `(M, (H + 2 K) d)`.
+    fn heads(&self, qkv: Address) -> [Address; 3] {
+        let (config, bytes) = (self.config, self.kind().bytes());
+        let keys = qkv + (config.attention_width() * bytes) as u64;
+        [qkv, keys, keys + (config.key_value_width() * bytes) as u64]
+    }
+
+    /// From the layer's queries, keys and values to its `y`.
+    pub(super) fn attention(&self, layer: usize) -> Result<()> {
+        let (config, state) = (self.config, self.memory.state(layer));
+        let (heads, kv_heads, d) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let (batch, tokens) = (self.input.extent.batch, self.input.extent.tokens);
+        let [q, k, v] = self.heads(state.qkv.at());
+        let Division { kernel, tile, threads, shared } = Division::forward(self.kind(), d);
+        launch!(self.device, &kernel, [tokens.div_ceil(tile), batch * heads, 1], threads, shared;
+            q, k, v, state.y.at(), state.lse.at(), self.input.starts, tokens, heads, kv_heads, d,
+            (heads + 2 * kv_heads) * d, heads * d, scale(d))
+    }
+
+    /// From the gradient of `y`, `dout` `(M, H d)`, to those of queries, keys and values.
+    pub(super) fn attention_backward(&self, layer: usize, dout: Address) -> Result<()> {
+        let (config, state) = (self.config, self.memory.state(layer));
+        let (heads, kv_heads, d) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let (batch, tokens) = (self.input.extent.batch, self.input.extent.tokens);
+        let [q, k, v] = self.heads(state.qkv.at());
+        let [dq, dk, dv] = self.heads(self.memory.dqkv.at());
+        let (lse, delta, starts) = (state.lse.at(), self.memory.delta.at(), self.input.starts);
+        let (ld, ldo, count) = ((heads + 2 * kv_heads) * d, heads * d, batch * heads * tokens);
+        let kernel = format!("attention_delta_{}", self.kind().name());
+        launch!(self.device, &kernel, [count.div_ceil(16), 1, 1], 256, 0;
+            state.y.at(), dout, delta, count as u64, tokens, heads, d, ldo)?;
+        match self.kind() {
+            Kind::F32 => {
+                let shared = 128 * (4 * pitch(d) + 36);
+                let grid = |heads| [tokens.div_ceil(32), batch * heads, 1];
+                launch!(self.device, "attention_backward_queries_f32", grid(heads), 256, shared;
+                    q, k, v, dout, lse, delta, dq, starts, tokens, heads, kv_heads, d, ld, ldo,
+                    scale(d))?;
+                let shared = 128 * (4 * pitch(d) + 72);
+                launch!(self.device, "attention_backward_keys_f32", grid(kv_heads), 256, shared;
+                    q, k, v, dout, lse, delta, dk, dv, starts, tokens, heads, kv_heads, d, ld, ldo,
+                    scale(d))
+            }
+            Kind::Bf16 => {
+                let of_keys = Division::keys(d);
+                let grid = [tokens.div_ceil(of_keys.tile), kv_heads, batch];
+                launch!(self.device, &of_keys.kernel, grid, of_keys.threads, of_keys.shared;
+                    q, k, v, dout, lse, delta, starts, dk, dv, tokens, heads, kv_heads, d, ld, ldo,
+                    scale(d))?;
+                let of_queries = Division::queries(d);
+                let grid = [tokens.div_ceil(of_queries.tile), heads, batch];
+                launch!(self.device, &of_queries.kernel, grid, of_queries.threads, of_queries.shared;
+                    q, k, v, dout, lse, delta, starts, dq, tokens, heads, kv_heads, d, ld, ldo,
+                    scale(d))
+            }
+        }
+    }
+}
+
+/// What scores are multiplied by.
+fn scale(d: usize) -> f32 {
+    1.0 / (d as f32).sqrt()
+}

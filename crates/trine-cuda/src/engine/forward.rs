@@ -1,0 +1,213 @@
+//! The layers, forward.
+
+use trine_format::Projection;
+use trine_format::names::{Part, TensorId};
+
+use super::{Address, Kind, Pass, Product, launch, row_block};
+use crate::error::Result;
+
+/// A product that is to be added to the residual stream.
+#[derive(Clone, Copy)]
+pub(super) struct Pending {
+    /// `(M, D)`
+    pub(super) product: Address,
+    /// Of the weights.
+    pub(super) weight: Option<Address>,
+    /// Of the rows that were multiplied.
+    pub(super) rows: Option<Address>,
+    /// Where the sum goes, `(M, D)` f32.
+    pub(super) sum: Address,
+}
+
+/// What a norm is given and what it fills.
+pub(super) struct Norm {
+    pub(super) x: Address,
+    /// How `x` is kept.
+    pub(super) kind: Kind,
+    pub(super) pending: Option<Pending>,
+    pub(super) rows: Option<Address>,
+    /// `None` for a norm that the model does not have.
+    pub(super) weight: Option<Address>,
+    pub(super) out: Address,
+    /// `None` where values and not codes are wanted.
+    pub(super) scales: Option<Address>,
+    pub(super) rms: Address,
+    /// Rows of the output, and its width.
+    pub(super) shape: (usize, usize),
+}
+
+impl Pass<'_> {
+    /// Runs all layers. What the last one adds to the residual stream is left for the head's norm.
+    pub(super) fn forward(&mut self) -> Result<()> {
+        let width = self.config.hidden_size;
+        let table = self.layout.get(TensorId::Embed).expect("every model has an embedding");
+        let (at, narrow) = (self.masters + table.masters, table.kept == crate::layout::Kept::Bf16);
+        let rows = self.input.extent.rows();
+        let threads = width.div_ceil(4).next_multiple_of(32).min(256);
+        launch!(self.device, "embed", [rows, 1, 1], threads, 0;
+            at, narrow, self.ids.inputs.at(), self.memory.input(0), width)?;
+        for layer in 0..self.config.num_hidden_layers {
+            self.layer(layer, self.pending(layer))?;
+        }
+        Ok(())
+    }
+
+    /// What the layer below `layer` is still to add to the residual stream.
+    pub(super) fn pending(&self, layer: usize) -> Option<Pending> {
+        let below = layer.checked_sub(1)?;
+        Some(Pending {
+            product: self.memory.product.at(),
+            weight: self.scale(below, Projection::Down),
+            rows: self.rows(&self.memory.down_scales[below]),
+            sum: self.memory.input(layer),
+        })
+    }
+
+    /// Runs a layer up to the product that it adds to the residual stream. With something `pending` its
+    /// input is the residual stream of the layer below, after attention, and that.
+    pub(super) fn layer(&mut self, layer: usize, pending: Option<Pending>) -> Result<()> {
+        let (config, memory) = (self.config, &*self.memory);
+        let (rows, width, inner) =
+            (self.input.extent.rows(), config.hidden_size, config.intermediate_size);
+        let (heads, kv) = (config.attention_width(), config.key_value_width());
+        let (state, kind) = (memory.state(layer), self.kind());
+        let of = |part| self.master(TensorId::Layer(layer, part));
+
+        let x = match layer.checked_sub(1).filter(|_| pending.is_some()) {
+            Some(below) => memory.state(below).middle.at(),
+            None => memory.input(layer),
+        };
+        self.norm(&Norm {
+            x,
+            kind: Kind::F32,
+            pending,
+            rows: None,
+            weight: of(Part::InputNorm),
+            out: state.qkv_input.codes.at(),
+            scales: self.rows(&state.qkv_input.scales),
+            rms: state.qkv_input.rms.at(),
+            shape: (rows, width),
+        })?;
+        let all = heads + 2 * kv;
+        self.project(layer, Projection::Q, state.qkv_input.codes.at(), state.qkv.at(), (all, width))?;
+        self.rope(layer, state.qkv.at(), false)?;
+        self.attention(layer)?;
+
+        self.norm(&Norm {
+            x: state.y.at(),
+            kind,
+            pending: None,
+            rows: None,
+            weight: of(Part::AttnSubNorm),
+            out: state.o_input.codes.at(),
+            scales: self.rows(&state.o_input.scales),
+            rms: state.o_input.rms.at(),
+            shape: (rows, heads),
+        })?;
+        let product = memory.product.at();
+        self.project(layer, Projection::O, state.o_input.codes.at(), product, (width, heads))?;
+
+        self.norm(&Norm {
+            x: memory.input(layer),
+            kind: Kind::F32,
+            pending: Some(Pending {
+                product,
+                weight: self.scale(layer, Projection::O),
+                rows: self.rows(&state.o_input.scales),
+                sum: state.middle.at(),
+            }),
+            rows: None,
+            weight: of(Part::PostAttentionNorm),
+            out: state.gate_input.codes.at(),
+            scales: self.rows(&state.gate_input.scales),
+            rms: state.gate_input.rms.at(),
+            shape: (rows, width),
+        })?;
+        let gates = state.gates.at();
+        self.project(layer, Projection::Gate, state.gate_input.codes.at(), gates, (2 * inner, width))?;
+        let (threads, groups) = row_block(inner);
+        let kernel = format!("gate_{}_{groups}", kind.name());
+        launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
+            gates,
+            self.scale(layer, Projection::Gate),
+            self.scale(layer, Projection::Up),
+            self.rows(&state.gate_input.scales),
+            self.act(),
+            of(Part::FfnSubNorm),
+            config.rms_norm_eps,
+            state.down_input.codes.at(),
+            self.rows(&memory.down_scales[layer]),
+            state.down_input.rms.at(),
+            inner)?;
+        self.project(layer, Projection::Down, state.down_input.codes.at(), product, (width, inner))
+    }
+
+    pub(super) fn norm(&self, norm: &Norm) -> Result<()> {
+        let (rows, width) = norm.shape;
+        let (threads, groups) = row_block(width);
+        let kernel = format!("norm_{}_{}_{groups}", norm.kind.name(), self.kind().name());
+        let pending = norm.pending;
+        launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
+            norm.x,
+            pending.map(|pending| pending.product),
+            pending.and_then(|pending| pending.weight),
+            pending.and_then(|pending| pending.rows),
+            pending.map(|pending| pending.sum),
+            norm.rows,
+            norm.weight,
+            self.config.rms_norm_eps,
+            norm.out,
+            norm.scales,
+            norm.rms,
+            width)
+    }
+
+    /// `y (M, out) = x (M, in) W^T`, of the projections that lie together from `first` on.
+    fn project(
+        &self,
+        layer: usize,
+        first: Projection,
+        x: Address,
+        y: Address,
+        (out, inp): (usize, usize),
+    ) -> Result<()> {
+        let kind = self.kind();
+        let product = Product {
+            m: self.input.extent.rows(),
+            n: out,
+            k: inp,
+            factors: kind,
+            a_transposed: false,
+            b_transposed: true,
+            a_stride: inp,
+            b_stride: inp,
+            result: kind,
+            c_stride: out,
+            add: false,
+        };
+        self.device.multiply(&product, x, self.weights(layer, first), y)
+    }
+
+    /// Where the weights of projections lie, from `first` on.
+    pub(super) fn weights(&self, layer: usize, first: Projection) -> Address {
+        let tensor = self.layout.get(TensorId::Layer(layer, Part::Projection(first)));
+        let copy = tensor.and_then(|tensor| tensor.copy).expect("projections are multiplied");
+        self.multiplied + copy * self.kind().bytes() as u64
+    }
+
+    /// Turns queries and keys by their positions, or their gradients back.
+    pub(super) fn rope(&self, layer: usize, qkv: Address, backward: bool) -> Result<()> {
+        let (config, kind) = (self.config, self.kind());
+        let (heads, kv_heads, d) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let rows = self.input.extent.rows();
+        let threads = rows * (heads + 2 * kv_heads) * (d / 8);
+        let kernel = format!("rope_{}{}", if backward { "backward_" } else { "" }, kind.name());
+        let [cos, sin] = self.rope;
+        launch!(self.device, &kernel, [threads.div_ceil(256), 1, 1], 256, 0;
+            qkv,
+            self.scale(layer, Projection::Q),
+            self.rows(&self.memory.state(layer).qkv_input.scales),
+            cos, sin, rows, self.input.extent.tokens, heads, kv_heads, d)
+    }
+}

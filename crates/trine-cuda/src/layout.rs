@@ -1,0 +1,197 @@
+//! Where parameters, their gradients and what is multiplied lie in the memory of a device.
+//!
+//! Projections that have the same input lie one after the other, so that one product computes them all.
+
+use trine_format::names::{Part, TensorId};
+use trine_format::{ModelConfig, Projection, Quantization};
+
+use crate::backend::Kind;
+use crate::error::{CudaError, Result};
+
+/// Elements that a tensor's first one is a multiple of: 256 bytes of bf16.
+const ALIGNMENT: u64 = 128;
+
+/// A parameter.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    pub(crate) id: TensorId,
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// In elements of gradients and moments.
+    pub(crate) start: u64,
+    /// In bytes of masters.
+    pub(crate) masters: u64,
+    /// In elements of what is multiplied.
+    pub(crate) copy: Option<u64>,
+    /// Its scale's number.
+    pub(crate) scale: Option<usize>,
+    pub(crate) kept: Kept,
+    /// Its number among all, by name.
+    number: usize,
+}
+
+/// How masters are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    F32,
+    Bf16,
+    /// As f32 that bf16 has.
+    Rounded,
+}
+
+impl Tensor {
+    pub(crate) fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of its masters.
+    pub(crate) fn masters_bytes(&self) -> usize {
+        self.count() * if self.kept == Kept::Bf16 { 2 } else { 4 }
+    }
+}
+
+/// All parameters of a model.
+pub(crate) struct Layout {
+    pub(crate) tensors: Vec<Tensor>,
+    /// Elements of gradients, and of each moment.
+    pub(crate) elements: u64,
+    /// Bytes of masters.
+    pub(crate) masters: u64,
+    /// Elements of what is multiplied.
+    pub(crate) copies: u64,
+    /// Number of scales.
+    pub(crate) scales: usize,
+    /// Tensors that are multiplied, scaled ones first: where `tensors` has them.
+    pub(crate) multiplied: Vec<usize>,
+}
+
+/// Projections that are multiplied together, in the order in which they lie.
+const ORDER: [Part; 11] = [
+    Part::Projection(Projection::Q),
+    Part::Projection(Projection::K),
+    Part::Projection(Projection::V),
+    Part::Projection(Projection::O),
+    Part::Projection(Projection::Gate),
+    Part::Projection(Projection::Up),
+    Part::Projection(Projection::Down),
+    Part::InputNorm,
+    Part::AttnSubNorm,
+    Part::PostAttentionNorm,
+    Part::FfnSubNorm,
+];
+
+impl Layout {
+    /// Of a model, with its masters in bf16 where `narrow`.
+    ///
+    /// # Errors
+    /// A model that the engine does not compute.
+    pub(crate) fn new(config: &ModelConfig, narrow: bool) -> Result<Self> {
+        check(config)?;
+        let ids = config.tensor_ids();
+        let mut names: Vec<String> = ids.iter().map(|id| id.canonical()).collect();
+        names.sort_unstable();
+        let layers = (0..config.num_hidden_layers)
+            .flat_map(|layer| ORDER.iter().map(move |part| TensorId::Layer(layer, *part)));
+        let order = layers.chain([TensorId::Embed, TensorId::FinalNorm, TensorId::Head]);
+        let head = if config.tie_word_embeddings { TensorId::Embed } else { TensorId::Head };
+        let quantized = config.quantization != Quantization::None;
+        let mut layout = Self {
+            tensors: Vec::new(),
+            elements: 0,
+            masters: 0,
+            copies: 0,
+            scales: 0,
+            multiplied: Vec::new(),
+        };
+        for id in order.filter(|id| ids.contains(id)) {
+            let (name, shape) = (id.canonical(), config.tensor_shape(id));
+            let count = shape.iter().product::<usize>() as u64;
+            let is_projection = matches!(id, TensorId::Layer(_, Part::Projection(_)));
+            // Not between projections that are multiplied together: their sizes are multiples of 64.
+            let up = |at: u64| if is_projection { at } else { at.next_multiple_of(ALIGNMENT) };
+            let kept = match (narrow, shape.len() > 1) {
+                (true, true) => Kept::Bf16,
+                (true, false) => Kept::Rounded,
+                (false, _) => Kept::F32,
+            };
+            let copy = (is_projection || id == head).then(|| up(layout.copies));
+            let scale = (is_projection && quantized).then_some(layout.scales);
+            let number = names.binary_search(&name).expect("the names are those of the tensors");
+            let tensor = Tensor {
+                id,
+                name,
+                shape,
+                start: up(layout.elements),
+                masters: layout.masters.next_multiple_of(256),
+                copy,
+                scale,
+                kept,
+                number,
+            };
+            layout.elements = tensor.start + count;
+            layout.masters = tensor.masters + tensor.masters_bytes() as u64;
+            if let Some(copy) = copy {
+                layout.copies = copy + count;
+                layout.multiplied.push(layout.tensors.len());
+            }
+            layout.scales += usize::from(scale.is_some());
+            layout.tensors.push(tensor);
+        }
+        Ok(layout)
+    }
+
+    /// The table of some tensors that kernels read: struct `Entry` of `weights.cu`.
+    pub(crate) fn table<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u64> {
+        let pair = |low: i32, high: i32| u64::from(low as u32) | u64::from(high as u32) << 32;
+        let entry = |tensor: &Tensor| {
+            let scale = tensor.scale.map_or(-1, |scale| scale as i32);
+            let decays = i32::from(tensor.shape.len() > 1);
+            [
+                tensor.start,
+                tensor.count() as u64,
+                tensor.masters,
+                tensor.copy.unwrap_or(0),
+                pair(scale, tensor.kept as i32),
+                pair(decays, tensor.number as i32),
+            ]
+        };
+        tensors.flat_map(entry).collect()
+    }
+
+    pub(crate) fn get(&self, id: TensorId) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.id == id)
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+}
+
+/// Widest rows that a block has in registers.
+pub(crate) const WIDEST: usize = 32 << 10;
+
+fn check(config: &ModelConfig) -> Result<()> {
+    let unsupported = |what, expected: &str, found: String| {
+        Err(CudaError::Unsupported { what, expected: expected.to_owned(), found })
+    };
+    if config.projection_norm_eps.is_some() {
+        return unsupported("norms of projections", "none", "some".to_owned());
+    }
+    for (what, size) in [
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("head_dim", config.head_dim),
+        ("hidden_size of all query heads", config.attention_width()),
+    ] {
+        if size % 8 != 0 || size > WIDEST {
+            let expected = format!("a multiple of 8, at most {WIDEST}");
+            return unsupported(what, &expected, size.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of matrices of `kind`.
+pub(crate) fn bytes(elements: usize, kind: Kind) -> usize {
+    elements * kind.bytes()
+}

@@ -1,0 +1,194 @@
+//! Steps of the engine for cards against those of the engine for CPUs, both on a CPU.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use trine_cuda::emulator::Emulator;
+use trine_cuda::{AdamW, Engine, Kind, Options};
+use trine_data::{Batch, IGNORED};
+use trine_format::{HiddenAct, ModelConfig, Quantization};
+use trine_train::config::OptimizerConfig;
+use trine_train::fused::{self, Precision};
+use trine_train::optimizer::{Gradients, Optimizer, global_norm};
+use trine_train::schedule::Rates;
+use trine_train::{Bitnet, Params};
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 64,
+        intermediate_size: 104,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 16,
+        vocab_size: 37,
+        max_position_embeddings: 140,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-5,
+        hidden_act: HiddenAct::Relu2,
+        sub_norms: true,
+        projection_norm_eps: None,
+        tie_word_embeddings: true,
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+        quantization: Quantization::Online,
+    }
+}
+
+fn model(config: &ModelConfig) -> Bitnet {
+    let params = Params::init(config, 0.2, 7, &Device::Cpu).unwrap();
+    Bitnet::new(config.clone(), params).unwrap()
+}
+
+fn batch(batch: usize, seq_len: usize, vocab: usize) -> Batch {
+    let id = |i: usize| (i * i * 31 % 101 % vocab) as u32;
+    let n = batch * seq_len;
+    let (inputs, targets) = ((0..n).map(id).collect(), (1..=n).map(id).collect());
+    Batch { inputs, targets, starts: None, batch, seq_len }
+}
+
+fn documents() -> Batch {
+    let mut batch = batch(2, 40, 37);
+    batch.starts = Some((0..80).map(|i| (i % 40 - i % 40 % 13) as u32).collect());
+    for (i, target) in batch.targets.iter_mut().enumerate() {
+        if i % 7 < 4 || (20..33).contains(&i) {
+            *target = IGNORED;
+        }
+    }
+    batch
+}
+
+fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn on_emulator(model: &Bitnet, kind: Kind, recompute: bool) -> Engine {
+    let options = Options { kind, recompute, narrow_masters: false };
+    let device = Arc::new(Emulator::open().unwrap());
+    let mut engine = Engine::new(device, model.config(), options).unwrap();
+    for (name, var) in model.params().iter() {
+        engine.set(name, &values(var)).unwrap();
+    }
+    engine
+}
+
+/// The length of the difference relative to that of `expected`, or to `least`, where what is expected is the
+/// noise of sums that are zero.
+fn difference(found: &[f32], expected: &[f32], least: f64) -> f64 {
+    let square = |x: f64| x * x;
+    let pairs = found.iter().zip(expected);
+    let error: f64 = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    error.sqrt() / size.sqrt().max(least)
+}
+
+fn gradients_of(engine: &Engine) -> Vec<(String, Vec<f32>)> {
+    let mut found = Vec::new();
+    for (name, count) in engine.parameters() {
+        let mut gradient = vec![0.0; count];
+        engine.gradient(name, &mut gradient).unwrap();
+        found.push((name.to_owned(), gradient));
+    }
+    found
+}
+
+fn check(config: &ModelConfig, batch: &Batch, what: &str) {
+    let model = model(config);
+    let ternary = config.quantization != Quantization::None;
+    let options = fused::Options { precision: Precision::F32, recompute: false };
+    let mut on_cpu = fused::Engine::new(options, ternary);
+    let (expected_loss, expected) = on_cpu.gradients(&model, batch).unwrap();
+    let evaluated = on_cpu.evaluate(&model, batch).unwrap();
+    let weight = 1.0 / batch.learned() as f32;
+    for kind in [Kind::F32, Kind::Bf16] {
+        for recompute in [false, true] {
+            let what = format!("{what}, {kind:?}, recompute {recompute}");
+            let mut engine = on_emulator(&model, kind, recompute);
+            // A larger batch before leaves no trace.
+            engine.begin().unwrap();
+            engine.add(&self::batch(3, 65, config.vocab_size), 1.0).unwrap();
+            engine.begin().unwrap();
+            engine.add(batch, weight).unwrap();
+            let loss = engine.loss().unwrap() / batch.learned() as f64;
+            // In bfloat16, what a layer returns is rounded, and quantized to another code here and there.
+            let (in_loss, in_gradients) = match kind {
+                Kind::F32 => (1e-6, 1e-4),
+                Kind::Bf16 => (2e-2, 0.2),
+            };
+            let error = (loss / f64::from(expected_loss) - 1.0).abs();
+            assert!(error < in_loss, "{what}: {loss} for {expected_loss}");
+            let norm = global_norm(&expected).unwrap();
+            let found = gradients_of(&engine);
+            assert_eq!(found.len(), expected.len());
+            for (name, found) in found {
+                let difference = difference(&found, &values(&expected[&name]), 1e-3 * norm);
+                assert!(difference < in_gradients, "{what}, {name}: {difference}");
+            }
+            let squares: f64 = engine.squares().unwrap().iter().sum();
+            assert!((squares.sqrt() / norm - 1.0).abs() < in_gradients, "{what}: {squares}");
+            let loss = engine.evaluate(batch).unwrap() / batch.learned() as f64;
+            assert!((loss / f64::from(evaluated) - 1.0).abs() < 1e-6, "{what}: {loss}");
+        }
+    }
+}
+
+#[test]
+fn steps_of_a_card_are_those_of_a_cpu() {
+    check(&config(), &batch(3, 17, 37), "3 x 17");
+    check(&config(), &batch(1, 1, 37), "one token");
+    check(&config(), &batch(2, 130, 37), "2 x 130");
+    check(&config(), &documents(), "documents");
+    let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
+    check(&silu, &batch(3, 17, 37), "SiLU without sub-norms");
+    let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
+    check(&untied, &batch(3, 17, 33), "untied");
+    let full = ModelConfig { quantization: Quantization::None, ..config() };
+    check(&full, &batch(3, 17, 37), "full precision");
+}
+
+#[test]
+fn batches_add_up_and_updates_are_those_of_a_cpu() {
+    let config = config();
+    let mut model = model(&config);
+    let options = fused::Options { precision: Precision::F32, recompute: false };
+    let mut on_cpu = fused::Engine::new(options, true);
+    let optimizer = OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::default() };
+    let mut updates = Optimizer::new(optimizer.clone(), 1, model.trained());
+    let mut engine = on_emulator(&model, Kind::F32, false);
+    for step in 1..=3 {
+        let parts = [batch(2, 19, 37), batch(1, 23 + step, 37)];
+        let mut sum = Gradients::new();
+        engine.begin().unwrap();
+        for part in &parts {
+            let (_, gradients) = on_cpu.weighted_gradients(&model, part, 0.01).unwrap();
+            trine_train::optimizer::accumulate(&mut sum, gradients, 1.0).unwrap();
+            engine.add(part, 0.01).unwrap();
+        }
+        let norm = global_norm(&sum).unwrap();
+        let squares: f64 = engine.squares().unwrap().iter().sum();
+        assert!((squares.sqrt() / norm - 1.0).abs() < 1e-5, "{squares}, {norm}");
+        let rates = Rates { learning_rate: 0.01, weight_decay: 0.1 };
+        updates.update(model.trained(), &sum, norm, rates).unwrap();
+        let correction = |beta: f64| 1.0 - beta.powi(step as i32);
+        let [beta1, beta2] = optimizer.betas;
+        engine
+            .update(&AdamW {
+                clip: (1.0 / (norm + 1e-6)).min(1.0) as f32,
+                betas: optimizer.betas.map(|beta| beta as f32),
+                eps: optimizer.eps as f32,
+                keep: (1.0 - 0.01 * 0.1) as f32,
+                step_size: (0.01 / correction(beta1)) as f32,
+                inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
+                chance: 0,
+            })
+            .unwrap();
+        model.set_step(step);
+        for (name, var) in model.params().iter() {
+            let expected = values(var);
+            let mut found = vec![0.0; expected.len()];
+            engine.get(name, &mut found).unwrap();
+            let difference = difference(&found, &expected, 0.0);
+            assert!(difference < 1e-5, "step {step}, {name}: {difference}");
+        }
+    }
+}
