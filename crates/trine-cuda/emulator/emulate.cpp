@@ -5,6 +5,14 @@
 
 // A file of kernels, and a line for each of them.
 
+#include "../kernels/attention_backward.cu"
+KERNEL(attention_backward_kv_bf16_d32)
+KERNEL(attention_backward_kv_bf16_d64)
+KERNEL(attention_backward_kv_bf16_d128)
+KERNEL(attention_backward_q_bf16_d32)
+KERNEL(attention_backward_q_bf16_d64)
+KERNEL(attention_backward_q_bf16_d128)
+
 // As cuLaunchKernel: `args[i]` points to the value of the i-th argument. 0, or 1 where no kernel has that name.
 extern "C" int emulate_launch(const char* name, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared_bytes,
                               void** args) {

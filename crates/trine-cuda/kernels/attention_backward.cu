@@ -1,0 +1,508 @@
+// The gradients of causal attention, from its inputs and what the forward pass keeps of each row's sum.
+// After FlashAttention-2 (Dao, arXiv 2307.08691), without its atomic sums: one kernel has a block per tile of
+// keys and goes over the queries that see it, for dK and dV; another has a block per tile of queries and goes
+// over the keys it sees, for dQ. So S and dP are computed twice, and every sum has one order.
+//
+//   S = scale Q K^T   P = exp(S - lse)   dV = P^T dO   dP = dO V^T   dS = P (dP - delta)
+//   dK = scale dS^T Q   dQ = scale dS K
+//
+// A warp owns rows of the result. What it computes of P and dS as sums (accumulators of the tensor cores) lies
+// in its registers just as the next product wants its left factor, so neither goes through shared memory.
+
+namespace attention_backward {
+
+constexpr float LOG2E = 1.4426950408889634f;
+
+// Tiles in shared memory have rows of D bf16, in pieces of 16 bytes; a row's pieces change places by the row's
+// number, so that the eight rows of a matrix lie in different banks. The byte at which a piece begins:
+template <int D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
+    if (D == 32) return row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
+    return row * (2 * D) + ((piece ^ (row & 7)) << 4);
+}
+// From the byte of piece 0 or 1 to that of the piece 2k further.
+template <int D> __device__ __forceinline__ u32 further(u32 byte, int k) {
+    return (byte ^ (u32)(k & (D >= 64 ? 3 : 1)) << 5) + (k >> 2) * 128;
+}
+
+// ROWS rows of a tile from global memory; zeros from row `rows` and from column `d` on.
+template <int D, int ROWS, int THREADS>
+__device__ __forceinline__ void copy_tile(u8* tile, const bf16* x, u32 ld, u32 rows, u32 d) {
+    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES;
+    static_assert(ROWS % STEP == 0, "whole steps");
+    const u32 piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
+#pragma unroll
+    for (u32 i = 0; i < ROWS / STEP; i++) {
+        const u32 row = first + i * STEP;
+        const bool valid = row < rows && piece * 8 < d;
+        copy_async(tile + place<D>(row, piece), valid ? x + (u64)row * ld + piece * 8 : x, valid);
+    }
+}
+
+// Where a lane reads matrices in a tile: as the left factor of a product, or as the right one that is to be
+// transposed (rows 0 to 15, piece 0, then piece 1); as the right factor (rows 0 to 7, pieces 0 and 1, then
+// rows 8 to 15).
+template <int D> __device__ __forceinline__ u32 left_place() {
+    const u32 lane = threadIdx.x % 32;
+    return place<D>(lane & 15, lane >> 4);
+}
+template <int D> __device__ __forceinline__ u32 right_place() {
+    const u32 lane = threadIdx.x % 32;
+    return place<D>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+}
+
+// Left factors of 16 M rows.
+template <int M> struct Left {
+    u32 x[M][4];
+};
+
+// c (16 M x 8 N) += a b^T, over D columns. `left(k)` gives columns 16 k to 16 k + 15 of a; b's rows are at `b`,
+// `right` is right_place. `beside(k)` is other work, to be done while the tensor cores are busy.
+template <int D, int M, int N, class A, class Beside>
+__device__ __forceinline__ void multiply_rows(float (&c)[M][N][4], A left, const u8* b, u32 right, Beside beside) {
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        const Left<M> a = left(k);
+        const u8* const from = b + further<D>(right, k);
+#pragma unroll
+        for (int j = 0; j < N / 2; j++) {
+            u32 y[4];
+            load_matrices(y, from + j * 32 * D);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                multiply_add(c[m][2 * j], a.x[m], y[0], y[1]);
+                multiply_add(c[m][2 * j + 1], a.x[m], y[2], y[3]);
+            }
+        }
+        beside(k);
+    }
+}
+
+// The 16 columns from 8 n of accumulators, as a left factor.
+template <int M, int N> __device__ __forceinline__ Left<M> as_left(const float (&c)[M][N][4], int n) {
+    Left<M> a;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        a.x[m][0] = pack_bf16(c[m][n][0], c[m][n][1]);
+        a.x[m][1] = pack_bf16(c[m][n][2], c[m][n][3]);
+        a.x[m][2] = pack_bf16(c[m][n + 1][0], c[m][n + 1][1]);
+        a.x[m][3] = pack_bf16(c[m][n + 1][2], c[m][n + 1][3]);
+    }
+    return a;
+}
+
+// c (16 M x D) += a b, a of 16 columns, b of 16 rows at `b`; `left` is left_place.
+template <int D, int M>
+__device__ __forceinline__ void multiply_columns(float (&c)[M][D / 8][4], const Left<M>& a, const u8* b, u32 left) {
+#pragma unroll
+    for (int j = 0; j < D / 16; j++) {
+        u32 y[4];
+        load_matrices_transposed(y, b + further<D>(left, j));
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            multiply_add(c[m][2 * j], a.x[m], y[0], y[1]);
+            multiply_add(c[m][2 * j + 1], a.x[m], y[2], y[3]);
+        }
+    }
+}
+
+template <int M, int N> __device__ __forceinline__ void clear(float (&c)[M][N][4]) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
+}
+
+// A warp's 16 M rows of a result, times `factor`, by way of the warp's own rows of shared memory.
+template <int D, int M>
+__device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 rows, u32 d, const float (&c)[M][D / 8][4],
+                                           float factor, u8* tile) {
+    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            u8* const p = tile + m * 32 * D + place<D>(g, n) + 4 * t;
+            *(u32*)p = pack_bf16(c[m][n][0] * factor, c[m][n][1] * factor);
+            *(u32*)(p + 16 * D) = pack_bf16(c[m][n][2] * factor, c[m][n][3] * factor);
+        }
+    __syncwarp();
+    constexpr u32 PIECES = D / 8;
+    for (u32 i = lane; i < 16 * M * PIECES; i += 32) {
+        const u32 row = i / PIECES, piece = i % PIECES;
+        if (row < rows && piece * 8 < d)
+            *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)(tile + place<D>(row, piece));
+    }
+}
+
+// Which part a block does. Blocks start in the order of their numbers: of SECTION heads (of all sequences)
+// first all tiles 0, then all tiles 1 and so on. So those with the most work begin first, and no more is in
+// use at a time than the L2 cache holds.
+struct Part {
+    u32 tile, head, sequence;
+};
+__device__ __forceinline__ Part part_of_block() {
+    constexpr u32 SECTION = 64;
+    const u32 number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    const u32 section = number / (SECTION * gridDim.x), rest = number % (SECTION * gridDim.x);
+    const u32 heads = min(SECTION, gridDim.y * gridDim.z - section * SECTION);
+    const u32 head = section * SECTION + rest % heads;
+    return {rest / heads, head % gridDim.y, head / gridDim.y};
+}
+
+// What a tile of queries needs of each row.
+template <int QUERIES> struct Rows {
+    float lse[QUERIES];   // times log2(e); of rows past the end infinity, so that their P is 0
+    float delta[QUERIES]; // negative: what the sum dP - delta begins with
+    u32 start[QUERIES];   // the first key that is seen
+};
+struct alignas(8) Two {
+    float x, y;
+};
+struct alignas(8) TwoWords {
+    u32 x, y;
+};
+
+// Shared memory: K and V of a tile of KEYS = 16 M WARPS keys; twice Q and dO of QUERIES queries, and their Rows.
+template <int D, int M, int WARPS, int QUERIES> constexpr u32 keys_shared_bytes() {
+    return 2 * 16 * M * WARPS * 2 * D + 2 * (2 * QUERIES * 2 * D + sizeof(Rows<QUERIES>));
+}
+
+// dK and dV of a tile of keys of one key head and sequence. A warp owns 16 M keys and takes CHUNK queries at
+// a time: the transposes of S, P, dP and dS are computed, with a row per key.
+template <int D, int M, int WARPS, int QUERIES, int CHUNK>
+__device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
+                                        const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
+                                        u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS, N = CHUNK / 8;
+    constexpr u32 ROW = 2 * D, STAGE = 2 * QUERIES * ROW;
+    static_assert(THREADS >= 2 * QUERIES, "a thread per row and number of Rows");
+    DYNAMIC_SHARED(shared);
+    u8 *const keys = shared, *const values = keys + KEYS * ROW, *const stages = values + KEYS * ROW;
+    Rows<QUERIES>* const rows = (Rows<QUERIES>*)(stages + 2 * STAGE);
+
+    const Part part = part_of_block();
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 group = H / K, key0 = part.tile * KEYS, row0 = part.sequence * T;
+    const u32 key_first = key0 + 16 * M * warp, key_last = key_first + 16 * M - 1; // the warp's
+
+    // Tiles of queries from `first` to before `last` see some of the keys; starts never fall, so those whose
+    // first row does not begin after the last key are the first ones.
+    const u32 first = key0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES;
+    u32 last = tiles;
+    if (starts) {
+        float seen = 0.0f;
+        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
+            if (starts[row0 + i * QUERIES] < key0 + KEYS) seen += 1.0f;
+        last = first + (u32)block_sum(seen);
+    }
+
+    // The rows' numbers come through registers, as f32 rows need not be aligned; asked for before a tile's
+    // products and stored after them.
+    float next_number = 0.0f;
+    u32 next_start = 0;
+    auto fetch = [&](u32 head, u32 tile, u32 stage) {
+        const u32 query0 = tile * QUERIES;
+        u8* const to = stages + stage * STAGE;
+        copy_tile<D, QUERIES, THREADS>(to, q + (u64)(row0 + query0) * ld + head * d, ld, T - query0, d);
+        copy_tile<D, QUERIES, THREADS>(to + QUERIES * ROW, dout + (u64)(row0 + query0) * ldo + head * d, ldo,
+                                       T - query0, d);
+        copy_commit();
+        const u32 row = query0 + threadIdx.x % QUERIES;
+        const u64 at = ((u64)part.sequence * H + head) * T + row;
+        if (threadIdx.x < QUERIES) {
+            next_number = row < T ? lse[at] * LOG2E : INFINITY;
+            if (starts) next_start = starts[row0 + min(row, T - 1)];
+        } else if (threadIdx.x < 2 * QUERIES) {
+            next_number = row < T ? -delta[at] : 0.0f;
+        }
+    };
+    auto keep = [&](u32 stage) {
+        if (threadIdx.x < QUERIES) {
+            rows[stage].lse[threadIdx.x] = next_number;
+            rows[stage].start[threadIdx.x] = next_start;
+        } else if (threadIdx.x < 2 * QUERIES) {
+            rows[stage].delta[threadIdx.x - QUERIES] = next_number;
+        }
+    };
+
+    float sum_k[M][D / 8][4], sum_v[M][D / 8][4];
+    clear(sum_k);
+    clear(sum_v);
+    const u32 left = left_place<D>(), right = right_place<D>();
+    const u8* const own_keys = keys + 16 * M * warp * ROW + left;
+    const u8* const own_values = values + 16 * M * warp * ROW + left;
+    const float factor = scale * LOG2E;
+
+    copy_tile<D, KEYS, THREADS>(keys, k + (u64)(row0 + key0) * ld + part.head * d, ld, T - key0, d);
+    copy_tile<D, KEYS, THREADS>(values, v + (u64)(row0 + key0) * ld + part.head * d, ld, T - key0, d);
+    u32 tile = first, head = part.head * group, stage = 0;
+    const u32 heads_end = head + group;
+    fetch(head, tile, 0);
+    keep(0);
+    while (head < heads_end) {
+        copy_wait<0>();
+        __syncthreads(); // the tile is there, and no warp is at the one before it
+        const u32 query0 = tile * QUERIES;
+        if (++tile == last) tile = first, head++;
+        if (head < heads_end) fetch(head, tile, stage ^ 1);
+
+        const u8* const queries = stages + stage * STAGE;
+        const u8* const gradients = queries + QUERIES * ROW;
+        const Rows<QUERIES>& r = rows[stage];
+#pragma unroll 1
+        for (u32 c = 0; c < QUERIES; c += CHUNK) {
+            const u32 query = query0 + c;
+            if (key_first > query + CHUNK - 1 || query >= T || r.start[c] > key_last) continue;
+            const u8 *const some_queries = queries + c * ROW, *const some_gradients = gradients + c * ROW;
+
+            float p[M][N][4], s[M][N][4];
+            clear(p);
+            multiply_rows<D>(
+                p,
+                [&](int k) {
+                    Left<M> a;
+#pragma unroll
+                    for (int m = 0; m < M; m++) load_matrices(a.x[m], keys + further<D>(own_keys - keys, k) + m * 16 * ROW);
+                    return a;
+                },
+                some_queries, right, [](int) {});
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const Two y = *(const Two*)&r.delta[c + 8 * n + 2 * t];
+#pragma unroll
+                for (int m = 0; m < M; m++) s[m][n][0] = s[m][n][2] = y.x, s[m][n][1] = s[m][n][3] = y.y;
+            }
+            multiply_rows<D>(
+                s,
+                [&](int k) {
+                    Left<M> a;
+#pragma unroll
+                    for (int m = 0; m < M; m++)
+                        load_matrices(a.x[m], values + further<D>(own_values - values, k) + m * 16 * ROW);
+                    return a;
+                },
+                some_gradients, right,
+                [&](int k) { // P, a part beside each step
+                    constexpr int EACH = N * 16 / D;
+                    static_assert(EACH * D == N * 16, "as many as steps, or a multiple");
+#pragma unroll
+                    for (int n = k * EACH; n < (k + 1) * EACH; n++) {
+                        const Two y = *(const Two*)&r.lse[c + 8 * n + 2 * t];
+#pragma unroll
+                        for (int m = 0; m < M; m++) {
+                            p[m][n][0] = exp2_fast(p[m][n][0] * factor - y.x);
+                            p[m][n][1] = exp2_fast(p[m][n][1] * factor - y.y);
+                            p[m][n][2] = exp2_fast(p[m][n][2] * factor - y.x);
+                            p[m][n][3] = exp2_fast(p[m][n][3] * factor - y.y);
+                        }
+                    }
+                });
+            if (key_last > query || key_first < r.start[c + CHUNK - 1]) { // some are not seen
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const TwoWords y = *(const TwoWords*)&r.start[c + 8 * n + 2 * t];
+                    const u32 column = query + 8 * n + 2 * t;
+#pragma unroll
+                    for (int m = 0; m < M; m++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            const u32 key = key_first + 16 * m + g + i / 2 * 8;
+                            if (key > column + i % 2 || key < (i % 2 ? y.y : y.x)) p[m][n][i] = 0.0f;
+                        }
+                }
+            }
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) s[m][n][i] *= p[m][n][i];
+#pragma unroll
+            for (int n = 0; n < N; n += 2) {
+                multiply_columns<D, M>(sum_v, as_left(p, n), some_gradients + n * 8 * ROW, left);
+                multiply_columns<D, M>(sum_k, as_left(s, n), some_queries + n * 8 * ROW, left);
+            }
+        }
+        stage ^= 1;
+        keep(stage);
+    }
+
+    if (key_first >= T) return;
+    const u64 out = (u64)(row0 + key_first) * ld + part.head * d;
+    store_rows<D, M>(dk + out, ld, T - key_first, d, sum_k, scale, keys + 16 * M * warp * ROW);
+    store_rows<D, M>(dv + out, ld, T - key_first, d, sum_v, 1.0f, values + 16 * M * warp * ROW);
+}
+
+// Shared memory: Q and dO of a tile of QUERIES = 16 M WARPS queries; twice K and V of KEYS keys; a start per query.
+template <int D, int M, int WARPS, int KEYS> constexpr u32 queries_shared_bytes() {
+    return 2 * 16 * M * WARPS * 2 * D + 2 * 2 * KEYS * 2 * D + 4 * 16 * M * WARPS;
+}
+
+// dQ of a tile of queries of one head and sequence. A warp owns 16 M queries and takes KEYS keys at a time;
+// with HELD it has its rows of Q and dO in registers.
+template <int D, int M, int WARPS, int KEYS, bool HELD>
+__device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
+                                           const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
+                                           u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr int THREADS = 32 * WARPS, QUERIES = 16 * M * WARPS, N = KEYS / 8;
+    constexpr u32 ROW = 2 * D, STAGE = 2 * KEYS * ROW;
+    DYNAMIC_SHARED(shared);
+    u8 *const queries = shared, *const gradients = queries + QUERIES * ROW;
+    u8* const stages = gradients + QUERIES * ROW;
+    u32* const row_starts = (u32*)(stages + 2 * STAGE);
+
+    const Part part = part_of_block();
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    // The last tile has the most work.
+    const u32 query0 = (gridDim.x - 1 - part.tile) * QUERIES, row0 = part.sequence * T;
+    const u32 query_first = query0 + 16 * M * warp, query_last = query_first + 16 * M - 1; // the warp's
+    const u32 key_head = part.head / (H / K);
+
+    copy_tile<D, QUERIES, THREADS>(queries, q + (u64)(row0 + query0) * ld + part.head * d, ld, T - query0, d);
+    copy_tile<D, QUERIES, THREADS>(gradients, dout + (u64)(row0 + query0) * ldo + part.head * d, ldo, T - query0, d);
+    auto fetch = [&](u32 tile, u32 stage) {
+        const u32 key0 = tile * KEYS;
+        u8* const to = stages + stage * STAGE;
+        const u64 from = (u64)(row0 + key0) * ld + key_head * d;
+        copy_tile<D, KEYS, THREADS>(to, k + from, ld, T - key0, d);
+        copy_tile<D, KEYS, THREADS>(to + KEYS * ROW, v + from, ld, T - key0, d);
+        copy_commit();
+    };
+    auto start_of = [&](u32 row) { return starts ? starts[row0 + min(row, T - 1)] : 0u; };
+    u32 tile = start_of(query0) / KEYS, stage = 0;
+    const u32 last = min(query0 + QUERIES - 1, T - 1) / KEYS;
+    fetch(tile, 0);
+
+    for (u32 i = threadIdx.x; i < QUERIES; i += THREADS) row_starts[i] = start_of(query0 + i);
+    const u32 start_first = start_of(query_first), start_last = start_of(query_last);
+    // Of the lane's rows; rows past the end have P = 0.
+    float row_lse[M][2], row_delta[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 row = query_first + 16 * m + 8 * i + g;
+            const u64 at = ((u64)part.sequence * H + part.head) * T + row;
+            row_lse[m][i] = row < T ? lse[at] * LOG2E : INFINITY;
+            row_delta[m][i] = row < T ? -delta[at] : 0.0f;
+        }
+
+    float sum[M][D / 8][4];
+    clear(sum);
+    const u32 left = left_place<D>(), right = right_place<D>();
+    const u32 own = 16 * M * warp * ROW + left;
+    const float factor = scale * LOG2E;
+    auto load_left = [&](const u8* from, int k) {
+        Left<M> a;
+#pragma unroll
+        for (int m = 0; m < M; m++) load_matrices(a.x[m], from + further<D>(own, k) + m * 16 * ROW);
+        return a;
+    };
+    Left<M> held_queries[HELD ? D / 16 : 1], held_gradients[HELD ? D / 16 : 1];
+    if (HELD) {
+        copy_wait<0>();
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < (HELD ? D / 16 : 1); i++) {
+            held_queries[i] = load_left(queries, i);
+            held_gradients[i] = load_left(gradients, i);
+        }
+    }
+
+    for (; tile <= last; tile++, stage ^= 1) {
+        copy_wait<0>();
+        __syncthreads(); // the tile is there, and no warp is at the one before it
+        if (tile < last) fetch(tile + 1, stage ^ 1);
+        const u32 key0 = tile * KEYS;
+        if (key0 > query_last || query_first >= T || key0 + KEYS <= start_first) continue;
+        const u8 *const keys = stages + stage * STAGE, *const values = keys + KEYS * ROW;
+
+        float p[M][N][4], s[M][N][4];
+        clear(p);
+        multiply_rows<D>(
+            p, [&](int k) { return HELD ? held_queries[HELD ? k : 0] : load_left(queries, k); }, keys, right,
+            [](int) {});
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[m][n][i] = row_delta[m][i / 2];
+        multiply_rows<D>(
+            s, [&](int k) { return HELD ? held_gradients[HELD ? k : 0] : load_left(gradients, k); }, values, right,
+            [&](int k) { // P, a part beside each step
+                constexpr int STEPS = D / 16;
+#pragma unroll
+                for (int i = k * M * N / STEPS; i < (k + 1) * M * N / STEPS; i++) {
+                    float(&y)[4] = p[i % M][i / M];
+                    y[0] = exp2_fast(y[0] * factor - row_lse[i % M][0]);
+                    y[1] = exp2_fast(y[1] * factor - row_lse[i % M][0]);
+                    y[2] = exp2_fast(y[2] * factor - row_lse[i % M][1]);
+                    y[3] = exp2_fast(y[3] * factor - row_lse[i % M][1]);
+                }
+            });
+        if (key0 + KEYS - 1 > query_first || key0 < start_last) { // some are not seen
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const u32 row = 16 * M * warp + 16 * m + 8 * half + g, start = row_starts[row];
+#pragma unroll
+                    for (int n = 0; n < N; n++)
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            const u32 key = key0 + 8 * n + 2 * t + i;
+                            if (key > query0 + row || key < start) p[m][n][2 * half + i] = 0.0f;
+                        }
+                }
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[m][n][i] *= p[m][n][i];
+#pragma unroll
+        for (int n = 0; n < N; n += 2) multiply_columns<D, M>(sum, as_left(s, n), keys + n * 8 * ROW, left);
+    }
+
+    if (query_first >= T) return;
+    store_rows<D, M>(dq + (u64)(row0 + query_first) * ld + part.head * d, ld, T - query_first, d, sum, scale,
+                     queries + 16 * M * warp * ROW);
+}
+
+} // namespace attention_backward
+
+// q, k, v: columns of one buffer (B T, ld), ld = (H + 2 K) d, of H query heads and K key heads of d columns, d
+// a multiple of 8 and at most D; query head h uses key head h / (H / K). dout (B T, ldo), H heads of d columns.
+// lse (B, H, T): ln of the sum of e^(scale q k) of a row; delta (B, H, T): of a row, the sum of dout times the
+// result. starts (B T), or null: row t of a sequence sees keys starts[t] to t; never falls in a sequence.
+// dq, dk, dv: columns of one buffer (B T, ld). All begin at multiples of 16 bytes.
+//
+// Grids are (tiles of T, heads, B), heads being K for ..._kv and H for ..._q.
+
+// D, rows per tile (16 times M times warps), M, warps, queries in shared memory, queries at a time, blocks.
+#define ATTENTION_BACKWARD_KV(D, M, WARPS, QUERIES, CHUNK, BLOCKS)                                                     \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_kv_bf16_d##D(                  \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
+        const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
+        attention_backward::of_keys<D, M, WARPS, QUERIES, CHUNK>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d, \
+                                                                 ld, ldo, scale);                                      \
+    }
+#define ATTENTION_BACKWARD_Q(D, M, WARPS, KEYS, HELD, BLOCKS)                                                          \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_q_bf16_d##D(                   \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
+        const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
+        attention_backward::of_queries<D, M, WARPS, KEYS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
+                                                                ldo, scale);                                           \
+    }
+
+ATTENTION_BACKWARD_KV(32, 2, 4, 64, 32, 2)
+ATTENTION_BACKWARD_KV(64, 2, 4, 64, 32, 2)
+ATTENTION_BACKWARD_KV(128, 1, 8, 64, 64, 1)
+ATTENTION_BACKWARD_Q(32, 2, 4, 64, true, 2)
+ATTENTION_BACKWARD_Q(64, 2, 4, 32, true, 2)
+ATTENTION_BACKWARD_Q(128, 2, 4, 32, false, 2)
