@@ -12,9 +12,9 @@ import numpy as np
 ROWS = 128  # of a tile
 # By D: threads and bytes of shared memory, of the kernel for K and V and of that for Q.
 SHAPES = {
-    32: ((128, 34304), (128, 33280)),
-    64: ((128, 67072), (128, 49664)),
-    128: ((256, 132608), (128, 98816)),
+    32: ((128, 34304), (128, 34304)),
+    64: ((128, 67072), (128, 50688)),
+    128: ((256, 132608), (128, 99840)),
 }
 
 

@@ -38,6 +38,17 @@ __device__ __forceinline__ void copy_tile(u8* tile, const bf16* x, u32 ld, u32 r
     }
 }
 
+// As copy_async, 4 bytes: numbers of rows begin anywhere.
+__device__ __forceinline__ void copy_word_async(void* shared, const void* global, bool valid) {
+#ifndef EMULATED
+    const int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+#else
+    *(u32*)shared = valid ? *(const u32*)global : 0;
+#endif
+}
+
 // Where a lane reads matrices in a tile: as the left factor of a product, or as the right one that is to be
 // transposed (rows 0 to 15, piece 0, then piece 1); as the right factor (rows 0 to 7, pieces 0 and 1, then
 // rows 8 to 15).
@@ -152,12 +163,24 @@ __device__ __forceinline__ Part part_of_block() {
     return {rest / heads, head % gridDim.y, head / gridDim.y};
 }
 
-// What a tile of queries needs of each row.
+// What a tile of queries needs of each row. Past the end lse and delta are 0, as are Q and dO; so dP and dS are.
 template <int QUERIES> struct Rows {
-    float lse[QUERIES];   // times log2(e); of rows past the end infinity, so that their P is 0
-    float delta[QUERIES]; // negative: what the sum dP - delta begins with
-    u32 start[QUERIES];   // the first key that is seen
+    float lse[QUERIES];
+    float delta[QUERIES];
+    u32 start[QUERIES]; // the first key that is seen
 };
+// Asks for the Rows from row `query0` of a sequence; starts that are null are left as they are.
+template <int QUERIES, int THREADS>
+__device__ __forceinline__ void copy_rows(Rows<QUERIES>& to, const float* lse, const float* delta, const u32* starts,
+                                          u32 query0, u32 T) {
+#pragma unroll
+    for (u32 i = threadIdx.x; i < 2 * QUERIES; i += THREADS) {
+        const u32 row = query0 + i % QUERIES;
+        const float* const from = i < QUERIES ? lse : delta;
+        copy_word_async(i < QUERIES ? &to.lse[i] : &to.delta[i - QUERIES], row < T ? from + row : from, row < T);
+        if (i < QUERIES && starts) copy_word_async(&to.start[i], starts + min(row, T - 1), true);
+    }
+}
 struct alignas(8) Two {
     float x, y;
 };
@@ -178,7 +201,6 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS, N = CHUNK / 8;
     constexpr u32 ROW = 2 * D, STAGE = 2 * QUERIES * ROW;
-    static_assert(THREADS >= 2 * QUERIES, "a thread per row and number of Rows");
     DYNAMIC_SHARED(shared);
     u8 *const keys = shared, *const values = keys + KEYS * ROW, *const stages = values + KEYS * ROW;
     Rows<QUERIES>* const rows = (Rows<QUERIES>*)(stages + 2 * STAGE);
@@ -199,33 +221,17 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         last = first + (u32)block_sum(seen);
     }
 
-    // The rows' numbers come through registers, as f32 rows need not be aligned; asked for before a tile's
-    // products and stored after them.
-    float next_number = 0.0f;
-    u32 next_start = 0;
+    if (!starts)
+        for (u32 i = threadIdx.x; i < 2 * QUERIES; i += THREADS) rows[i / QUERIES].start[i % QUERIES] = 0;
     auto fetch = [&](u32 head, u32 tile, u32 stage) {
         const u32 query0 = tile * QUERIES;
         u8* const to = stages + stage * STAGE;
         copy_tile<D, QUERIES, THREADS>(to, q + (u64)(row0 + query0) * ld + head * d, ld, T - query0, d);
         copy_tile<D, QUERIES, THREADS>(to + QUERIES * ROW, dout + (u64)(row0 + query0) * ldo + head * d, ldo,
                                        T - query0, d);
+        const u64 at = ((u64)part.sequence * H + head) * T;
+        copy_rows<QUERIES, THREADS>(rows[stage], lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
         copy_commit();
-        const u32 row = query0 + threadIdx.x % QUERIES;
-        const u64 at = ((u64)part.sequence * H + head) * T + row;
-        if (threadIdx.x < QUERIES) {
-            next_number = row < T ? lse[at] * LOG2E : INFINITY;
-            if (starts) next_start = starts[row0 + min(row, T - 1)];
-        } else if (threadIdx.x < 2 * QUERIES) {
-            next_number = row < T ? -delta[at] : 0.0f;
-        }
-    };
-    auto keep = [&](u32 stage) {
-        if (threadIdx.x < QUERIES) {
-            rows[stage].lse[threadIdx.x] = next_number;
-            rows[stage].start[threadIdx.x] = next_start;
-        } else if (threadIdx.x < 2 * QUERIES) {
-            rows[stage].delta[threadIdx.x - QUERIES] = next_number;
-        }
     };
 
     float sum_k[M][D / 8][4], sum_v[M][D / 8][4];
@@ -241,7 +247,6 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     u32 tile = first, head = part.head * group, stage = 0;
     const u32 heads_end = head + group;
     fetch(head, tile, 0);
-    keep(0);
     while (head < heads_end) {
         copy_wait<0>();
         __syncthreads(); // the tile is there, and no warp is at the one before it
@@ -273,7 +278,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
             for (int n = 0; n < N; n++) {
                 const Two y = *(const Two*)&r.delta[c + 8 * n + 2 * t];
 #pragma unroll
-                for (int m = 0; m < M; m++) s[m][n][0] = s[m][n][2] = y.x, s[m][n][1] = s[m][n][3] = y.y;
+                for (int m = 0; m < M; m++) s[m][n][0] = s[m][n][2] = -y.x, s[m][n][1] = s[m][n][3] = -y.y;
             }
             multiply_rows<D>(
                 s,
@@ -291,12 +296,13 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
                     for (int n = k * EACH; n < (k + 1) * EACH; n++) {
                         const Two y = *(const Two*)&r.lse[c + 8 * n + 2 * t];
+                        const float x0 = y.x * LOG2E, x1 = y.y * LOG2E;
 #pragma unroll
                         for (int m = 0; m < M; m++) {
-                            p[m][n][0] = exp2_fast(p[m][n][0] * factor - y.x);
-                            p[m][n][1] = exp2_fast(p[m][n][1] * factor - y.y);
-                            p[m][n][2] = exp2_fast(p[m][n][2] * factor - y.x);
-                            p[m][n][3] = exp2_fast(p[m][n][3] * factor - y.y);
+                            p[m][n][0] = exp2_fast(p[m][n][0] * factor - x0);
+                            p[m][n][1] = exp2_fast(p[m][n][1] * factor - x1);
+                            p[m][n][2] = exp2_fast(p[m][n][2] * factor - x0);
+                            p[m][n][3] = exp2_fast(p[m][n][3] * factor - x1);
                         }
                     }
                 });
@@ -327,7 +333,6 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
             }
         }
         stage ^= 1;
-        keep(stage);
     }
 
     if (key_first >= T) return;
@@ -336,9 +341,9 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     store_rows<D, M>(dv + out, ld, T - key_first, d, sum_v, 1.0f, values + 16 * M * warp * ROW);
 }
 
-// Shared memory: Q and dO of a tile of QUERIES = 16 M WARPS queries; twice K and V of KEYS keys; a start per query.
+// Shared memory: Q and dO of a tile of QUERIES = 16 M WARPS queries; twice K and V of KEYS keys; Rows.
 template <int D, int M, int WARPS, int KEYS> constexpr u32 queries_shared_bytes() {
-    return 2 * 16 * M * WARPS * 2 * D + 2 * 2 * KEYS * 2 * D + 4 * 16 * M * WARPS;
+    return 2 * 16 * M * WARPS * 2 * D + 2 * 2 * KEYS * 2 * D + sizeof(Rows<16 * M * WARPS>);
 }
 
 // dQ of a tile of queries of one head and sequence. A warp owns 16 M queries and takes KEYS keys at a time;
@@ -352,7 +357,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     DYNAMIC_SHARED(shared);
     u8 *const queries = shared, *const gradients = queries + QUERIES * ROW;
     u8* const stages = gradients + QUERIES * ROW;
-    u32* const row_starts = (u32*)(stages + 2 * STAGE);
+    Rows<QUERIES>& rows = *(Rows<QUERIES>*)(stages + 2 * STAGE);
 
     const Part part = part_of_block();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -363,6 +368,10 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
     copy_tile<D, QUERIES, THREADS>(queries, q + (u64)(row0 + query0) * ld + part.head * d, ld, T - query0, d);
     copy_tile<D, QUERIES, THREADS>(gradients, dout + (u64)(row0 + query0) * ldo + part.head * d, ldo, T - query0, d);
+    const u64 at = ((u64)part.sequence * H + part.head) * T;
+    copy_rows<QUERIES, THREADS>(rows, lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
+    if (!starts)
+        for (u32 i = threadIdx.x; i < QUERIES; i += THREADS) rows.start[i] = 0;
     auto fetch = [&](u32 tile, u32 stage) {
         const u32 key0 = tile * KEYS;
         u8* const to = stages + stage * STAGE;
@@ -376,24 +385,12 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     const u32 last = min(query0 + QUERIES - 1, T - 1) / KEYS;
     fetch(tile, 0);
 
-    for (u32 i = threadIdx.x; i < QUERIES; i += THREADS) row_starts[i] = start_of(query0 + i);
-    const u32 start_first = start_of(query_first), start_last = start_of(query_last);
-    // Of the lane's rows; rows past the end have P = 0.
-    float row_lse[M][2], row_delta[M][2];
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const u32 row = query_first + 16 * m + 8 * i + g;
-            const u64 at = ((u64)part.sequence * H + part.head) * T + row;
-            row_lse[m][i] = row < T ? lse[at] * LOG2E : INFINITY;
-            row_delta[m][i] = row < T ? -delta[at] : 0.0f;
-        }
+    const u32 start_first = start_of(query_first), start_last = start_of(query_last); // the warp's
 
     float sum[M][D / 8][4];
     clear(sum);
     const u32 left = left_place<D>(), right = right_place<D>();
-    const u32 own = 16 * M * warp * ROW + left;
+    const u32 own = 16 * M * warp * ROW + left, own_row = 16 * M * warp + g;
     const float factor = scale * LOG2E;
     auto load_left = [&](const u8* from, int k) {
         Left<M> a;
@@ -425,23 +422,29 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         multiply_rows<D>(
             p, [&](int k) { return HELD ? held_queries[HELD ? k : 0] : load_left(queries, k); }, keys, right,
             [](int) {});
+        float row_lse[M][2];
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int n = 0; n < N; n++)
+            for (int half = 0; half < 2; half++) {
+                const u32 row = own_row + 16 * m + 8 * half;
+                const float y = -rows.delta[row];
+                row_lse[m][half] = rows.lse[row] * LOG2E;
 #pragma unroll
-                for (int i = 0; i < 4; i++) s[m][n][i] = row_delta[m][i / 2];
+                for (int n = 0; n < N; n++) s[m][n][2 * half] = s[m][n][2 * half + 1] = y;
+            }
         multiply_rows<D>(
             s, [&](int k) { return HELD ? held_gradients[HELD ? k : 0] : load_left(gradients, k); }, values, right,
             [&](int k) { // P, a part beside each step
-                constexpr int STEPS = D / 16;
+                constexpr int EACH = M * N * 16 / D;
+                static_assert(EACH * D == M * N * 16, "as many as steps, or a multiple");
 #pragma unroll
-                for (int i = k * M * N / STEPS; i < (k + 1) * M * N / STEPS; i++) {
-                    float(&y)[4] = p[i % M][i / M];
-                    y[0] = exp2_fast(y[0] * factor - row_lse[i % M][0]);
-                    y[1] = exp2_fast(y[1] * factor - row_lse[i % M][0]);
-                    y[2] = exp2_fast(y[2] * factor - row_lse[i % M][1]);
-                    y[3] = exp2_fast(y[3] * factor - row_lse[i % M][1]);
+                for (int i = 0; i < EACH; i++) {
+                    const int m = (k * EACH + i) % M, n = (k * EACH + i) / M;
+                    p[m][n][0] = exp2_fast(p[m][n][0] * factor - row_lse[m][0]);
+                    p[m][n][1] = exp2_fast(p[m][n][1] * factor - row_lse[m][0]);
+                    p[m][n][2] = exp2_fast(p[m][n][2] * factor - row_lse[m][1]);
+                    p[m][n][3] = exp2_fast(p[m][n][3] * factor - row_lse[m][1]);
                 }
             });
         if (key0 + KEYS - 1 > query_first || key0 < start_last) { // some are not seen
@@ -449,7 +452,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const u32 row = 16 * M * warp + 16 * m + 8 * half + g, start = row_starts[row];
+                    const u32 row = own_row + 16 * m + 8 * half, start = rows.start[row];
 #pragma unroll
                     for (int n = 0; n < N; n++)
 #pragma unroll
