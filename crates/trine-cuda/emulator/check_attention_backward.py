@@ -14,7 +14,7 @@ ROWS = 128  # of a tile
 SHAPES = {
     32: ((128, 34304), (128, 34304)),
     64: ((128, 67072), (128, 50688)),
-    128: ((256, 132608), (128, 99840)),
+    128: ((256, 165376), (128, 99840)),
 }
 
 
@@ -56,11 +56,11 @@ def reference(q, k, v, dout, start, scale):
     return lse, delta, scale * (ds @ k), scale * (ds.T @ q), p.T @ dout
 
 
-def check(library, rng, B, T, H, K, d, documents):
+def check(library, rng, B, T, H, K, d, documents, size=1.5):
     D = min(x for x in SHAPES if x >= d)
     ld, ldo, scale = (H + 2 * K) * d, H * d, float(np.float32(1 / np.sqrt(d)))
     qkv, dout = aligned((B * T, ld), np.uint16), aligned((B * T, ldo), np.uint16)
-    qkv[...] = to_bf16(rng.standard_normal(qkv.shape) * 1.5)
+    qkv[...] = to_bf16(rng.standard_normal(qkv.shape) * size)
     dout[...] = to_bf16(rng.standard_normal(dout.shape))
     starts = aligned((B, T), np.uint32)
     if documents:
@@ -96,16 +96,14 @@ def check(library, rng, B, T, H, K, d, documents):
     assert (out[B * T] == 0x7FC1).all(), "a row past the end was written"
     got = to_float(out[: B * T]).reshape(right.shape)
     assert not np.isnan(got).any(), "not all was written"
-    errors = [
-        np.linalg.norm(got[:, :, part] - right[:, :, part]) / max(np.linalg.norm(right[:, :, part]), 1e-3)
-        for part in (slice(0, H), slice(H, H + K), slice(H + K, None))
-    ]
-    # The worst row, against what rows are of on average: a wrong row cannot hide behind many right ones.
-    rows = [
-        np.linalg.norm(got[:, :, part] - right[:, :, part], axis=-1).max()
-        / max(np.sqrt((right[:, :, part] ** 2).sum(-1).mean()), 1e-3)
-        for part in (slice(0, H), slice(H, H + K), slice(H + K, None))
-    ]
+    errors, rows = [], []
+    for part in (slice(0, H), slice(H, H + K), slice(H + K, None)):
+        x, wrong = right[:, :, part], got[:, :, part] - right[:, :, part]
+        # A row that sees one key has dS = 0: what remains is rounding, of what is as large as dout.
+        least = 0.05 * np.sqrt(x.size)
+        errors.append(np.linalg.norm(wrong) / max(np.linalg.norm(x), least))
+        # The worst row, against what rows are on average: one that is wrong cannot hide behind many.
+        rows.append(np.linalg.norm(wrong, axis=-1).max() / (max(np.linalg.norm(x), least) / np.sqrt(x.size / d)))
     ok = max(errors) < 1e-2 and max(rows) < 5e-2
     print(f"B {B} T {T:3} H {H} K {K} d {d:3} documents {documents}: dq {errors[0]:.5f} dk {errors[1]:.5f} "
           f"dv {errors[2]:.5f}, worst row {max(rows):.4f}" + ("" if ok else "  WRONG"), flush=True)
@@ -124,6 +122,12 @@ def main():
             if T == 257 and (H, K) == (4, 2):
                 continue
             ok &= check(library, rng, 2 if T < 200 else 1, T, H, K, d, documents)
+        # Whole tiles out of sight; more heads than a section of part_of_block; scores as large as hundreds, of
+        # which those not seen are beyond what e^x can hold.
+        ok &= check(library, rng, 1, 523, 1, 1, d, 0.01)
+        ok &= check(library, rng, 1, 400, 2, 1, d, 0.02)
+        ok &= check(library, rng, 7, 130, 10, 10, d, 0)
+        ok &= check(library, rng, 1, 200, 2, 1, d, 0.02, 12.0)
     print("all right" if ok else "errors")
     return 0 if ok else 1
 
