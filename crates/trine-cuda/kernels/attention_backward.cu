@@ -493,11 +493,10 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         multiply_rows<D>(
             s, [&](int k) { return HELD ? held_gradients[HELD ? k : 0] : load_left(gradients, k); }, values, right,
             [&](int k) { // P, a part beside each step
-                constexpr int EACH = M * N * 16 / D;
-                static_assert(EACH * D == M * N * 16, "as many as steps, or a multiple");
+                constexpr int EACH = M * N * 16 / D > 0 ? M * N * 16 / D : 1;
 #pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    const int m = (k * EACH + i) % M, n = (k * EACH + i) / M;
+                for (int i = k * EACH; i < (k + 1) * EACH && i < M * N; i++) {
+                    const int m = i % M, n = i / M;
                     p[m][n][0] = exp2_fast(p[m][n][0] * factor - row_lse[m][0]);
                     p[m][n][1] = exp2_fast(p[m][n][1] * factor - row_lse[m][0]);
                     p[m][n][2] = exp2_fast(p[m][n][2] * factor - row_lse[m][1]);
@@ -559,9 +558,9 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
                                                                 ldo, scale);                                           \
     }
 
-ATTENTION_BACKWARD_KV(32, 2, 4, 1, 64, 32, 2)
+ATTENTION_BACKWARD_KV(32, 2, 4, 1, 64, 32, 3)
 ATTENTION_BACKWARD_KV(64, 2, 4, 1, 64, 32, 2)
 ATTENTION_BACKWARD_KV(128, 2, 8, 2, 64, 32, 1)
-ATTENTION_BACKWARD_Q(32, 2, 4, 64, true, 2)
+ATTENTION_BACKWARD_Q(32, 2, 4, 32, true, 3)
 ATTENTION_BACKWARD_Q(64, 2, 4, 32, true, 2)
 ATTENTION_BACKWARD_Q(128, 2, 4, 32, false, 2)
