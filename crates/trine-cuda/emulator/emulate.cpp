@@ -9,6 +9,7 @@
 KERNEL(attention_backward_kv_bf16_d32)
 KERNEL(attention_backward_kv_bf16_d64)
 KERNEL(attention_backward_kv_bf16_d128)
+KERNEL(attention_backward_kv_bf16_d128_narrow)
 KERNEL(attention_backward_q_bf16_d32)
 KERNEL(attention_backward_q_bf16_d64)
 KERNEL(attention_backward_q_bf16_d128)

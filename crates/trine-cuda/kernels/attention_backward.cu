@@ -7,7 +7,7 @@
 //   dK = scale dS^T Q   dQ = scale dS K
 //
 // A warp owns rows of the result. What it computes of P and dS as sums (accumulators of the tensor cores) lies
-// in its registers just as the next product wants its left factor, so neither goes through shared memory.
+// in its registers just as the next product wants its left factor.
 
 namespace attention_backward {
 
@@ -541,26 +541,45 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 // result. starts (B T), or null: row t of a sequence sees keys starts[t] to t; never falls in a sequence.
 // dq, dk, dv: columns of one buffer (B T, ld). All begin at multiples of 16 bytes.
 //
-// Grids are (tiles of T, heads, B), heads being K for ..._kv and H for ..._q.
+// Grids are (T / rows of a tile, rounded up; heads; B), heads being K for ..._kv and H for ..._q. Rows of a tile,
+// threads of a block, and bytes of dynamic shared memory:
+//   kv d32           128  128   34304
+//   kv d64           128  128   67072
+//   kv d128          128  256  165376
+//   kv d128_narrow    64  128   99840   for cards on which a block has no more than 99 KiB
+//   q  d32           128  128   26112
+//   q  d64           128  128   50688
+//   q  d128          128  128   99840
 
-#define ATTENTION_BACKWARD_KV(D, M, WARPS, SHARE, QUERIES, CHUNK, BLOCKS)                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_kv_bf16_d##D(                  \
+#define ATTENTION_BACKWARD_KV(NAME, D, M, WARPS, SHARE, QUERIES, CHUNK, BLOCKS)                                        \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_kv_bf16_##NAME(                \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
-        attention_backward::of_keys<D, M, WARPS, SHARE, QUERIES, CHUNK>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, \
-                                                                        K, d, ld, ldo, scale);                                      \
+        attention_backward::of_keys<D, M, WARPS, SHARE, QUERIES, CHUNK>(q, k, v, dout, lse, delta, starts, dk, dv,     \
+                                                                        T, H, K, d, ld, ldo, scale);                   \
     }
-#define ATTENTION_BACKWARD_Q(D, M, WARPS, KEYS, HELD, BLOCKS)                                                          \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_q_bf16_d##D(                   \
+#define ATTENTION_BACKWARD_Q(NAME, D, M, WARPS, KEYS, HELD, BLOCKS)                                                    \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_q_bf16_##NAME(                 \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
-        attention_backward::of_queries<D, M, WARPS, KEYS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
-                                                                ldo, scale);                                           \
+        attention_backward::of_queries<D, M, WARPS, KEYS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d,     \
+                                                                ld, ldo, scale);                                       \
     }
 
-ATTENTION_BACKWARD_KV(32, 2, 4, 1, 64, 32, 3)
-ATTENTION_BACKWARD_KV(64, 2, 4, 1, 64, 32, 2)
-ATTENTION_BACKWARD_KV(128, 2, 8, 2, 64, 32, 1)
-ATTENTION_BACKWARD_Q(32, 2, 4, 32, true, 3)
-ATTENTION_BACKWARD_Q(64, 2, 4, 32, true, 2)
-ATTENTION_BACKWARD_Q(128, 2, 4, 32, false, 2)
+// D; M, of the 16 M rows of a warp; warps; for kv, how many share keys, and the queries in shared memory; how many
+// of the other side a warp takes at a time; for q, whether registers hold Q and dO; blocks that run at once.
+ATTENTION_BACKWARD_KV(d32, 32, 2, 4, 1, 64, 32, 3)
+ATTENTION_BACKWARD_KV(d64, 64, 2, 4, 1, 64, 32, 2)
+ATTENTION_BACKWARD_KV(d128, 128, 2, 8, 2, 64, 32, 1)
+ATTENTION_BACKWARD_KV(d128_narrow, 128, 1, 4, 1, 64, 64, 1)
+ATTENTION_BACKWARD_Q(d32, 32, 2, 4, 32, true, 3)
+ATTENTION_BACKWARD_Q(d64, 64, 2, 4, 32, true, 2)
+ATTENTION_BACKWARD_Q(d128, 128, 2, 4, 32, false, 2)
+
+namespace attention_backward {
+static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
+                  keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 && queries_shared_bytes<64, 2, 4, 32>() == 50688 &&
+                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 && queries_shared_bytes<128, 2, 4, 32>() == 99840 &&
+                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840,
+              "as the table says");
+} // namespace attention_backward
