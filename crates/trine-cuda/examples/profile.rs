@@ -45,6 +45,9 @@ impl Backend for Profiled {
     fn processors(&self) -> usize {
         self.card.processors()
     }
+    fn shared_memory(&self) -> usize {
+        self.card.shared_memory()
+    }
     fn memory(&self) -> Result<(usize, usize)> {
         self.card.memory()
     }

@@ -7,7 +7,7 @@
 //   dK = scale dS^T Q   dQ = scale dS K
 //
 // A warp owns rows of the result. What it computes of P and dS as sums (accumulators of the tensor cores) lies
-// in its registers just as the next product wants its left factor, so neither goes through shared memory.
+// in its registers just as the next product wants its left factor.
 
 namespace attention_backward {
 
@@ -101,11 +101,11 @@ template <int M, int N> __device__ __forceinline__ Left<M> as_left(const float (
     return a;
 }
 
-// c (16 M x D) += a b, a of 16 columns, b of 16 rows at `b`; `left` is left_place.
-template <int D, int M>
-__device__ __forceinline__ void multiply_columns(float (&c)[M][D / 8][4], const Left<M>& a, const u8* b, u32 left) {
+// c (16 M x 8 N) += a b, a of 16 columns, b of 16 rows at `b`; `left` is left_place.
+template <int D, int M, int N>
+__device__ __forceinline__ void multiply_columns(float (&c)[M][N][4], const Left<M>& a, const u8* b, u32 left) {
 #pragma unroll
-    for (int j = 0; j < D / 16; j++) {
+    for (int j = 0; j < N / 2; j++) {
         u32 y[4];
         load_matrices_transposed(y, b + further<D>(left, j));
 #pragma unroll
@@ -125,24 +125,24 @@ template <int M, int N> __device__ __forceinline__ void clear(float (&c)[M][N][4
             for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
 }
 
-// A warp's 16 M rows of a result, times `factor`, by way of the warp's own rows of shared memory.
-template <int D, int M>
-__device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 rows, u32 d, const float (&c)[M][D / 8][4],
+// A warp's 16 M rows and 8 N columns, the first of them `column`, of a result, times `factor`, by way of a tile
+// whose rows and columns are the warp's own. Of `out` and the tile the first row is the warp's.
+template <int D, int M, int N>
+__device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 rows, u32 column, u32 d, const float (&c)[M][N][4],
                                            float factor, u8* tile) {
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++) {
-            u8* const p = tile + m * 32 * D + place<D>(g, n) + 4 * t;
+        for (int n = 0; n < N; n++) {
+            u8* const p = tile + m * 32 * D + place<D>(g, column / 8 + n) + 4 * t;
             *(u32*)p = pack_bf16(c[m][n][0] * factor, c[m][n][1] * factor);
             *(u32*)(p + 16 * D) = pack_bf16(c[m][n][2] * factor, c[m][n][3] * factor);
         }
     __syncwarp();
-    constexpr u32 PIECES = D / 8;
-    for (u32 i = lane; i < 16 * M * PIECES; i += 32) {
-        const u32 row = i / PIECES, piece = i % PIECES;
+    for (u32 i = lane; i < 16 * M * N; i += 32) {
+        const u32 row = i / N, piece = column / 8 + i % N;
         if (row < rows && piece * 8 < d)
             *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)(tile + place<D>(row, piece));
     }
@@ -188,27 +188,45 @@ struct alignas(8) TwoWords {
     u32 x, y;
 };
 
-// Shared memory: K and V of a tile of KEYS = 16 M WARPS keys; twice Q and dO of QUERIES queries, and their Rows.
-template <int D, int M, int WARPS, int QUERIES> constexpr u32 keys_shared_bytes() {
-    return 2 * 16 * M * WARPS * 2 * D + 2 * (2 * QUERIES * 2 * D + sizeof(Rows<QUERIES>));
+// Waits until two warps, 2n and 2n + 1, are here.
+__device__ __forceinline__ void pair_barrier() {
+#ifndef EMULATED
+    asm volatile("bar.sync %0, 64;" ::"r"(1 + threadIdx.x / 64) : "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// Shared memory: K and V of a tile of KEYS = 16 M WARPS / SHARE keys; twice Q and dO of QUERIES queries, and their
+// Rows; where warps share keys, what each gives the other of P and dS, as left factors.
+template <int D, int M, int WARPS, int SHARE, int QUERIES, int CHUNK> constexpr u32 keys_shared_bytes() {
+    return 2 * 16 * M * WARPS / SHARE * 2 * D + 2 * (2 * QUERIES * 2 * D + sizeof(Rows<QUERIES>)) +
+           (SHARE > 1 ? WARPS * 2 * CHUNK / 16 * M * 512 : 0);
 }
 
 // dK and dV of a tile of keys of one key head and sequence. A warp owns 16 M keys and takes CHUNK queries at
 // a time: the transposes of S, P, dP and dS are computed, with a row per key.
-template <int D, int M, int WARPS, int QUERIES, int CHUNK>
+//
+// At D = 128 there are registers for 16 rows only, and every product would read its whole right factor from
+// shared memory for those few: it would wait for that memory. So two warps SHARE 32 keys. Each computes P and dS
+// of half the queries of a tile and gives them to the other, and owns half the columns of dK and dV.
+template <int D, int M, int WARPS, int SHARE, int QUERIES, int CHUNK>
 __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                         const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
-    constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS, N = CHUNK / 8;
+    constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS / SHARE, N = CHUNK / 8, COLUMNS = D / SHARE;
     constexpr u32 ROW = 2 * D, STAGE = 2 * QUERIES * ROW;
+    static_assert(SHARE == 1 || (SHARE == 2 && QUERIES == 2 * CHUNK && COLUMNS == 64), "halves");
     DYNAMIC_SHARED(shared);
     u8 *const keys = shared, *const values = keys + KEYS * ROW, *const stages = values + KEYS * ROW;
     Rows<QUERIES>* const rows = (Rows<QUERIES>*)(stages + 2 * STAGE);
+    Words* const given = (Words*)(rows + 2); // (WARPS, CHUNK / 16, 2, M, lane)
 
     const Part part = part_of_block();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const u32 group = H / K, key0 = part.tile * KEYS, row0 = part.sequence * T;
-    const u32 key_first = key0 + 16 * M * warp, key_last = key_first + 16 * M - 1; // the warp's
+    const u32 own = warp / SHARE * 16 * M, half = warp % SHARE;
+    const u32 key_first = key0 + own, key_last = key_first + 16 * M - 1; // the warp's
 
     // Tiles of queries from `first` to before `last` see some of the keys; starts never fall, so those whose
     // first row does not begin after the last key are the first ones.
@@ -234,12 +252,16 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         copy_commit();
     };
 
-    float sum_k[M][D / 8][4], sum_v[M][D / 8][4];
+    float sum_k[M][COLUMNS / 8][4], sum_v[M][COLUMNS / 8][4];
     clear(sum_k);
     clear(sum_v);
     const u32 left = left_place<D>(), right = right_place<D>();
-    const u8* const own_keys = keys + 16 * M * warp * ROW + left;
-    const u8* const own_values = values + 16 * M * warp * ROW + left;
+    auto load_left = [&](const u8* from, int k) {
+        Left<M> a;
+#pragma unroll
+        for (int m = 0; m < M; m++) load_matrices(a.x[m], from + further<D>(own * ROW + left, k) + m * 16 * ROW);
+        return a;
+    };
     const float factor = scale * LOG2E;
 
     copy_tile<D, KEYS, THREADS>(keys, k + (u64)(row0 + key0) * ld + part.head * d, ld, T - key0, d);
@@ -257,23 +279,16 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         const u8* const queries = stages + stage * STAGE;
         const u8* const gradients = queries + QUERIES * ROW;
         const Rows<QUERIES>& r = rows[stage];
-#pragma unroll 1
-        for (u32 c = 0; c < QUERIES; c += CHUNK) {
+        // Whether any of the CHUNK queries from the c-th sees any of the warp's keys.
+        auto seen = [&](u32 c) {
+            return key_first <= query0 + c + CHUNK - 1 && query0 + c < T && r.start[c] <= key_last;
+        };
+        // Of those queries, P, and the sums dP - delta.
+        auto score = [&](u32 c, float(&p)[M][N][4], float(&s)[M][N][4]) {
             const u32 query = query0 + c;
-            if (key_first > query + CHUNK - 1 || query >= T || r.start[c] > key_last) continue;
-            const u8 *const some_queries = queries + c * ROW, *const some_gradients = gradients + c * ROW;
-
-            float p[M][N][4], s[M][N][4];
             clear(p);
             multiply_rows<D>(
-                p,
-                [&](int k) {
-                    Left<M> a;
-#pragma unroll
-                    for (int m = 0; m < M; m++) load_matrices(a.x[m], keys + further<D>(own_keys - keys, k) + m * 16 * ROW);
-                    return a;
-                },
-                some_queries, right, [](int) {});
+                p, [&](int k) { return load_left(keys, k); }, queries + c * ROW, right, [](int) {});
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 const Two y = *(const Two*)&r.delta[c + 8 * n + 2 * t];
@@ -281,20 +296,11 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
                 for (int m = 0; m < M; m++) s[m][n][0] = s[m][n][2] = -y.x, s[m][n][1] = s[m][n][3] = -y.y;
             }
             multiply_rows<D>(
-                s,
-                [&](int k) {
-                    Left<M> a;
-#pragma unroll
-                    for (int m = 0; m < M; m++)
-                        load_matrices(a.x[m], values + further<D>(own_values - values, k) + m * 16 * ROW);
-                    return a;
-                },
-                some_gradients, right,
+                s, [&](int k) { return load_left(values, k); }, gradients + c * ROW, right,
                 [&](int k) { // P, a part beside each step
-                    constexpr int EACH = N * 16 / D;
-                    static_assert(EACH * D == N * 16, "as many as steps, or a multiple");
+                    constexpr int EACH = N * 16 / D > 0 ? N * 16 / D : 1;
 #pragma unroll
-                    for (int n = k * EACH; n < (k + 1) * EACH; n++) {
+                    for (int n = k * EACH; n < (k + 1) * EACH && n < N; n++) {
                         const Two y = *(const Two*)&r.lse[c + 8 * n + 2 * t];
                         const float x0 = y.x * LOG2E, x1 = y.y * LOG2E;
 #pragma unroll
@@ -320,25 +326,76 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
                         }
                 }
             }
+        };
+        auto multiply = [](float(&s)[M][N][4], const float(&p)[M][N][4], int n) { // 16 columns of dS
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int n = 0; n < N; n++)
+                for (int i = 0; i < 4; i++) s[m][n][i] *= p[m][n][i], s[m][n + 1][i] *= p[m][n + 1][i];
+        };
+        // To dV and dK, what the 16 queries from the c-th give.
+        auto add = [&](u32 c, const Left<M>& p, const Left<M>& ds) {
+            multiply_columns<D>(sum_v, p, gradients + c * ROW + half * 128, left);
+            multiply_columns<D>(sum_k, ds, queries + c * ROW + half * 128, left);
+        };
+
+        if (SHARE == 1) {
+#pragma unroll 1
+            for (u32 c = 0; c < QUERIES; c += CHUNK) {
+                if (!seen(c)) continue;
+                float p[M][N][4], s[M][N][4];
+                score(c, p, s);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) s[m][n][i] *= p[m][n][i];
+                for (int n = 0; n < N; n += 2) {
+                    multiply(s, p, n);
+                    add(c + 8 * n, as_left(p, n), as_left(s, n));
+                }
+            }
+        } else {
+            const u32 c = half * CHUNK, other = CHUNK - c;
+            if (seen(c)) {
+                float p[M][N][4], s[M][N][4];
+                score(c, p, s);
+                Left<M> left_p[N / 2], left_s[N / 2];
+                Words* const to = given + warp * (N * M * 32) + lane;
 #pragma unroll
-            for (int n = 0; n < N; n += 2) {
-                multiply_columns<D, M>(sum_v, as_left(p, n), some_gradients + n * 8 * ROW, left);
-                multiply_columns<D, M>(sum_k, as_left(s, n), some_queries + n * 8 * ROW, left);
+                for (int n = 0; n < N; n += 2) {
+                    multiply(s, p, n);
+                    left_p[n / 2] = as_left(p, n), left_s[n / 2] = as_left(s, n);
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        const u32(&x)[4] = left_p[n / 2].x[m], (&y)[4] = left_s[n / 2].x[m];
+                        to[(n * M + m) * 32] = {x[0], x[1], x[2], x[3]};
+                        to[(n * M + M + m) * 32] = {y[0], y[1], y[2], y[3]};
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < N; n += 2) add(c + 8 * n, left_p[n / 2], left_s[n / 2]);
+            }
+            pair_barrier();
+            if (seen(other)) {
+                const Words* const from = given + (warp ^ 1) * (N * M * 32) + lane;
+#pragma unroll
+                for (int n = 0; n < N; n += 2) {
+                    Left<M> a, b;
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        const Words x = from[(n * M + m) * 32], y = from[(n * M + M + m) * 32];
+#pragma unroll
+                        for (int i = 0; i < 4; i++) a.x[m][i] = x.x[i], b.x[m][i] = y.x[i];
+                    }
+                    add(other + 8 * n, a, b);
+                }
             }
         }
         stage ^= 1;
     }
 
+    if (SHARE > 1) pair_barrier(); // the other warp is done with the keys
     if (key_first >= T) return;
     const u64 out = (u64)(row0 + key_first) * ld + part.head * d;
-    store_rows<D, M>(dk + out, ld, T - key_first, d, sum_k, scale, keys + 16 * M * warp * ROW);
-    store_rows<D, M>(dv + out, ld, T - key_first, d, sum_v, 1.0f, values + 16 * M * warp * ROW);
+    store_rows<D>(dk + out, ld, T - key_first, half * COLUMNS, d, sum_k, scale, keys + own * ROW);
+    store_rows<D>(dv + out, ld, T - key_first, half * COLUMNS, d, sum_v, 1.0f, values + own * ROW);
 }
 
 // Shared memory: Q and dO of a tile of QUERIES = 16 M WARPS queries; twice K and V of KEYS keys; Rows.
@@ -436,11 +493,10 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         multiply_rows<D>(
             s, [&](int k) { return HELD ? held_gradients[HELD ? k : 0] : load_left(gradients, k); }, values, right,
             [&](int k) { // P, a part beside each step
-                constexpr int EACH = M * N * 16 / D;
-                static_assert(EACH * D == M * N * 16, "as many as steps, or a multiple");
+                constexpr int EACH = M * N * 16 / D > 0 ? M * N * 16 / D : 1;
 #pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    const int m = (k * EACH + i) % M, n = (k * EACH + i) / M;
+                for (int i = k * EACH; i < (k + 1) * EACH && i < M * N; i++) {
+                    const int m = i % M, n = i / M;
                     p[m][n][0] = exp2_fast(p[m][n][0] * factor - row_lse[m][0]);
                     p[m][n][1] = exp2_fast(p[m][n][1] * factor - row_lse[m][0]);
                     p[m][n][2] = exp2_fast(p[m][n][2] * factor - row_lse[m][1]);
@@ -469,12 +525,12 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 #pragma unroll
                 for (int i = 0; i < 4; i++) s[m][n][i] *= p[m][n][i];
 #pragma unroll
-        for (int n = 0; n < N; n += 2) multiply_columns<D, M>(sum, as_left(s, n), keys + n * 8 * ROW, left);
+        for (int n = 0; n < N; n += 2) multiply_columns<D>(sum, as_left(s, n), keys + n * 8 * ROW, left);
     }
 
     if (query_first >= T) return;
-    store_rows<D, M>(dq + (u64)(row0 + query_first) * ld + part.head * d, ld, T - query_first, d, sum, scale,
-                     queries + 16 * M * warp * ROW);
+    store_rows<D>(dq + (u64)(row0 + query_first) * ld + part.head * d, ld, T - query_first, 0, d, sum, scale,
+                  queries + 16 * M * warp * ROW);
 }
 
 } // namespace attention_backward
@@ -485,27 +541,45 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 // result. starts (B T), or null: row t of a sequence sees keys starts[t] to t; never falls in a sequence.
 // dq, dk, dv: columns of one buffer (B T, ld). All begin at multiples of 16 bytes.
 //
-// Grids are (tiles of T, heads, B), heads being K for ..._kv and H for ..._q.
+// Grids are (T / rows of a tile, rounded up; heads; B), heads being K for ..._kv and H for ..._q. Rows of a tile,
+// threads of a block, and bytes of dynamic shared memory:
+//   kv d32           128  128   34304
+//   kv d64           128  128   67072
+//   kv d128          128  256  165376
+//   kv d128_narrow    64  128   99840   for cards on which a block has no more than 99 KiB
+//   q  d32           128  128   26112
+//   q  d64           128  128   50688
+//   q  d128          128  128   99840
 
-// D, rows per tile (16 times M times warps), M, warps, queries in shared memory, queries at a time, blocks.
-#define ATTENTION_BACKWARD_KV(D, M, WARPS, QUERIES, CHUNK, BLOCKS)                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_kv_bf16_d##D(                  \
+#define ATTENTION_BACKWARD_KV(NAME, D, M, WARPS, SHARE, QUERIES, CHUNK, BLOCKS)                                        \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_kv_bf16_##NAME(                \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
-        attention_backward::of_keys<D, M, WARPS, QUERIES, CHUNK>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d, \
-                                                                 ld, ldo, scale);                                      \
+        attention_backward::of_keys<D, M, WARPS, SHARE, QUERIES, CHUNK>(q, k, v, dout, lse, delta, starts, dk, dv,     \
+                                                                        T, H, K, d, ld, ldo, scale);                   \
     }
-#define ATTENTION_BACKWARD_Q(D, M, WARPS, KEYS, HELD, BLOCKS)                                                          \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_q_bf16_d##D(                   \
+#define ATTENTION_BACKWARD_Q(NAME, D, M, WARPS, KEYS, HELD, BLOCKS)                                                    \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attention_backward_q_bf16_##NAME(                 \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
-        attention_backward::of_queries<D, M, WARPS, KEYS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
-                                                                ldo, scale);                                           \
+        attention_backward::of_queries<D, M, WARPS, KEYS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d,     \
+                                                                ld, ldo, scale);                                       \
     }
 
-ATTENTION_BACKWARD_KV(32, 2, 4, 64, 32, 2)
-ATTENTION_BACKWARD_KV(64, 2, 4, 64, 32, 2)
-ATTENTION_BACKWARD_KV(128, 1, 8, 64, 64, 1)
-ATTENTION_BACKWARD_Q(32, 2, 4, 64, true, 2)
-ATTENTION_BACKWARD_Q(64, 2, 4, 32, true, 2)
-ATTENTION_BACKWARD_Q(128, 2, 4, 32, false, 2)
+// D; M, of the 16 M rows of a warp; warps; for kv, how many share keys, and the queries in shared memory; how many
+// of the other side a warp takes at a time; for q, whether registers hold Q and dO; blocks that run at once.
+ATTENTION_BACKWARD_KV(d32, 32, 2, 4, 1, 64, 32, 3)
+ATTENTION_BACKWARD_KV(d64, 64, 2, 4, 1, 64, 32, 2)
+ATTENTION_BACKWARD_KV(d128, 128, 2, 8, 2, 64, 32, 1)
+ATTENTION_BACKWARD_KV(d128_narrow, 128, 1, 4, 1, 64, 64, 1)
+ATTENTION_BACKWARD_Q(d32, 32, 2, 4, 32, true, 3)
+ATTENTION_BACKWARD_Q(d64, 64, 2, 4, 32, true, 2)
+ATTENTION_BACKWARD_Q(d128, 128, 2, 4, 32, false, 2)
+
+namespace attention_backward {
+static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
+                  keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 && queries_shared_bytes<64, 2, 4, 32>() == 50688 &&
+                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 && queries_shared_bytes<128, 2, 4, 32>() == 99840 &&
+                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840,
+              "as the table says");
+} // namespace attention_backward

@@ -74,6 +74,9 @@ pub trait Backend: Send + Sync {
     /// Multiprocessors: how many blocks of one kernel have work at a time, at least.
     fn processors(&self) -> usize;
 
+    /// Bytes of shared memory that a block may have.
+    fn shared_memory(&self) -> usize;
+
     /// Bytes of memory that are free, and of all.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ const SHARED: u32 = 48 << 10;
 pub struct Driver {
     name: String,
     processors: usize,
+    shared_memory: usize,
     context: cu_sys::CUcontext,
     device: cu_sys::CUdevice,
     module: cu_sys::CUmodule,
@@ -72,6 +73,8 @@ impl Driver {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared_memory =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         if major < 8 {
             return Err(CudaError::Unsupported {
                 what: "the card's compute capability",
@@ -84,6 +87,7 @@ impl Driver {
         let mut driver = Self {
             name,
             processors,
+            shared_memory,
             context,
             device,
             module: std::ptr::null_mut(),
@@ -174,6 +178,10 @@ impl Backend for Driver {
 
     fn processors(&self) -> usize {
         self.processors
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

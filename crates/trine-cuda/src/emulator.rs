@@ -27,6 +27,9 @@ type Launch = unsafe extern "C" fn(
 /// Bytes before memory that is handed out, which say how much it is.
 const HEADER: usize = 256;
 
+/// Shared memory of a block, as Hopper has it.
+const SHARED: usize = 227 << 10;
+
 /// A device that is this CPU. Memory is filled with NaN when it is handed out.
 pub struct Emulator {
     library: Library,
@@ -73,6 +76,10 @@ impl Backend for Emulator {
 
     fn processors(&self) -> usize {
         2
+    }
+
+    fn shared_memory(&self) -> usize {
+        SHARED
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -128,7 +135,7 @@ impl Backend for Emulator {
     ) -> Result<()> {
         let failed = |message: String| CudaError::Call { what: kernel.to_owned(), message };
         // As a card refuses it.
-        if grid[1].max(grid[2]) > 65535 || grid.contains(&0) || block > 1024 || shared > 227 << 10 {
+        if grid[1].max(grid[2]) > 65535 || grid.contains(&0) || block > 1024 || shared as usize > SHARED {
             return Err(failed(format!("grid {grid:?}, block {block}, {shared} bytes")));
         }
         let name = CString::new(kernel).expect("names of kernels have no zero byte");

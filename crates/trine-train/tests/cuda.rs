@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use trine_cuda::emulator::Emulator;
-use trine_cuda::{AdamW, Engine, Kind, Options};
+use trine_cuda::{AdamW, Backend, Driver, Engine, Kind, Options};
 use trine_data::{Batch, IGNORED};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 use trine_train::config::OptimizerConfig;
@@ -62,9 +62,19 @@ fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn on_emulator(model: &Bitnet, kind: Kind, recompute: bool) -> Engine {
+/// The emulator, and a card where there is one.
+fn devices() -> Vec<Arc<dyn Backend>> {
+    let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(Emulator::open().unwrap())];
+    match Driver::open(0) {
+        Ok(card) => devices.push(Arc::new(card)),
+        Err(e) => eprintln!("not on a card: {e}"),
+    }
+    devices
+}
+
+fn on(device: &Arc<dyn Backend>, model: &Bitnet, kind: Kind, recompute: bool) -> Engine {
     let options = Options { kind, recompute, narrow_masters: false };
-    let device = Arc::new(Emulator::open().unwrap());
+    let device = device.clone();
     let mut engine = Engine::new(device, model.config(), options).unwrap();
     for (name, var) in model.params().iter() {
         engine.set(name, &values(var)).unwrap();
@@ -92,7 +102,7 @@ fn gradients_of(engine: &Engine) -> Vec<(String, Vec<f32>)> {
     found
 }
 
-fn check(config: &ModelConfig, batch: &Batch, what: &str) {
+fn check(device: &Arc<dyn Backend>, config: &ModelConfig, batch: &Batch, what: &str) {
     let model = model(config);
     let ternary = config.quantization != Quantization::None;
     let options = fused::Options { precision: Precision::F32, recompute: false };
@@ -102,8 +112,8 @@ fn check(config: &ModelConfig, batch: &Batch, what: &str) {
     let weight = 1.0 / batch.learned() as f32;
     for kind in [Kind::F32, Kind::Bf16] {
         for recompute in [false, true] {
-            let what = format!("{what}, {kind:?}, recompute {recompute}");
-            let mut engine = on_emulator(&model, kind, recompute);
+            let what = format!("{}: {what}, {kind:?}, recompute {recompute}", device.name());
+            let mut engine = on(device, &model, kind, recompute);
             // A larger batch before leaves no trace.
             engine.begin().unwrap();
             engine.add(&self::batch(3, 65, config.vocab_size), 1.0).unwrap();
@@ -134,27 +144,39 @@ fn check(config: &ModelConfig, batch: &Batch, what: &str) {
 
 #[test]
 fn steps_of_a_card_are_those_of_a_cpu() {
-    check(&config(), &batch(3, 17, 37), "3 x 17");
-    check(&config(), &batch(1, 1, 37), "one token");
-    check(&config(), &batch(2, 130, 37), "2 x 130");
-    check(&config(), &documents(), "documents");
+    for device in devices() {
+        steps_on(&device);
+    }
+}
+
+fn steps_on(device: &Arc<dyn Backend>) {
+    check(device, &config(), &batch(3, 17, 37), "3 x 17");
+    check(device, &config(), &batch(1, 1, 37), "one token");
+    check(device, &config(), &batch(2, 130, 37), "2 x 130");
+    check(device, &config(), &documents(), "documents");
     let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
-    check(&silu, &batch(3, 17, 37), "SiLU without sub-norms");
+    check(device, &silu, &batch(3, 17, 37), "SiLU without sub-norms");
     let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
-    check(&untied, &batch(3, 17, 33), "untied");
+    check(device, &untied, &batch(3, 17, 33), "untied");
     let full = ModelConfig { quantization: Quantization::None, ..config() };
-    check(&full, &batch(3, 17, 37), "full precision");
+    check(device, &full, &batch(3, 17, 37), "full precision");
 }
 
 #[test]
 fn batches_add_up_and_updates_are_those_of_a_cpu() {
+    for device in devices() {
+        updates_on(&device);
+    }
+}
+
+fn updates_on(device: &Arc<dyn Backend>) {
     let config = config();
     let mut model = model(&config);
     let options = fused::Options { precision: Precision::F32, recompute: false };
     let mut on_cpu = fused::Engine::new(options, true);
     let optimizer = OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::default() };
     let mut updates = Optimizer::new(optimizer.clone(), 1, model.trained());
-    let mut engine = on_emulator(&model, Kind::F32, false);
+    let mut engine = on(device, &model, Kind::F32, false);
     for step in 1..=3 {
         let parts = [batch(2, 19, 37), batch(1, 23 + step, 37)];
         let mut sum = Gradients::new();

@@ -61,20 +61,26 @@ impl Division {
         }
     }
 
-    /// Of the gradients of keys and values.
-    fn keys(d: usize) -> Self {
-        let d = compiled(d);
-        let (threads, queries, tile) = if d == 128 { (256, 64, 128) } else { (128, 64, 128) };
-        let shared = (tile + 2 * queries) * 2 * 2 * d + 24 * queries;
-        Self { kernel: format!("attention_backward_kv_bf16_d{d}"), tile, threads, shared }
+    /// Of the gradients of keys and values, on a card whose blocks have `most` bytes of shared memory.
+    fn keys(d: usize, most: usize) -> Self {
+        let (name, tile, threads, shared) = match compiled(d) {
+            32 => ("d32", 128, 128, 34304),
+            64 => ("d64", 128, 128, 67072),
+            _ if most < 165_376 => ("d128_narrow", 64, 128, 99840),
+            _ => ("d128", 128, 256, 165_376),
+        };
+        Self { kernel: format!("attention_backward_kv_bf16_{name}"), tile, threads, shared }
     }
 
     /// Of the gradients of queries.
     fn queries(d: usize) -> Self {
-        let d = compiled(d);
-        let (keys, tile) = (if d == 32 { 64 } else { 32 }, 128);
-        let shared = (tile + 2 * keys) * 2 * 2 * d + 12 * tile;
-        Self { kernel: format!("attention_backward_q_bf16_d{d}"), tile, threads: 128, shared }
+        let (name, shared) = match compiled(d) {
+            32 => ("d32", 26112),
+            64 => ("d64", 50688),
+            _ => ("d128", 99840),
+        };
+        let kernel = format!("attention_backward_q_bf16_{name}");
+        Self { kernel, tile: 128, threads: 128, shared }
     }
 }
 
@@ -125,7 +131,7 @@ impl Pass<'_> {
                     scale(d))
             }
             Kind::Bf16 => {
-                let of_keys = Division::keys(d);
+                let of_keys = Division::keys(d, self.device.shared_memory());
                 let grid = [tokens.div_ceil(of_keys.tile), kv_heads, batch];
                 launch!(self.device, &of_keys.kernel, grid, of_keys.threads, of_keys.shared;
                     q, k, v, dout, lse, delta, starts, dk, dv, tokens, heads, kv_heads, d, ld, ldo,
