@@ -62,12 +62,15 @@ fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The emulator, and a card where there is one.
+/// The emulator, and a card where there is one; with `TRINE_REQUIRE_CUDA` the card alone, which must be there.
 fn devices() -> Vec<Arc<dyn Backend>> {
+    if std::env::var_os("TRINE_REQUIRE_CUDA").is_some() {
+        return vec![Arc::new(Driver::open(0).unwrap())];
+    }
     let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(Emulator::open().unwrap())];
     match Driver::open(0) {
         Ok(card) => devices.push(Arc::new(card)),
-        Err(e) => eprintln!("not on a card: {e}"),
+        Err(e) => eprintln!("skipped on a card: {e}"),
     }
     devices
 }
