@@ -63,8 +63,9 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     see_from += warp * 32;
 
     // Queries are the rows 16 i + g and 16 i + 8 + g of the warp: `[i][half]`.
+    // `most` is the largest score so far times `factor`, finite lest a row that sees nothing yet give NaN.
     float sum[2][D / 8][4] = {};
-    float most[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, total[2][2] = {};
+    float most[2][2] = {{-1e38f, -1e38f}, {-1e38f, -1e38f}}, total[2][2] = {};
     const float factor = scale * LOG2_E;
     // What each lane points to when four matrices are loaded from 16 rows and 16 columns: queries and values
     // one below the other first, keys one beside the other first. With `^ 16 c` it is the c-th 16 columns.
@@ -119,33 +120,41 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
                 }
         }
 
+        float kept[2][2];
 #pragma unroll
         for (u32 i = 0; i < 2; i++)
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                float now = most[i][half];
+                float now = -INFINITY;
 #pragma unroll
                 for (u32 n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(s[i][n][2 * half], s[i][n][2 * half + 1]));
                 now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
                 now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
-                const float base = now == -INFINITY ? 0.0f : now * factor; // a row that sees nothing yet
-                const float kept = exp2_fast(most[i][half] * factor - base);
+                now = fmaxf(now * factor, most[i][half]);
+                kept[i][half] = exp2_fast(most[i][half] - now);
+                total[i][half] *= kept[i][half];
                 most[i][half] = now;
-                float part = 0.0f;
+            }
+        // Where no maximum grew, and all factors are 1, the sums stay as they are.
+        if (__any_sync(ALL_LANES, fminf(fminf(kept[0][0], kept[0][1]), fminf(kept[1][0], kept[1][1])) < 1.0f))
+#pragma unroll
+            for (u32 i = 0; i < 2; i++)
+#pragma unroll
+                for (u32 n = 0; n < D / 8; n++)
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) sum[i][n][j] *= kept[i][j / 2];
+#pragma unroll
+        for (u32 i = 0; i < 2; i++)
+#pragma unroll
+            for (u32 half = 0; half < 2; half++)
 #pragma unroll
                 for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
                     for (u32 j = 0; j < 2; j++) {
-                        const float p = exp2_fast(s[i][n][2 * half + j] * factor - base);
+                        const float p = exp2_fast(s[i][n][2 * half + j] * factor - most[i][half]);
                         s[i][n][2 * half + j] = p;
-                        part += p;
+                        total[i][half] += p;
                     }
-                total[i][half] = total[i][half] * kept + part;
-#pragma unroll
-                for (u32 n = 0; n < D / 8; n++)
-#pragma unroll
-                    for (u32 j = 0; j < 2; j++) sum[i][n][2 * half + j] *= kept;
-            }
 
 #pragma unroll
         for (u32 c = 0; c < KEYS / 16; c++) {
@@ -180,7 +189,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             float all = total[i][half];
             all += __shfl_xor_sync(ALL_LANES, all, 1);
             all += __shfl_xor_sync(ALL_LANES, all, 2);
-            if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = most[i][half] * scale + __log2f(all) * LN_2;
+            if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = (most[i][half] + __log2f(all)) * LN_2;
             const float inverse = __fdividef(1.0f, all);
 #pragma unroll
             for (u32 n = 0; n < D / 8; n++)
