@@ -29,7 +29,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, 
     constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES; // STEP is a multiple of 8: turns are alike
     const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     bf16* to = tile + place<D>(row, piece);
-    const bf16* from = x + (u64)(first + row) * ld + piece * 8;
+    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
     const u32 end = 8 * piece < d ? T : 0;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += STEP) copy_async(to + i * D, from + (u64)i * ld, first + row + i < end);
@@ -38,6 +38,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, 
 template <u32 D>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr int UNROLL = D == 64 ? 2 : D / 16; // of the products of queries and keys; all of 64 would spill
     DYNAMIC_SHARED(memory);
     bf16* queries = (bf16*)memory;
     bf16* tiles = queries + QUERIES * D; // keys, values; and again
@@ -56,8 +57,12 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
 
     copy_tile<D, QUERIES>(queries, q, block_first, T, d, ld);
-    copy_tile<D, KEYS>(tiles, k, keys_first, T, d, ld);
-    copy_tile<D, KEYS>(tiles + KEYS * D, v, keys_first, T, d, ld);
+    const auto tile = [&](u32 key) { return tiles + key / KEYS % 2 * (2 * KEYS * D); };
+    const auto copy_keys_and_values = [&](u32 key) {
+        copy_tile<D, KEYS>(tile(key), k, key, T, d, ld);
+        copy_tile<D, KEYS>(tile(key) + KEYS * D, v, key, T, d, ld);
+    };
+    copy_keys_and_values(keys_first);
     copy_commit();
     queries += warp * 32 * D; // from here on the warp's own
     see_from += warp * 32;
@@ -72,20 +77,16 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const u32 below = place<D>(lane % 16, lane / 16), beside = place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 
     for (u32 key = keys_first; key < keys_end; key += KEYS) {
-        bf16* const keys = tiles + (key - keys_first) / KEYS % 2 * (2 * KEYS * D);
+        bf16* const keys = tile(key);
         bf16* const values = keys + KEYS * D;
-        bf16* const next = tiles + (keys == tiles ? 2 * KEYS * D : 0);
         copy_wait<0>();
         __syncthreads(); // this tile is here, and all are done with the one before
-        if (key + KEYS < keys_end) {
-            copy_tile<D, KEYS>(next, k, key + KEYS, T, d, ld);
-            copy_tile<D, KEYS>(next + KEYS * D, v, key + KEYS, T, d, ld);
-        }
+        if (key + KEYS < keys_end) copy_keys_and_values(key + KEYS);
         copy_commit();
         if (key > first + 31 || key + KEYS <= see_from[0]) continue; // no query of the warp sees any
 
         float s[2][KEYS / 8][4] = {};
-#pragma unroll
+#pragma unroll UNROLL
         for (u32 c = 0; c < D / 16; c++) {
             u32 x[2][4];
 #pragma unroll
@@ -144,27 +145,18 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 #pragma unroll
                     for (u32 j = 0; j < 4; j++) sum[i][n][j] *= kept[i][j / 2];
 #pragma unroll
-        for (u32 i = 0; i < 2; i++)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++)
-#pragma unroll
-                for (u32 n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                    for (u32 j = 0; j < 2; j++) {
-                        const float p = exp2_fast(s[i][n][2 * half + j] * factor - most[i][half]);
-                        s[i][n][2 * half + j] = p;
-                        total[i][half] += p;
-                    }
-
-#pragma unroll
         for (u32 c = 0; c < KEYS / 16; c++) {
             u32 x[2][4];
 #pragma unroll
             for (u32 i = 0; i < 2; i++)
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) {
-                    const float* pair = &s[i][2 * c + j / 2][j % 2 * 2];
-                    x[i][j] = pack_bf16(pair[0], pair[1]);
+                    const u32 half = j % 2;
+                    const float* pair = &s[i][2 * c + j / 2][2 * half];
+                    const float p0 = exp2_fast(pair[0] * factor - most[i][half]);
+                    const float p1 = exp2_fast(pair[1] * factor - most[i][half]);
+                    total[i][half] += p0 + p1;
+                    x[i][j] = pack_bf16(p0, p1);
                 }
 #pragma unroll
             for (u32 n = 0; n < D / 16; n++) {
