@@ -194,16 +194,20 @@ def check_bf16(e):
         qkv = Array(to_bf16(c.qkv), dtype=np.uint16)
         starts = None if c.starts is None else Array(c.starts, dtype=np.uint32)
         q, k, v = (qkv, 0), (qkv, H * d), (qkv, (H + K) * d)
-        for D in (32, 64, 128):
+        for kernel, D, threads, shared in (
+            ("bf16_d32", 32, 128, 768 * 32 + 512), ("bf16_d64", 64, 128, 768 * 64 + 512),
+            ("bf16_d128", 128, 128, 768 * 128 + 512), ("hopper_d64", 64, 256, 1280 * 64 + 1536),
+            ("hopper_d128", 128, 256, 1280 * 128 + 1536),
+        ):  # fmt: skip
             if D < d:
                 continue
             results = []
             for _ in range(2):
                 out, lse = Array(shape=c.out.shape, dtype=np.uint16), Array(shape=c.lse.shape)
-                e.launch(f"attention_forward_bf16_d{D}", (ceil(T, 128), B * H), (128,), 768 * D + 512,
+                e.launch(f"attention_forward_{kernel}", (ceil(T, 128), B * H), (threads,), shared,
                          q, k, v, out, lse, starts, T, H, K, d, c.ld, c.ldo, c.scale)  # fmt: skip
                 results.append([out.data, lse.data])
-            label = f"of B {B}, T {T}, H {H}, K {K}, d {d}, D {D}"
+            label = f"of B {B}, T {T}, H {H}, K {K}, d {d}, {kernel}"
             for x, y in zip(*results):
                 assert x.tobytes() == y.tobytes(), f"two runs differ: {label}"
             for name, x, right, tolerance in (("out", from_bf16(out.data), c.out, 0.03), ("lse", lse.data, c.lse, 1e-5)):
