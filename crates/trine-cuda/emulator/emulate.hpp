@@ -26,7 +26,7 @@
 #include <thread>
 #include <unistd.h>
 #include <vector>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(EMULATION_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -58,7 +58,7 @@ constexpr unsigned MAX_THREADS = 1024;
 
 // ---- Fibers ----
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
 // Puts the registers that a function must keep on the stack, stores the stack's address in `*from`, and goes
 // on with the stack `to`.
 extern "C" void emulation_switch(void** from, void* to);
@@ -397,7 +397,7 @@ inline void give_worker(Worker* w) {
     pool().push_back(w);
 }
 
-inline void run_block(Worker* w, u_int64_t number) {
+inline void run_block(Worker* w, unsigned long long number) {
     w->block = {(unsigned)(number % w->blocks.x), (unsigned)(number / w->blocks.x % w->blocks.y),
                 (unsigned)(number / w->blocks.x / w->blocks.y)};
     w->backwards = number & 1;
