@@ -15,6 +15,10 @@ KERNEL(attention_forward_bf16_d32)
 KERNEL(attention_forward_bf16_d64)
 KERNEL(attention_forward_bf16_d128)
 
+#include "../kernels/attention_hopper.cu"
+KERNEL(attention_forward_hopper_d64)
+KERNEL(attention_forward_hopper_d128)
+
 #include "../kernels/attention_delta.cu"
 KERNEL(attention_delta_f32)
 KERNEL(attention_delta_bf16)

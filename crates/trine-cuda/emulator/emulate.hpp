@@ -26,7 +26,7 @@
 #include <thread>
 #include <unistd.h>
 #include <vector>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(EMULATION_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -58,7 +58,7 @@ constexpr unsigned MAX_THREADS = 1024;
 
 // ---- Fibers ----
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
 // Puts the registers that a function must keep on the stack, stores the stack's address in `*from`, and goes
 // on with the stack `to`.
 extern "C" void emulation_switch(void** from, void* to);
@@ -118,12 +118,26 @@ struct Copy {
     unsigned group;
 };
 
+// A product that runs beside other work: c (16 x 8 tiles for each warp) = a b, or that added to c.
+struct Product {
+    float* c;
+    int tiles;
+    bool in_registers; // a; else `a` describes it
+    unsigned registers[4];
+    unsigned long long a, b;
+    bool add;
+    unsigned group;
+};
+
 struct Fiber {
     Context context;
     uint3 thread;
     unsigned index;
     unsigned group; // of copies, the one that is open
     std::vector<Copy> copies;
+    bool unfenced; // copies have come since the last shared_fence
+    unsigned product_group;
+    std::vector<Product> products;
 };
 
 // What a lane gives to the others of its warp.
@@ -383,7 +397,7 @@ inline void give_worker(Worker* w) {
     pool().push_back(w);
 }
 
-inline void run_block(Worker* w, u_int64_t number) {
+inline void run_block(Worker* w, unsigned long long number) {
     w->block = {(unsigned)(number % w->blocks.x), (unsigned)(number / w->blocks.x % w->blocks.y),
                 (unsigned)(number / w->blocks.x / w->blocks.y)};
     w->backwards = number & 1;
@@ -402,6 +416,9 @@ inline void run_block(Worker* w, u_int64_t number) {
         f.thread = {i % w->threads.x, i / w->threads.x % w->threads.y, i / w->threads.x / w->threads.y};
         f.group = 0;
         f.copies.clear();
+        f.unfenced = false;
+        f.product_group = 0;
+        f.products.clear();
         // Stacks begin at different offsets, lest all meet in the same lines of the cache.
         char* bottom = w->stacks + i * STACK;
         f.context.prepare(bottom + PAGE, bottom + STACK - i % 64 * 192, fiber_main);
@@ -686,6 +703,7 @@ template <int N> inline void copy_wait() {
     size_t kept = 0;
     for (const emulation::Copy& c : f->copies) {
         if (c.group + N < f->group) {
+            f->unfenced = true;
             if (c.from)
                 memcpy(c.to, c.from, 16);
             else
@@ -698,3 +716,85 @@ template <int N> inline void copy_wait() {
 }
 
 inline float exp2_fast(float x) { return exp2f(x); }
+
+// ---- The twins of the beginning of attention_hopper.cu ----
+//
+// Products are done when they are waited for, and so read what is then in shared memory.
+
+namespace emulation {
+// Where shared memory has the element of a row (along which 64 elements make 128 bytes) in a matrix that `x`
+// describes, its pieces of 16 bytes having changed places.
+inline float described(unsigned long long x, unsigned row, unsigned column, bool panels) {
+    const unsigned start = (unsigned)(x & 0x3fff) << 4, panel = (unsigned)(x >> 16 & 0x3fff) << 4;
+    const unsigned rows = (unsigned)(x >> 32 & 0x3fff) << 4;
+    if (x >> 62 != 1 || (x >> 49 & 7) != 0) fail("a matrix that is not in 128 bytes (%016llx)", x);
+    if (start % 1024 >= 128) fail("a matrix that does not begin with 8 rows (%016llx)", x);
+    unsigned at = start + row / 8 * rows + row % 8 * 128 + (panels ? column / 64 * panel + column % 64 * 2 : column * 2);
+    at ^= (at >> 7 & 7) << 4;
+    if (at + 2 > worker->shared_bytes) fail("a matrix beyond shared memory (%016llx)", x);
+    unsigned short bits;
+    memcpy(&bits, worker->shared + at, 2);
+    return bits_float((unsigned)bits << 16);
+}
+
+inline void multiply_group(Worker* w, unsigned warp, size_t number) {
+    Fiber* lanes = &w->fibers[warp * 32];
+    const Product& p = lanes[0].products[number];
+    float x[16][16], y[16][256];
+    const int width = 8 * p.tiles;
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++) {
+            if (p.in_registers) {
+                const Product& q = lanes[row % 8 * 4 + k % 8 / 2].products[number];
+                const unsigned word = q.registers[row / 8 + k / 8 * 2];
+                x[row][k] = bits_float(k % 2 ? word & 0xffff0000u : word << 16);
+            } else {
+                x[row][k] = described(p.a, warp % 4 * 16 + row, k, false);
+            }
+        }
+    for (int k = 0; k < 16; k++)
+        for (int n = 0; n < width; n++) y[k][n] = p.in_registers ? described(p.b, k, n, true) : described(p.b, n, k, false);
+    for (int row = 0; row < 16; row++) {
+        float z[256] = {};
+        float* c[4];
+        for (int t = 0; t < 4; t++) c[t] = lanes[row % 8 * 4 + t].products[number].c + row / 8 * 2;
+        if (p.add)
+            for (int n = 0; n < width; n++) z[n] = c[n % 8 / 2][n / 8 * 4 + n % 2];
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < width; n++) z[n] += x[row][k] * y[k][n];
+        for (int n = 0; n < width; n++) c[n % 8 / 2][n / 8 * 4 + n % 2] = z[n];
+    }
+}
+
+inline void begin_product(Product p) {
+    Fiber* f = worker->current;
+    if (f->unfenced) fail("a product after copies without shared_fence");
+    p.group = f->product_group;
+    f->products.push_back(p);
+}
+} // namespace emulation
+
+inline void shared_fence() { emulation::worker->current->unfenced = false; }
+inline void group_fence() {}
+inline void group_commit() { emulation::worker->current->product_group++; }
+template <int N> inline void group_wait() {
+    emulation::Lane l;
+    emulation::Worker* w = l.w;
+    const unsigned warp = w->current->index / 32;
+    emulation::together(w, l.warp, "group_wait", [w, warp](emulation::Slot*) {
+        emulation::Fiber* lanes = &w->fibers[warp * 32];
+        size_t done = 0;
+        while (done < lanes[0].products.size() && lanes[0].products[done].group + N < lanes[0].product_group) {
+            for (int i = 0; i < 32; i++)
+                if (lanes[i].products.size() != lanes[0].products.size()) emulation::fail("lanes with different products");
+            emulation::multiply_group(w, warp, done++);
+        }
+        for (int i = 0; i < 32; i++) lanes[i].products.erase(lanes[i].products.begin(), lanes[i].products.begin() + done);
+    });
+}
+template <int TILES> inline void group_multiply(float (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
+    emulation::begin_product({&c[0][0], TILES, false, {}, a, b, add != 0, 0});
+}
+template <int TILES> inline void group_multiply_add(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b) {
+    emulation::begin_product({&c[0][0], TILES, true, {a[0], a[1], a[2], a[3]}, 0, b, true, 0});
+}

@@ -29,7 +29,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, 
     constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES; // STEP is a multiple of 8: turns are alike
     const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     bf16* to = tile + place<D>(row, piece);
-    const bf16* from = x + (u64)(first + row) * ld + piece * 8;
+    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
     const u32 end = 8 * piece < d ? T : 0;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += STEP) copy_async(to + i * D, from + (u64)i * ld, first + row + i < end);
@@ -38,6 +38,7 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, 
 template <u32 D>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    [[maybe_unused]] constexpr int UNROLL = D == 64 ? 2 : D / 16; // of the products of queries and keys; all of 64 would spill
     DYNAMIC_SHARED(memory);
     bf16* queries = (bf16*)memory;
     bf16* tiles = queries + QUERIES * D; // keys, values; and again
@@ -56,35 +57,36 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
 
     copy_tile<D, QUERIES>(queries, q, block_first, T, d, ld);
-    copy_tile<D, KEYS>(tiles, k, keys_first, T, d, ld);
-    copy_tile<D, KEYS>(tiles + KEYS * D, v, keys_first, T, d, ld);
+    const auto tile = [&](u32 key) { return tiles + key / KEYS % 2 * (2 * KEYS * D); };
+    const auto copy_keys_and_values = [&](u32 key) {
+        copy_tile<D, KEYS>(tile(key), k, key, T, d, ld);
+        copy_tile<D, KEYS>(tile(key) + KEYS * D, v, key, T, d, ld);
+    };
+    copy_keys_and_values(keys_first);
     copy_commit();
     queries += warp * 32 * D; // from here on the warp's own
     see_from += warp * 32;
 
     // Queries are the rows 16 i + g and 16 i + 8 + g of the warp: `[i][half]`.
+    // `most` is the largest score so far times `factor`, finite lest a row that sees nothing yet give NaN.
     float sum[2][D / 8][4] = {};
-    float most[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, total[2][2] = {};
+    float most[2][2] = {{-1e38f, -1e38f}, {-1e38f, -1e38f}}, total[2][2] = {};
     const float factor = scale * LOG2_E;
     // What each lane points to when four matrices are loaded from 16 rows and 16 columns: queries and values
     // one below the other first, keys one beside the other first. With `^ 16 c` it is the c-th 16 columns.
     const u32 below = place<D>(lane % 16, lane / 16), beside = place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 
     for (u32 key = keys_first; key < keys_end; key += KEYS) {
-        bf16* const keys = tiles + (key - keys_first) / KEYS % 2 * (2 * KEYS * D);
+        bf16* const keys = tile(key);
         bf16* const values = keys + KEYS * D;
-        bf16* const next = tiles + (keys == tiles ? 2 * KEYS * D : 0);
         copy_wait<0>();
         __syncthreads(); // this tile is here, and all are done with the one before
-        if (key + KEYS < keys_end) {
-            copy_tile<D, KEYS>(next, k, key + KEYS, T, d, ld);
-            copy_tile<D, KEYS>(next + KEYS * D, v, key + KEYS, T, d, ld);
-        }
+        if (key + KEYS < keys_end) copy_keys_and_values(key + KEYS);
         copy_commit();
         if (key > first + 31 || key + KEYS <= see_from[0]) continue; // no query of the warp sees any
 
         float s[2][KEYS / 8][4] = {};
-#pragma unroll
+#pragma unroll UNROLL
         for (u32 c = 0; c < D / 16; c++) {
             u32 x[2][4];
 #pragma unroll
@@ -119,34 +121,29 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
                 }
         }
 
+        float kept[2][2];
 #pragma unroll
         for (u32 i = 0; i < 2; i++)
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                float now = most[i][half];
+                float now = -INFINITY;
 #pragma unroll
                 for (u32 n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(s[i][n][2 * half], s[i][n][2 * half + 1]));
                 now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
                 now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
-                const float base = now == -INFINITY ? 0.0f : now * factor; // a row that sees nothing yet
-                const float kept = exp2_fast(most[i][half] * factor - base);
+                now = fmaxf(now * factor, most[i][half]);
+                kept[i][half] = exp2_fast(most[i][half] - now);
+                total[i][half] *= kept[i][half];
                 most[i][half] = now;
-                float part = 0.0f;
+            }
+        // Where no maximum grew, and all factors are 1, the sums stay as they are.
+        if (__any_sync(ALL_LANES, fminf(fminf(kept[0][0], kept[0][1]), fminf(kept[1][0], kept[1][1])) < 1.0f))
 #pragma unroll
-                for (u32 n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                    for (u32 j = 0; j < 2; j++) {
-                        const float p = exp2_fast(s[i][n][2 * half + j] * factor - base);
-                        s[i][n][2 * half + j] = p;
-                        part += p;
-                    }
-                total[i][half] = total[i][half] * kept + part;
+            for (u32 i = 0; i < 2; i++)
 #pragma unroll
                 for (u32 n = 0; n < D / 8; n++)
 #pragma unroll
-                    for (u32 j = 0; j < 2; j++) sum[i][n][2 * half + j] *= kept;
-            }
-
+                    for (u32 j = 0; j < 4; j++) sum[i][n][j] *= kept[i][j / 2];
 #pragma unroll
         for (u32 c = 0; c < KEYS / 16; c++) {
             u32 x[2][4];
@@ -154,8 +151,12 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             for (u32 i = 0; i < 2; i++)
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) {
-                    const float* pair = &s[i][2 * c + j / 2][j % 2 * 2];
-                    x[i][j] = pack_bf16(pair[0], pair[1]);
+                    const u32 half = j % 2;
+                    const float* pair = &s[i][2 * c + j / 2][2 * half];
+                    const float p0 = exp2_fast(pair[0] * factor - most[i][half]);
+                    const float p1 = exp2_fast(pair[1] * factor - most[i][half]);
+                    total[i][half] += p0 + p1;
+                    x[i][j] = pack_bf16(p0, p1);
                 }
 #pragma unroll
             for (u32 n = 0; n < D / 16; n++) {
@@ -180,7 +181,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             float all = total[i][half];
             all += __shfl_xor_sync(ALL_LANES, all, 1);
             all += __shfl_xor_sync(ALL_LANES, all, 2);
-            if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = most[i][half] * scale + __log2f(all) * LN_2;
+            if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = (most[i][half] + __log2f(all)) * LN_2;
             const float inverse = __fdividef(1.0f, all);
 #pragma unroll
             for (u32 n = 0; n < D / 8; n++)
