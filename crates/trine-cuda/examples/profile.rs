@@ -48,6 +48,9 @@ impl Backend for Profiled {
     fn shared_memory(&self) -> usize {
         self.card.shared_memory()
     }
+    fn has_wgmma(&self) -> bool {
+        self.card.has_wgmma() && !std::env::args().any(|a| a == "mma")
+    }
     fn memory(&self) -> Result<(usize, usize)> {
         self.card.memory()
     }

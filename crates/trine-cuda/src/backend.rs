@@ -77,6 +77,9 @@ pub trait Backend: Send + Sync {
     /// Bytes of shared memory that a block may have.
     fn shared_memory(&self) -> usize;
 
+    /// Whether warps multiply in groups of four (wgmma, of `sm_90a` alone).
+    fn has_wgmma(&self) -> bool;
+
     /// Bytes of memory that are free, and of all.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ const SOURCE: &str = concat!(
     include_str!("../kernels/attention_f32.cu"),
     include_str!("../kernels/attention_delta.cu"),
     include_str!("../kernels/attention.cu"),
+    include_str!("../kernels/attention_hopper.cu"),
     include_str!("../kernels/attention_backward.cu"),
 );
 

@@ -22,6 +22,7 @@ pub struct Driver {
     name: String,
     processors: usize,
     shared_memory: usize,
+    wgmma: bool,
     context: cu_sys::CUcontext,
     device: cu_sys::CUdevice,
     module: cu_sys::CUmodule,
@@ -82,12 +83,15 @@ impl Driver {
                 found: format!("{major}.{minor} ({name})"),
             });
         }
+        let wgmma = (major, minor) == (9, 0);
+        let architecture = format!("sm_{major}{minor}{}", if wgmma { "a" } else { "" });
         // SAFETY: the device exists, and its context is released when this is dropped.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(call("the context"))?;
         let mut driver = Self {
             name,
             processors,
             shared_memory,
+            wgmma,
             context,
             device,
             module: std::ptr::null_mut(),
@@ -97,7 +101,7 @@ impl Driver {
             plans: Mutex::default(),
         };
         driver.enter()?;
-        let image = compile::for_architecture(&format!("sm_{major}{minor}"))?;
+        let image = compile::for_architecture(&architecture)?;
         // SAFETY: the image is what the compiler returned, whole.
         driver.module = unsafe { cu::module::load_data(image.as_ptr().cast()) }
             .map_err(call("loading the kernels"))?;
@@ -182,6 +186,10 @@ impl Backend for Driver {
 
     fn shared_memory(&self) -> usize {
         self.shared_memory
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.wgmma
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

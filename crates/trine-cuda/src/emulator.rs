@@ -33,14 +33,16 @@ const SHARED: usize = 227 << 10;
 /// A device that is this CPU. Memory is filled with NaN when it is handed out.
 pub struct Emulator {
     library: Library,
+    wgmma: bool,
 }
 
 impl Emulator {
-    /// The kernels of this crate, which are compiled when a process first asks for them.
+    /// The kernels of this crate, which are compiled when a process first asks for them; those of Hopper
+    /// among them where `wgmma`.
     ///
     /// # Errors
     /// No C++ compiler, or kernels that it refuses.
-    pub fn open() -> Result<Self> {
+    pub fn open(wgmma: bool) -> Result<Self> {
         static BUILT: OnceLock<std::result::Result<(tempfile::TempDir, PathBuf), String>> =
             OnceLock::new();
         let built = BUILT.get_or_init(build);
@@ -48,7 +50,7 @@ impl Emulator {
         let (_, path) = built.as_ref().map_err(|e| failed(e.clone()))?;
         // SAFETY: the library is made of this crate's own sources and runs nothing when it is loaded.
         let library = unsafe { Library::new(path) }.map_err(|e| failed(e.to_string()))?;
-        Ok(Self { library })
+        Ok(Self { library, wgmma })
     }
 }
 
@@ -80,6 +82,10 @@ impl Backend for Emulator {
 
     fn shared_memory(&self) -> usize {
         SHARED
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.wgmma
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

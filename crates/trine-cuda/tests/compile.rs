@@ -10,7 +10,7 @@ fn kernels_compile_for_cards() {
         return;
     }
     // Ampere, Hopper, Blackwell.
-    for architecture in ["sm_80", "sm_90", "sm_120"] {
+    for architecture in ["sm_80", "sm_90a", "sm_120"] {
         let code = for_architecture(architecture).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(code[..4], *b"\x7fELF", "{architecture}");
     }

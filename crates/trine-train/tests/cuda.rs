@@ -67,7 +67,7 @@ fn devices() -> Vec<Arc<dyn Backend>> {
     if std::env::var_os("TRINE_REQUIRE_CUDA").is_some() {
         return vec![Arc::new(Driver::open(0).unwrap())];
     }
-    let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(Emulator::open().unwrap())];
+    let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(Emulator::open(true).unwrap())];
     match Driver::open(0) {
         Ok(card) => devices.push(Arc::new(card)),
         Err(e) => eprintln!("skipped on a card: {e}"),
@@ -123,9 +123,10 @@ fn check(device: &Arc<dyn Backend>, config: &ModelConfig, batch: &Batch, what: &
             engine.begin().unwrap();
             engine.add(batch, weight).unwrap();
             let loss = engine.loss().unwrap() / batch.learned() as f64;
-            // In bfloat16, what a layer returns is rounded, and quantized to another code here and there.
+            // Norms are summed in another order, which quantizes a number to another code once in a while. In
+            // bfloat16, what a layer returns is rounded, and quantized to another code here and there.
             let (in_loss, in_gradients) = match kind {
-                Kind::F32 => (1e-6, 1e-4),
+                Kind::F32 => (1e-5, 2e-3),
                 Kind::Bf16 => (2e-2, 0.2),
             };
             let error = (loss / f64::from(expected_loss) - 1.0).abs();
@@ -140,7 +141,7 @@ fn check(device: &Arc<dyn Backend>, config: &ModelConfig, batch: &Batch, what: &
             let squares: f64 = engine.squares().unwrap().iter().sum();
             assert!((squares.sqrt() / norm - 1.0).abs() < in_gradients, "{what}: {squares}");
             let loss = engine.evaluate(batch).unwrap() / batch.learned() as f64;
-            assert!((loss / f64::from(evaluated) - 1.0).abs() < 1e-6, "{what}: {loss}");
+            assert!((loss / f64::from(evaluated) - 1.0).abs() < 1e-5, "{what}: {loss}");
         }
     }
 }
@@ -159,6 +160,16 @@ fn steps_on(device: &Arc<dyn Backend>) {
     check(device, &config(), &documents(), "documents");
     let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
     check(device, &silu, &batch(3, 17, 37), "SiLU without sub-norms");
+    for head_dim in [40, 128] {
+        let heads = ModelConfig {
+            hidden_size: 2 * head_dim,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim,
+            ..config()
+        };
+        check(device, &heads, &batch(2, 70, 37), &format!("heads of {head_dim}"));
+    }
     let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
     check(device, &untied, &batch(3, 17, 33), "untied");
     let full = ModelConfig { quantization: Quantization::None, ..config() };

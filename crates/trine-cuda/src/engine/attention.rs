@@ -41,7 +41,7 @@ fn pitch(d: usize) -> usize {
 }
 
 impl Division {
-    fn forward(kind: Kind, d: usize) -> Self {
+    fn forward(kind: Kind, d: usize, wgmma: bool) -> Self {
         match kind {
             Kind::F32 => Self {
                 kernel: "attention_forward_f32".to_owned(),
@@ -49,6 +49,15 @@ impl Division {
                 threads: 256,
                 shared: 128 * (2 * pitch(d) + 36),
             },
+            Kind::Bf16 if wgmma && d > 32 => {
+                let d = compiled(d);
+                Self {
+                    kernel: format!("attention_forward_hopper_d{d}"),
+                    tile: 128,
+                    threads: 256,
+                    shared: 1280 * d + 1536,
+                }
+            }
             Kind::Bf16 => {
                 let d = compiled(d);
                 Self {
@@ -99,7 +108,8 @@ impl Pass<'_> {
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let (batch, tokens) = (self.input.extent.batch, self.input.extent.tokens);
         let [q, k, v] = self.heads(state.qkv.at());
-        let Division { kernel, tile, threads, shared } = Division::forward(self.kind(), d);
+        let division = Division::forward(self.kind(), d, self.device.has_wgmma());
+        let Division { kernel, tile, threads, shared } = division;
         launch!(self.device, &kernel, [tokens.div_ceil(tile), batch * heads, 1], threads, shared;
             q, k, v, state.y.at(), state.lse.at(), self.input.starts, tokens, heads, kv_heads, d,
             (heads + 2 * kv_heads) * d, heads * d, scale(d))
