@@ -5,23 +5,7 @@ use std::ffi::CString;
 use cudarc::nvrtc::{result as nvrtc, sys};
 
 use crate::error::{CudaError, Result};
-
-/// All kernels. They are one program, in this order.
-const SOURCE: &str = concat!(
-    include_str!("../kernels/device.cuh"),
-    include_str!("../kernels/rows.cuh"),
-    include_str!("../kernels/norm.cu"),
-    include_str!("../kernels/gate.cu"),
-    include_str!("../kernels/rope.cu"),
-    include_str!("../kernels/loss.cu"),
-    include_str!("../kernels/embedding.cu"),
-    include_str!("../kernels/weights.cu"),
-    include_str!("../kernels/attention_f32.cu"),
-    include_str!("../kernels/attention_delta.cu"),
-    include_str!("../kernels/attention.cu"),
-    include_str!("../kernels/attention_hopper.cu"),
-    include_str!("../kernels/attention_backward.cu"),
-);
+use crate::sources;
 
 /// Whether there is a compiler.
 pub fn has_compiler() -> bool {
@@ -38,7 +22,7 @@ pub fn for_architecture(architecture: &str) -> Result<Vec<u8>> {
         what: "CUDA's run-time compiler".to_owned(),
         message: e.to_string(),
     };
-    let source = CString::new(SOURCE).expect("kernels have no zero byte");
+    let source = CString::new(sources::program()).expect("kernels have no zero byte");
     let name = CString::new("trine.cu").expect("a name without a zero byte");
     let program = nvrtc::create_program(&source, Some(&name)).map_err(failed)?;
     let options = [

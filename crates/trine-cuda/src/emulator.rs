@@ -1,8 +1,8 @@
-//! The kernels on a CPU: compiled by an ordinary C++ compiler, with what stands in for a card in
-//! `emulator/`. For tests; slow.
+//! The kernels on a CPU: compiled by an ordinary C++ compiler, which has to be installed, with what stands in
+//! for a card in `emulator/`. What is right here is mostly right on a card; it is slow.
 
 use std::ffi::{CString, c_char, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -10,6 +10,7 @@ use libloading::Library;
 
 use crate::backend::{Address, Backend, Kind, Product};
 use crate::error::{CudaError, Result};
+use crate::sources::{EMULATOR, KERNELS};
 
 /// What runs a kernel: its name, grid, block, bytes of shared memory, arguments.
 type Launch = unsafe extern "C" fn(
@@ -57,14 +58,20 @@ impl Emulator {
 /// The library, in a folder that stays as long as the process.
 fn build() -> std::result::Result<(tempfile::TempDir, PathBuf), String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("emulator/emulate.cpp");
+    for (folder, files) in [("kernels", &KERNELS[..]), ("emulator", &EMULATOR)] {
+        let folder = dir.path().join(folder);
+        std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).map_err(|e| e.to_string())?;
+        }
+    }
     let library = dir.path().join("libemulate.so");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
         .args(["-O2", "-std=c++17", "-DEMULATED", "-shared", "-fPIC", "-pthread", "-o"])
-        .args([&library, &source])
+        .args([&library, &dir.path().join("emulator/emulate.cpp")])
         .output()
-        .map_err(|e| format!("{compiler}: {e}"))?;
+        .map_err(|e| format!("{compiler}, a C++ compiler: {e}"))?;
     match output.status.success() {
         true => Ok((dir, library)),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),

@@ -20,20 +20,21 @@
 //! | --- | --- |
 //! | [`backend`] | what a device does: memory, kernels, products |
 //! | [`driver`] | a card |
-//! | `emulator` | the kernels on a CPU, for tests (feature `emulator`) |
+//! | [`emulator`] | the kernels on a CPU |
 //! | [`compile`] | kernels to machine code |
 //! | [`engine`] | a model's parameters on a device, steps, updates |
 
 pub mod backend;
 pub mod compile;
 pub mod driver;
-#[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod engine;
 mod error;
 mod layout;
+mod sources;
 
 pub use backend::{Backend, Kind};
 pub use driver::Driver;
+pub use emulator::Emulator;
 pub use engine::{AdamW, Engine, Options};
 pub use error::CudaError;

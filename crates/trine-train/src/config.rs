@@ -4,6 +4,7 @@
 //! own folder.
 
 mod depth;
+mod device;
 mod finetune;
 mod optimizer;
 mod schedule;
@@ -11,6 +12,7 @@ mod train;
 
 use std::path::Path;
 
+pub use device::DeviceConfig;
 pub use finetune::{
     DistillConfig, FinetuneConfig, LoraConfig, Method, Objective, Reduction, RelationsConfig,
 };
@@ -372,8 +374,9 @@ impl RunConfig {
     /// stopped it; everything else decides what its steps do, and a change would make it a different
     /// run.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
-        const MAY_CHANGE: [&str; 19] = [
+        const MAY_CHANGE: [&str; 20] = [
             "name",
+            "train.device",
             "train.steps",
             "train.recompute_activations",
             "train.eval_every",

@@ -84,6 +84,9 @@ pub enum TrainError {
     /// The tokenizer is not usable.
     #[error(transparent)]
     Tokenizer(#[from] trine_tokenizer::TokenizerError),
+    /// A device failed, or cannot do what a run asks for.
+    #[error(transparent)]
+    Device(#[from] trine_cuda::CudaError),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

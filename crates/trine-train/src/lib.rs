@@ -15,6 +15,7 @@
 //! | [`params`], [`model`] | named variables (Hugging Face names) and the network over them |
 //! | [`adapters`] | LoRA: what is trained beside weights that stay as they are |
 //! | [`preference`] | direct preference optimization |
+//! | [`card`] | steps on a device other than the CPU |
 //! | [`base`] | the trained model that a run begins with, for fine-tuning |
 //! | [`optimizer`], [`schedule`] | AdamW and Muon with clipping; learning rate and weight decay over time |
 //! | [`batching`] | how many sequences each step takes |
@@ -35,6 +36,7 @@
 
 pub mod adapters;
 pub mod base;
+pub mod card;
 pub mod batching;
 pub mod checkpoint;
 pub mod config;

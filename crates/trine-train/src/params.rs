@@ -164,6 +164,17 @@ impl Params {
         Self { vars: self.vars.clone() }
     }
 
+    /// Gives a parameter other values, of which bf16 has those of one that is kept in bf16.
+    ///
+    /// # Errors
+    /// No such parameter, or one of another size.
+    pub(crate) fn fill(&mut self, name: &str, values: Vec<f32>) -> candle_core::Result<()> {
+        let Some(var) = self.vars.get(name) else {
+            candle_core::bail!("the model has no parameter {name}");
+        };
+        var.set(&Tensor::from_vec(values, var.shape(), var.device())?.to_dtype(var.dtype())?)
+    }
+
     /// Keeps matrices in bf16, rounded to the nearest; norms stay in f32.
     pub(crate) fn narrow(&mut self) -> candle_core::Result<()> {
         for var in self.vars.values_mut().filter(|var| var.rank() >= 2) {

@@ -4,11 +4,10 @@
 //! before it, as in OLMo-core's `SkipStepOptimizer`. Spikes count among the losses that later ones
 //! are compared with, so that a lasting change, of the data for instance, is soon taken for normal.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::TrainConfig;
-use crate::optimizer::{self, Gradients};
-use crate::{Bitnet, TrainError};
+use crate::Bitnet;
 
 /// The least standard deviation, as a share of the mean loss: a run that hardly varies is not to be
 /// alarmed by little.
@@ -81,25 +80,24 @@ pub(crate) fn remember(recent: &mut VecDeque<f32>, loss: f32, window: usize) {
     }
 }
 
-/// The parameter to blame, with its gradient norm: the one nearest to the loss whose gradient is not
+/// The parameter to blame, given the norms of gradients: the one nearest to the loss whose gradient is not
 /// finite, since all before it inherit that in the backward pass; else the one of the largest norm.
-pub(crate) fn culprit(model: &Bitnet, gradients: &Gradients) -> Result<(String, f64), TrainError> {
+pub(crate) fn culprit(model: &Bitnet, norms: &BTreeMap<String, f64>) -> (String, f64) {
     let forward = model.config().tensor_ids().into_iter().map(|id| id.canonical());
     let forward: Vec<String> = forward.collect();
     // What is no tensor of the configuration is looked at last.
-    let others = gradients.keys().filter(|name| !forward.contains(name));
+    let others = norms.keys().filter(|name| !forward.contains(name));
     let mut largest = (String::new(), f64::NEG_INFINITY);
     for name in forward.iter().rev().chain(others) {
-        let Some(gradient) = gradients.get(name) else { continue };
-        let norm = optimizer::norm(gradient)?;
+        let Some(norm) = norms.get(name).copied() else { continue };
         if !norm.is_finite() {
-            return Ok((name.clone(), norm));
+            return (name.clone(), norm);
         }
         if norm > largest.1 {
             largest = (name.clone(), norm);
         }
     }
-    Ok(largest)
+    largest
 }
 
 #[cfg(test)]

@@ -35,8 +35,9 @@ use trine_tokenizer::Tokenizer;
 
 use crate::base::Base;
 use crate::batching::BatchPlan;
+use crate::card::{self, Card};
 use crate::checkpoint::{self, TrainerState};
-use crate::config::FinetuneConfig;
+use crate::config::{DeviceConfig, FinetuneConfig};
 use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
 use crate::run_dir::{self, Metrics, write_error};
@@ -68,6 +69,8 @@ pub struct Trainer {
     optimizer: Optimizer,
     /// Computes steps where the network is one that it knows; otherwise Candle's graph does.
     engine: Engine,
+    /// Computes steps instead, where the run is not on the CPU.
+    card: Option<Card>,
     state: TrainerState,
     metrics: Metrics,
     watch: Watch,
@@ -119,7 +122,10 @@ impl Trainer {
         let start = Start::new(&config, &data.tokenizer, base)?;
         // What this machine chooses, another one that takes up the run does too.
         let ternary = start.config().quantization != Quantization::None;
-        config.train.precision = config.train.precision.resolved(ternary);
+        config.train.precision = match config.train.device {
+            DeviceConfig::Cpu => config.train.precision.resolved(ternary),
+            _ => config.train.precision.on_card(),
+        };
         // Data that does not fit is refused before anything is written: a run that never began
         // must not be in the way of the next attempt.
         check_windows(&config, &data)?;
@@ -230,12 +236,17 @@ impl Trainer {
         if let Some(boundaries) = boundaries {
             batches = batches.with_documents(boundaries);
         }
+        let card = match card::open(config.train.device)? {
+            Some(device) => Some(Card::new(device, &config, &model, &optimizer)?),
+            None => None,
+        };
         let options = fused::Options {
             precision: config.train.precision,
             recompute: config.train.recompute_activations,
         };
         Ok(Self {
             engine: Engine::new(options, model.config().quantization != Quantization::None),
+            card,
             batches,
             plan: BatchPlan::new(&config.train),
             val,
@@ -273,7 +284,12 @@ impl Trainer {
         &self.batches
     }
 
-    /// The model as it is now.
+    /// What computes the steps, where it is not the CPU.
+    pub fn device(&self) -> Option<String> {
+        self.card.as_ref().map(Card::name)
+    }
+
+    /// The model as it is now; on a device other than the CPU, as it was when it was last looked at.
     pub fn model(&self) -> &Bitnet {
         &self.model
     }
@@ -438,18 +454,25 @@ impl Trainer {
         // Options are resolved already.
         let unused = Engine::new(self.engine.options(), true);
         let mut engine = std::mem::replace(&mut self.engine, unused);
-        let losses = self.losses(&mut engine);
-        self.engine = engine;
+        let mut card = self.card.take();
+        let losses = self.losses(&mut engine, card.as_mut());
+        (self.engine, self.card) = (engine, card);
         losses
     }
 
-    fn losses(&self, engine: &mut Engine) -> Result<(f32, Vec<f32>), TrainError> {
+    fn losses(
+        &self,
+        engine: &mut Engine,
+        mut card: Option<&mut Card>,
+    ) -> Result<(f32, Vec<f32>), TrainError> {
         let (mut total, mut tokens, mut means) = (0.0, 0, Vec::new());
         for val in &self.val {
             let (mut sum, mut count) = (0.0, 0);
             for batch in self.validation_batches_of(val)? {
                 let batch = batch?;
-                let loss = if Engine::fits(&self.model) {
+                let loss = if let Some(card) = &mut card {
+                    card.evaluate(&batch)?
+                } else if Engine::fits(&self.model) {
                     engine.evaluate(&self.model, &batch)?
                 } else {
                     let (inputs, targets) = tensors(&batch)?;
@@ -471,6 +494,10 @@ impl Trainer {
     /// When the disk refuses.
     pub fn save(&mut self) -> Result<PathBuf, TrainError> {
         let path = checkpoint::path_of_step(&self.run_dir, self.state.step);
+        if let Some(card) = &self.card {
+            card.fetch(&mut self.model)?;
+            card.fetch_moments(&mut self.optimizer)?;
+        }
         // Rewinds are counted from one checkpoint to the next.
         self.state.rewinds = 0;
         checkpoint::save(&path, &self.model, &self.tokenizer, &self.optimizer, &self.state)?;

@@ -59,6 +59,11 @@ impl Watch {
         Ok(())
     }
 
+    /// Whether it looks at the model around the update that makes `step` of `steps`.
+    pub(crate) fn is_due(&self, step: usize, steps: usize) -> bool {
+        self.collector.is_due(step) || self.sampler.is_due(step, steps)
+    }
+
     /// To be called before the update that makes `step`.
     pub(crate) fn before_update(
         &mut self,

@@ -1,17 +1,23 @@
 //! Steps of the engine for cards against those of the engine for CPUs, both on a CPU.
 
+mod common;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use trine_cuda::emulator::Emulator;
-use trine_cuda::{AdamW, Backend, Driver, Engine, Kind, Options};
-use trine_data::{Batch, IGNORED};
+
+use trine_cuda::{AdamW, Backend, Driver, Emulator, Engine, Kind, Options};
+use trine_data::{Batch, Dataset, IGNORED};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 use trine_train::config::OptimizerConfig;
 use trine_train::fused::{self, Precision};
 use trine_train::optimizer::{Gradients, Optimizer, global_norm};
 use trine_train::schedule::Rates;
-use trine_train::{Bitnet, Params};
+use trine_tokenizer::Tokenizer;
+use trine_train::{Bitnet, Params, RunConfig, Trainer};
+
+use common::Watch;
 
 fn config() -> ModelConfig {
     ModelConfig {
@@ -226,5 +232,102 @@ fn updates_on(device: &Arc<dyn Backend>) {
             let difference = difference(&found, &expected, 0.0);
             assert!(difference < 1e-5, "step {step}, {name}: {difference}");
         }
+    }
+}
+
+const RUN: &str = "
+name = 'test'
+seed = 3
+[model]
+hidden_size = 64
+intermediate_size = 96
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+[data]
+seq_len = 16
+[optimizer]
+learning_rate = 1e-2
+[schedule]
+warmup_steps = 3
+[train]
+precision = 'f32'
+steps = 8
+batch_size = 4
+accumulate = 2
+eval_every = 4
+checkpoint_every = 4
+[diagnostics]
+every = 4
+[samples]
+every = 4
+prompts = ['the ']
+max_tokens = 4
+";
+
+fn run_config(settings: &[&str]) -> RunConfig {
+    let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+    RunConfig::parse(RUN, Path::new("test.toml"), &settings).unwrap()
+}
+
+fn dataset(dir: &Path) -> Dataset {
+    let text = "the cat sat on the mat and the dog ate the hat. ".repeat(60);
+    let tokenizer = Tokenizer::characters(&text).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
+}
+
+#[test]
+fn a_run_is_the_same_wherever_it_is_made_and_may_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let close = |found: &[f32], expected: &[f32]| {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");
+        }
+    };
+    let mut of_cpu = Watch::default();
+    let run = dir.path().join("cpu");
+    let config = run_config(&[]);
+    Trainer::create(config, dataset(&run.join("data")), &run).unwrap().run(&mut of_cpu).unwrap();
+
+    let run = dir.path().join("card");
+    let config = run_config(&["train.device=emulator"]);
+    let mut first = Watch { stop_after: Some(5), ..Watch::default() };
+    let mut trainer = Trainer::create(config, dataset(&run.join("data")), &run).unwrap();
+    assert!(trainer.device().is_some());
+    assert!(!trainer.run(&mut first).unwrap().finished);
+    let mut rest = Watch::default();
+    let data = Dataset::open(&run.join("data")).unwrap();
+    let mut trainer = Trainer::resume(run_config(&[]), data, &run).unwrap();
+    assert!(trainer.device().is_none());
+    trainer.run(&mut rest).unwrap();
+    close(&[first.losses, rest.losses].concat(), &of_cpu.losses);
+    close(&[first.validations, rest.validations].concat(), &of_cpu.validations);
+    let steps = |watch: &Watch| watch.collected.iter().map(|(step, _)| *step).collect::<Vec<_>>();
+    assert_eq!((first.collected.len(), steps(&of_cpu)), (1, vec![4, 8]));
+    for ((_, found), (_, expected)) in first.collected.iter().zip(&of_cpu.collected) {
+        let layers = found.layers.values().zip(expected.layers.values());
+        for (found, expected) in layers {
+            let (found, expected) = (found.grad_norm.unwrap(), expected.grad_norm.unwrap());
+            assert!((found / expected - 1.0).abs() < 1e-2, "{found} for {expected}");
+        }
+    }
+    assert_eq!(first.samples[0].0, 4);
+}
+
+#[test]
+fn what_a_card_cannot_do_is_refused_by_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    for (setting, key) in [
+        ("optimizer.kind=muon", "optimizer.kind"),
+        ("optimizer.moments=int8", "optimizer.moments"),
+        ("quantizer.weights=twn", "quantizer"),
+    ] {
+        let config = run_config(&["train.device=emulator", setting]);
+        let run = dir.path().join(key);
+        let refused = Trainer::create(config, dataset(&run.join("data")), &run);
+        let error = refused.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("emulator"), "{error}");
     }
 }

@@ -83,7 +83,9 @@ fn metrics(run: &Path) -> Vec<String> {
 }
 
 /// Ways to update parameters that must all resume exactly.
-const WAYS: [&[&str]; 7] = [
+const WAYS: [&[&str]; 9] = [
+    &["train.device=emulator"],
+    &["train.device=emulator", "optimizer.masters=bf16", "train.accumulate=2"],
     &[],
     &["optimizer.kind=muon"],
     &["optimizer.moments=int8"],

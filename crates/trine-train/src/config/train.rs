@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::require;
+use super::{DeviceConfig, require};
 use crate::TrainError;
 use crate::fused::Precision;
 
@@ -10,6 +10,8 @@ use crate::fused::Precision;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "the section [train]")]
 pub struct TrainConfig {
+    /// What computes steps: `cpu`; `cuda` or `cuda:N`; `emulator`. Another one may go on with a run.
+    pub device: DeviceConfig,
     /// Number of updates.
     pub steps: usize,
     /// Sequences of an update.
@@ -19,7 +21,7 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// In what gradients are multiplied: `f32`, `bf16`, or `auto` for bf16 where the model is ternary
     /// and the CPU has instructions for it. The forward pass of a ternary model is exact in any case,
-    /// but for its head in training.
+    /// but for its head in training; on a GPU, with bf16 it is rounded as well, but for the sums of a product.
     pub precision: Precision,
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:
     /// less memory, the same bits, a sixth more time.
@@ -71,6 +73,7 @@ pub enum SpikePolicy {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            device: DeviceConfig::Cpu,
             steps: 1000,
             batch_size: 16,
             accumulate: 1,

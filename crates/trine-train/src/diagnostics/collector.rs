@@ -72,7 +72,7 @@ impl Collector {
     }
 
     /// Whether diagnostics are collected after that step.
-    fn is_due(&self, step: usize) -> bool {
+    pub(crate) fn is_due(&self, step: usize) -> bool {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 

@@ -28,6 +28,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// The precision that is used on a GPU.
+    #[must_use]
+    pub fn on_card(self) -> Self {
+        match self {
+            Self::Auto => Self::Bf16,
+            other => other,
+        }
+    }
+
     /// The precision that is used on this CPU, for a ternary model or one in full precision.
     #[must_use]
     pub fn resolved(self, ternary: bool) -> Self {

@@ -66,6 +66,14 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
     Ok(sum.sqrt())
 }
 
+/// The L2 norm of each gradient.
+///
+/// # Errors
+/// As [`global_norm`].
+pub fn norms(gradients: &Gradients) -> Result<BTreeMap<String, f64>, TrainError> {
+    gradients.iter().map(|(name, gradient)| Ok((name.clone(), norm(gradient)?))).collect()
+}
+
 /// The L2 norm of one gradient.
 ///
 /// # Errors

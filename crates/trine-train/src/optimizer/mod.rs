@@ -20,7 +20,7 @@ mod moment;
 mod muon;
 mod rounding;
 
-pub use gradients::{Gradients, accumulate, collect, global_norm, norm};
+pub use gradients::{Gradients, accumulate, collect, global_norm, norm, norms};
 pub use muon::{NewtonSchulz, update_scale};
 
 use std::collections::BTreeMap;
@@ -138,14 +138,56 @@ impl Optimizer {
         rates: Rates,
     ) -> Result<(), TrainError> {
         self.begin();
-        let clip = match self.config.clip_grad_norm {
-            max if max > 0.0 => (max / (norm + 1e-6)).min(1.0) as f32,
-            _ => 1.0,
-        };
+        let clip = self.clip(norm);
         if let Some((name, _)) = params.iter().find(|(name, _)| !gradients.contains_key(*name)) {
             return Err(candle_core::Error::Msg(format!("{name} has no gradient")).into());
         }
         self.part(params, gradients, clip, rates)
+    }
+
+    /// Begins an update of AdamW that a device makes, of gradients of this norm.
+    pub(crate) fn next_adamw(&mut self, norm: f64, rates: Rates) -> trine_cuda::AdamW {
+        self.begin();
+        let update = adamw(&self.config, self.updates, rates.learning_rate, 1.0, 1.0, None);
+        trine_cuda::AdamW {
+            clip: self.clip(norm),
+            betas: [update.beta1, update.beta2],
+            eps: update.eps,
+            keep: (1.0 - rates.learning_rate * rates.weight_decay) as f32,
+            step_size: update.step_size,
+            inverse_root_correction2: update.inverse_root_correction2,
+            chance: Rounding::of_update(self.seed, self.updates),
+        }
+    }
+
+    /// First and second moments by parameter, where AdamW keeps them in f32.
+    pub(crate) fn adamw_moments(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
+        self.rules.iter().filter_map(|(name, rule)| match rule {
+            Rule::AdamW { m: Moment::F32(m), v: Moment::F32(v) } => {
+                Some((name.as_str(), &m[..], &v[..]))
+            }
+            _ => None,
+        })
+    }
+
+    /// As [`Self::adamw_moments`], to be written.
+    pub(crate) fn adamw_moments_mut(
+        &mut self,
+    ) -> impl Iterator<Item = (&str, &mut [f32], &mut [f32])> {
+        self.rules.iter_mut().filter_map(|(name, rule)| match rule {
+            Rule::AdamW { m: Moment::F32(m), v: Moment::F32(v) } => {
+                Some((name.as_str(), &mut m[..], &mut v[..]))
+            }
+            _ => None,
+        })
+    }
+
+    /// What gradients of this norm are multiplied by.
+    fn clip(&self, norm: f64) -> f32 {
+        match self.config.clip_grad_norm {
+            max if max > 0.0 => (max / (norm + 1e-6)).min(1.0) as f32,
+            _ => 1.0,
+        }
     }
 
     /// Begins an update that is made of [parts](Self::part).

@@ -12,7 +12,12 @@ pub(crate) struct Rounding {
 
 impl Rounding {
     pub(crate) fn new(seed: u64, update: usize, parameter: usize) -> Self {
-        Self { key: mix(mix(mix(seed) ^ update as u64) ^ parameter as u64) }
+        Self { key: mix(Self::of_update(seed, update) ^ parameter as u64) }
+    }
+
+    /// What the chances of all parameters in one update are made of.
+    pub(crate) fn of_update(seed: u64, update: usize) -> u64 {
+        mix(mix(seed) ^ update as u64)
     }
 
     /// Rounds the elements of a parameter from `start` on, a multiple of four. Numbers that bf16

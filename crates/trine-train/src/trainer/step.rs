@@ -1,5 +1,6 @@
 //! One step: a batch in parts, a judgement, then an update, or what the policy for spikes says.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -40,6 +41,9 @@ impl Trainer {
         let begin = Instant::now();
         let step = self.state.step;
         let parts = self.parts(step)?;
+        if self.card.is_some() {
+            return self.step_on_card(begin, &parts, observer);
+        }
         if self.config.train.update_in_backward {
             return self.step_in_backward(begin, &parts, observer);
         }
@@ -65,7 +69,7 @@ impl Trainer {
         let grad_norm = optimizer::global_norm(&gradients)?;
         let train = &self.config.train;
         if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
-            return self.anomaly(loss, what, &gradients, observer);
+            return self.anomaly(loss, what, &optimizer::norms(&gradients)?, observer);
         }
         let rates = self.rates();
         observer.before_update(step + 1, &self.model, &gradients);
@@ -113,10 +117,44 @@ impl Trainer {
             },
         )?;
         if let Some(what) = spike {
-            return self.anomaly(loss, what, &none, observer);
+            return self.anomaly(loss, what, &BTreeMap::new(), observer);
         }
         let besides = json!({});
         let grad_norm = squares.sqrt();
+        self.made(Update { begin, loss, grad_norm, rates, besides }, parts, observer)?;
+        Ok(true)
+    }
+
+    /// A step that a device computes: what is looked at on the way is fetched for it.
+    fn step_on_card(
+        &mut self,
+        begin: Instant,
+        parts: &[Batch],
+        observer: &mut dyn Observer,
+    ) -> Result<bool, TrainError> {
+        let (step, steps) = (self.state.step + 1, self.config.train.steps);
+        let (weight, rates, is_due) =
+            (self.weight(parts), self.rates(), self.watch.is_due(step, steps));
+        let Some(card) = &mut self.card else { unreachable!("asked about by the caller") };
+        let loss = card.forward_backward(parts, weight)?;
+        let norms = card.norms()?;
+        let grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
+        let train = &self.config.train;
+        if let Some(what) = stability::judge(&self.state.recent_losses, loss, grad_norm, train) {
+            return self.anomaly(loss, what, &norms, observer);
+        }
+        let mut gradients = Gradients::new();
+        if is_due {
+            card.fetch(&mut self.model)?;
+            gradients = card.gradients(&self.model)?;
+        }
+        observer.before_update(step, &self.model, &gradients);
+        self.watch.before_update(step, self.model.params(), &gradients)?;
+        card.update(&mut self.optimizer, grad_norm, rates)?;
+        if is_due {
+            card.fetch(&mut self.model)?;
+        }
+        let besides = json!({});
         self.made(Update { begin, loss, grad_norm, rates, besides }, parts, observer)?;
         Ok(true)
     }
@@ -256,11 +294,11 @@ impl Trainer {
         &mut self,
         loss: f32,
         what: String,
-        gradients: &Gradients,
+        norms: &BTreeMap<String, f64>,
         observer: &mut dyn Observer,
     ) -> Result<bool, TrainError> {
-        let (parameter, norm) = stability::culprit(&self.model, gradients)?;
-        let what = match gradients.is_empty() {
+        let (parameter, norm) = stability::culprit(&self.model, norms);
+        let what = match norms.is_empty() {
             true => what,
             false => format!("{what}; the gradient of {parameter} has a norm of {norm:.3e}"),
         };
@@ -312,6 +350,9 @@ impl Trainer {
         };
         let next = self.plan.before(self.state.step + 1) + self.state.skipped_sequences;
         let rewinds = self.state.rewinds + 1;
+        if let Some(card) = &mut self.card {
+            card.put(&model, &optimizer)?;
+        }
         (self.model, self.optimizer, self.state) = (model, optimizer, state);
         self.state.skipped_sequences = next - self.plan.before(self.state.step);
         self.state.rewinds = rewinds;

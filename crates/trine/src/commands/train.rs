@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
+use trine_train::config::DeviceConfig;
 use trine_train::trainer::Outcome;
 use trine_train::{RunConfig, Trainer, checkpoint};
 
@@ -26,6 +27,10 @@ pub(crate) struct Args {
     /// Run directory; runs/NAME by default
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// What computes the steps: cpu; cuda or cuda:N, an NVIDIA GPU; emulator, what would be done on one,
+    /// slowly; overrides train.device
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceConfig>,
     /// Go on from the latest whole checkpoint of the run directory
     #[arg(long)]
     pub(crate) resume: bool,
@@ -71,6 +76,9 @@ impl Run {
     /// The run that a command line asks for; a new one has no directory yet.
     pub(crate) fn new(args: &Args, command: &str) -> anyhow::Result<Self> {
         let (mut config, dir) = load_config(args)?;
+        if let Some(device) = args.device {
+            config.train.device = device;
+        }
         if let Some(data) = &args.data {
             config.data.path.clone_from(data);
             config.data.sources.clear();
@@ -95,13 +103,13 @@ impl Run {
 
 /// Says what is about to be trained.
 pub(crate) fn describe(trainer: &Trainer, dir: &Path) {
+    let cpu = || format!("{} threads, {}", trine_kernels::threads(), trine_kernels::isa());
     note!(
-        "{}: {} parameters, {} training tokens, {} threads, {}",
+        "{}: {} parameters, {} training tokens, {}",
         dir.display(),
         output::count(trainer.model().trained().count() as u64),
         output::count(trainer.batches().tokens() as u64),
-        trine_kernels::threads(),
-        trine_kernels::isa()
+        trainer.device().unwrap_or_else(cpu),
     );
 }
 

@@ -1,0 +1,34 @@
+//! The text of the kernels, which travels inside the program.
+
+/// A file by its name.
+macro_rules! sources {
+    ($dir:literal: $($name:literal),+ $(,)?) => {
+        [$(($name, include_str!(concat!("../", $dir, "/", $name)))),+]
+    };
+}
+
+/// All kernels. They are one program, in this order.
+pub(crate) const KERNELS: [(&str, &str); 13] = sources!("kernels":
+    "device.cuh",
+    "rows.cuh",
+    "norm.cu",
+    "gate.cu",
+    "rope.cu",
+    "loss.cu",
+    "embedding.cu",
+    "weights.cu",
+    "attention_f32.cu",
+    "attention_delta.cu",
+    "attention.cu",
+    "attention_hopper.cu",
+    "attention_backward.cu",
+);
+
+/// What stands in for a card's compiler and the card.
+pub(crate) const EMULATOR: [(&str, &str); 2] =
+    sources!("emulator": "emulate.hpp", "emulate.cpp");
+
+/// The kernels as a compiler for cards takes them.
+pub(crate) fn program() -> String {
+    KERNELS.map(|(_, text)| text).concat()
+}

@@ -1,0 +1,172 @@
+//! A run's steps on a device other than the CPU: `train.device`.
+//!
+//! The device has parameters, moments and gradients; the model and the optimizer of the run are what they
+//! were when they were last [fetched](Card::fetch), which the trainer does whenever something is to be made
+//! of them: a checkpoint, diagnostics, samples.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use trine_cuda::{Backend, Driver, Emulator, Engine, Kind, Options};
+use trine_data::Batch;
+
+use crate::config::{DeviceConfig, MasterPrecision, MomentStorage, OptimizerKind};
+use crate::fused::Precision;
+use crate::optimizer::{Gradients, Optimizer, in_place};
+use crate::schedule::Rates;
+use crate::{Bitnet, RunConfig, TrainError};
+
+/// A run on a device.
+pub(crate) struct Card {
+    engine: Engine,
+    names: Vec<(String, usize)>,
+}
+
+/// The device that a configuration names, unless that is the CPU.
+///
+/// # Errors
+/// No such device, or a library of it that is missing.
+pub fn open(device: DeviceConfig) -> Result<Option<Arc<dyn Backend>>, TrainError> {
+    Ok(match device {
+        DeviceConfig::Cpu => None,
+        DeviceConfig::Cuda(index) => Some(Arc::new(Driver::open(index)?)),
+        DeviceConfig::Emulator => Some(Arc::new(Emulator::open(true)?)),
+    })
+}
+
+/// Checks that a run is one that can be made on a device.
+pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError> {
+    let finetune = config.finetune.as_ref();
+    let refused = [
+        ("optimizer.kind", "adamw", "muon", config.optimizer.kind == OptimizerKind::Muon),
+        ("optimizer.moments", "f32", "int8", config.optimizer.moments == MomentStorage::Int8),
+        ("train.update_in_backward", "false", "true", config.train.update_in_backward),
+        ("finetune.method", "full", "lora", model.adapters().is_some()),
+        ("finetune", "sft", "a teacher or preferences", finetune.is_some_and(|f| f.is_taught())),
+        ("quantizer", "the default one", "another", model.scheme().is_some()),
+    ];
+    for (key, expected, found, is_refused) in refused {
+        if is_refused {
+            let device = config.train.device;
+            let (key, expected) = (key.to_owned(), format!("{expected} with train.device {device}"));
+            return Err(TrainError::ConfigValue { key, expected, found: found.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+impl Card {
+    /// Puts a model and its optimizer on a device.
+    ///
+    /// # Errors
+    /// A model that the device cannot compute or has no memory for.
+    pub(crate) fn new(
+        device: Arc<dyn Backend>,
+        config: &RunConfig,
+        model: &Bitnet,
+        optimizer: &Optimizer,
+    ) -> Result<Self, TrainError> {
+        check(config, model)?;
+        let options = Options {
+            kind: match config.train.precision {
+                Precision::F32 => Kind::F32,
+                Precision::Auto | Precision::Bf16 => Kind::Bf16,
+            },
+            recompute: config.train.recompute_activations,
+            narrow_masters: config.optimizer.masters == MasterPrecision::Bf16,
+        };
+        let engine = Engine::new(device, model.config(), options)?;
+        let names = engine.parameters().map(|(name, count)| (name.to_owned(), count)).collect();
+        let mut card = Self { engine, names };
+        card.put(model, optimizer)?;
+        Ok(card)
+    }
+
+    /// What the device calls itself.
+    pub(crate) fn name(&self) -> String {
+        self.engine.device().name()
+    }
+
+    /// Puts other parameters and moments in the place of those that are there.
+    pub(crate) fn put(&mut self, model: &Bitnet, optimizer: &Optimizer) -> Result<(), TrainError> {
+        for (name, var) in model.params().iter() {
+            let values = var.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            self.engine.set(name, &values)?;
+        }
+        if optimizer.updates() > 0 {
+            for (name, m, v) in optimizer.adamw_moments() {
+                self.engine.set_moments(name, m, v)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the model's parameters those of the device.
+    pub(crate) fn fetch(&self, model: &mut Bitnet) -> Result<(), TrainError> {
+        for (name, count) in &self.names {
+            let mut values = vec![0f32; *count];
+            self.engine.get(name, &mut values)?;
+            model.trained_mut().fill(name, values)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the optimizer's moments those of the device.
+    pub(crate) fn fetch_moments(&self, optimizer: &mut Optimizer) -> Result<(), TrainError> {
+        for (name, m, v) in optimizer.adamw_moments_mut() {
+            self.engine.moments(name, m, v)?;
+        }
+        Ok(())
+    }
+
+    /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats. The gradients of the sum
+    /// of their losses times `weight` stay on the device.
+    pub(crate) fn forward_backward(
+        &mut self,
+        parts: &[Batch],
+        weight: f64,
+    ) -> Result<f32, TrainError> {
+        self.engine.begin()?;
+        for part in parts {
+            self.engine.add(part, weight as f32)?;
+        }
+        let tokens: usize = parts.iter().map(Batch::learned).sum();
+        Ok((self.engine.loss()? / tokens as f64) as f32)
+    }
+
+    /// The norm of each parameter's gradient.
+    pub(crate) fn norms(&mut self) -> Result<BTreeMap<String, f64>, TrainError> {
+        let squares = self.engine.squares()?;
+        let names = self.names.iter().map(|(name, _)| name.clone());
+        Ok(names.zip(squares.into_iter().map(f64::sqrt)).collect())
+    }
+
+    /// The gradients.
+    pub(crate) fn gradients(&self, model: &Bitnet) -> Result<Gradients, TrainError> {
+        let mut gradients = Gradients::new();
+        for (name, var) in model.params().iter() {
+            let gradient = Tensor::zeros(var.shape(), DType::F32, var.device())?;
+            let mut found = Ok(());
+            in_place(&gradient, |values| found = self.engine.gradient(name, values))?;
+            found?;
+            gradients.insert(name.to_owned(), gradient);
+        }
+        Ok(gradients)
+    }
+
+    /// One update with the gradients that are there, whose norm is `norm`.
+    pub(crate) fn update(
+        &mut self,
+        optimizer: &mut Optimizer,
+        norm: f64,
+        rates: Rates,
+    ) -> Result<(), TrainError> {
+        Ok(self.engine.update(&optimizer.next_adamw(norm, rates))?)
+    }
+
+    /// The mean loss in nats of the targets of a batch, everything in f32.
+    pub(crate) fn evaluate(&mut self, batch: &Batch) -> Result<f32, TrainError> {
+        Ok((self.engine.evaluate(batch)? / batch.learned() as f64) as f32)
+    }
+}
