@@ -76,55 +76,76 @@ __device__ __forceinline__ void gate(const T* product, const float* gate_weight,
 // From `da` (M, width) times `da_scales` (M,), the gradient of what `gate` returned, to that of gate and up,
 // each multiplied by its weights' scale over `product_rows`, in the place of `product`. `partial`
 // (gridDim.x, width) as in `norm_backward`. Blocks: any number.
+// As there, a row is asked for while the one before it is reduced.
+template <class T, int PER> struct GateRow {
+    Four<T> da[PER], gates[PER], ups[PER];
+    float factor, rms, row_scale;
+};
+
 template <class T, int PER>
 __device__ __forceinline__ void gate_backward(T* product, const float* gate_weight, const float* up_weight,
                                               const float* product_rows, u32 act, const float* weight,
                                               const float* rms, const T* da, const float* da_scales,
                                               float* partial, u32 n, u32 width) {
+    const auto ask = [&](u32 row, GateRow<T, PER>& r) {
+        r.factor = factor(da_scales, row);
+        r.rms = weight ? rms[row] : 1.0f;
+        r.row_scale = gate_weight ? product_rows[row] : 1.0f;
+        const T* gates = product + (u64)row * 2 * width;
+#pragma unroll
+        for (int g = 0; g < PER; g++) {
+            const u32 c = column(g);
+            if (c >= width) continue;
+            r.da[g] = ask4(da + (u64)row * width + c);
+            r.gates[g] = ask4(gates + c);
+            r.ups[g] = ask4(gates + width + c);
+        }
+    };
+    const float gate_scale = factor(gate_weight), up_scale = factor(up_weight);
     float dw[PER][4];
 #pragma unroll
     for (int g = 0; g < PER; g++)
 #pragma unroll
         for (int i = 0; i < 4; i++) dw[g][i] = 0.0f;
+    GateRow<T, PER> now, after;
+    if (blockIdx.x < n) ask(blockIdx.x, now);
     for (u32 row = blockIdx.x; row < n; row += gridDim.x) {
-        T* gates = product + (u64)row * 2 * width;
-        T* ups = gates + width;
-        const float fg = product_factor(gate_weight, product_rows, row);
-        const float fu = product_factor(up_weight, product_rows, row);
-        const float f = factor(da_scales, row), r = weight ? rms[row] : 1.0f;
+        if (row + gridDim.x < n) ask(row + gridDim.x, after);
+        const float fg = gate_scale / now.row_scale, fu = up_scale / now.row_scale;
         float dot = 0.0f;
         float d[PER][4], a[PER][4];
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
-            load4(da + (u64)row * width + c, d[g]);
+            widen4(now.da[g], d[g]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) d[g][i] *= f;
+            for (int i = 0; i < 4; i++) d[g][i] *= now.factor;
             if (!weight) continue;
             float w[4], u[4];
             load4(weight + c, w);
-            load4(gates + c, a[g]);
-            load4(ups + c, u);
+            widen4(now.gates[g], a[g]);
+            widen4(now.ups[g], u);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                a[g][i] = gate_value(act, a[g][i] * fg, u[i] * fu) * r;
+                a[g][i] = gate_value(act, a[g][i] * fg, u[i] * fu) * now.rms;
                 dw[g][i] += d[g][i] * a[g][i];
                 d[g][i] *= w[i];
                 dot += d[g][i] * a[g][i];
             }
         }
         if (weight) dot = block_sum(dot) / (float)width;
+        T* gates = product + (u64)row * 2 * width;
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
             float x[4], u[4];
-            load4(gates + c, x);
-            load4(ups + c, u);
+            widen4(now.gates[g], x);
+            widen4(now.ups[g], u);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const float slope = weight ? r * (d[g][i] - a[g][i] * dot) : d[g][i];
+                const float slope = weight ? now.rms * (d[g][i] - a[g][i] * dot) : d[g][i];
                 x[i] *= fg;
                 u[i] *= fu;
                 gate_slopes(act, x[i], u[i], slope);
@@ -132,8 +153,9 @@ __device__ __forceinline__ void gate_backward(T* product, const float* gate_weig
                 u[i] *= fu;
             }
             store4(gates + c, x);
-            store4(ups + c, u);
+            store4(gates + width + c, u);
         }
+        now = after;
     }
     if (!partial) return;
 #pragma unroll
@@ -142,14 +164,14 @@ __device__ __forceinline__ void gate_backward(T* product, const float* gate_weig
 }
 
 #define GATE(NAME, T, PER)                                                                               \
-    extern "C" __global__ void gate_##NAME(const T* product, const float* gate_weight,                  \
+    extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_##NAME(const T* product, const float* gate_weight,                  \
                                            const float* up_weight, const float* product_rows, u32 act,  \
                                            const float* weight, float eps, T* out, float* scales,       \
                                            float* rms, u32 width) {                                     \
         gate<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, eps, out, scales, rms, \
                      width);                                                                            \
     }                                                                                                   \
-    extern "C" __global__ void gate_backward_##NAME(                                                    \
+    extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_backward_##NAME(                                                    \
         T* product, const float* gate_weight, const float* up_weight, const float* product_rows,        \
         u32 act, const float* weight, const float* rms, const T* da, const float* da_scales,            \
         float* partial, u32 n, u32 width) {                                                             \
@@ -157,6 +179,8 @@ __device__ __forceinline__ void gate_backward(T* product, const float* gate_weig
                               da_scales, partial, n, width);                                            \
     }
 GATE(f32_2, float, 2)
+GATE(f32_4, float, 4)
 GATE(f32_8, float, 8)
 GATE(bf16_2, bf16, 2)
+GATE(bf16_4, bf16, 4)
 GATE(bf16_8, bf16, 8)

@@ -2,16 +2,19 @@
 
 // `logits` (n, stride), of which `vocab` columns count; `targets` (n,); `losses` (n,) in nats. With a
 // `weight` other than 0 the logits become the gradient of the losses' sum times `weight`; columns from
-// `vocab` on become 0. Blocks: n.
+// `vocab` on become 0. `cached`: the block has a row of shared memory. Blocks: n.
 template <class T>
 __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, float weight, float* losses,
-                                              u32 vocab, u32 stride) {
+                                              u32 vocab, u32 stride, u32 cached) {
     constexpr int N = Vector<T>::N;
+    DYNAMIC_SHARED(memory);
+    T* const row = (T*)memory;
     logits += (u64)blockIdx.x * stride;
     const u32 target = targets[blockIdx.x];
     float most = -INFINITY, sum = 0.0f;
     for (u32 c = threadIdx.x * N; c < vocab; c += blockDim.x * N) {
         const Vector<T> v = *(const Vector<T>*)(logits + c);
+        if (cached) *(Vector<T>*)(row + c) = v;
         float x[N], here = most;
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -31,7 +34,7 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
     __syncthreads();
     const float scale = weight / sum;
     for (u32 c = threadIdx.x * N; c < stride; c += blockDim.x * N) {
-        Vector<T> v = *(const Vector<T>*)(logits + c);
+        Vector<T> v = *(const Vector<T>*)((cached && c < vocab ? row : logits) + c);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             float p = c + i < vocab ? expf(to_float(v.x[i]) - all) * scale : 0.0f;
@@ -43,12 +46,12 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
 }
 
 extern "C" __global__ void cross_entropy_f32(float* logits, const u32* targets, float weight, float* losses,
-                                             u32 vocab, u32 stride) {
-    cross_entropy(logits, targets, weight, losses, vocab, stride);
+                                             u32 vocab, u32 stride, u32 cached) {
+    cross_entropy(logits, targets, weight, losses, vocab, stride, cached);
 }
 extern "C" __global__ void cross_entropy_bf16(bf16* logits, const u32* targets, float weight, float* losses,
-                                              u32 vocab, u32 stride) {
-    cross_entropy(logits, targets, weight, losses, vocab, stride);
+                                              u32 vocab, u32 stride, u32 cached) {
+    cross_entropy(logits, targets, weight, losses, vocab, stride, cached);
 }
 
 // Adds the sum of `x` (n,) to `total`. One block of 1024.

@@ -60,64 +60,91 @@ __device__ __forceinline__ void norm(const X* x, const T* product, const float* 
 // `scaled` (M, width). `partial` (gridDim.x, width): sums over the block's rows of the gradient of `weight`.
 // Without `weight` there was no norm. `rows` as above: rows that it does not name are left alone. Blocks:
 // any number, each of every gridDim.x-th row.
+//
+// What a row needs is asked for while the row before it is reduced: a block would wait for memory otherwise.
+template <class X, class T, int PER> struct NormRow {
+    Four<T> dy[PER];
+    Four<X> x[PER];
+    Four<float> residual[PER];
+    float factor, rms, next;
+    u64 from;
+};
+
 template <class X, class T, int PER>
 __device__ __forceinline__ void norm_backward(const X* x, const float* weight, const float* rms, const T* dy,
                                               const float* dy_scales, const float* residual, const u32* rows,
                                               float* dx, T* scaled, const float* next_weight,
                                               const float* next_rows, float* partial, u32 n, u32 width) {
+    const auto ask = [&](u32 at, NormRow<X, T, PER>& r) {
+        const u32 row = rows ? rows[at] : at;
+        r.from = (u64)row * width;
+        r.factor = factor(dy_scales, at);
+        r.rms = weight ? rms[at] : 1.0f;
+        r.next = next_weight ? next_rows[row] : 1.0f;
+#pragma unroll
+        for (int g = 0; g < PER; g++) {
+            const u32 c = column(g);
+            if (c >= width) continue;
+            r.dy[g] = ask4(dy + (u64)at * width + c);
+            if (weight) r.x[g] = ask4(x + r.from + c);
+            if (residual) r.residual[g] = ask4(residual + r.from + c);
+        }
+    };
+    const float scale = factor(next_weight);
     float dw[PER][4];
 #pragma unroll
     for (int g = 0; g < PER; g++)
 #pragma unroll
         for (int i = 0; i < 4; i++) dw[g][i] = 0.0f;
+    NormRow<X, T, PER> now, after;
+    if (blockIdx.x < n) ask(blockIdx.x, now);
     for (u32 at = blockIdx.x; at < n; at += gridDim.x) {
-        const u32 row = rows ? rows[at] : at;
-        const u64 from = (u64)row * width, to = (u64)at * width;
-        const float f = factor(dy_scales, at), r = weight ? rms[at] : 1.0f;
-        float g_[PER][4], x_[PER][4];
+        if (at + gridDim.x < n) ask(at + gridDim.x, after);
+        float d[PER][4], y[PER][4];
         float dot = 0.0f;
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
-            load4(dy + to + c, g_[g]);
+            widen4(now.dy[g], d[g]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) g_[g][i] *= f;
+            for (int i = 0; i < 4; i++) d[g][i] *= now.factor;
             if (!weight) continue;
             float w[4];
-            load4(x + from + c, x_[g]);
+            widen4(now.x[g], y[g]);
             load4(weight + c, w);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                x_[g][i] *= r;
-                dw[g][i] += g_[g][i] * x_[g][i];
-                g_[g][i] *= w[i];
-                dot += g_[g][i] * x_[g][i];
+                y[g][i] *= now.rms;
+                dw[g][i] += d[g][i] * y[g][i];
+                d[g][i] *= w[i];
+                dot += d[g][i] * y[g][i];
             }
         }
         if (weight) dot = block_sum(dot) / (float)width;
-        const float next = product_factor(next_weight, next_rows, row);
+        const float next = scale / now.next;
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
             if (weight) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) g_[g][i] = r * (g_[g][i] - x_[g][i] * dot);
+                for (int i = 0; i < 4; i++) d[g][i] = now.rms * (d[g][i] - y[g][i] * dot);
             }
             if (residual) {
                 float add[4];
-                load4(residual + from + c, add);
+                widen4(now.residual[g], add);
 #pragma unroll
-                for (int i = 0; i < 4; i++) g_[g][i] += add[i];
+                for (int i = 0; i < 4; i++) d[g][i] += add[i];
             }
-            if (dx) store4(dx + from + c, g_[g]);
+            if (dx) store4(dx + now.from + c, d[g]);
             if (scaled) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) g_[g][i] *= next;
-                store4(scaled + from + c, g_[g]);
+                for (int i = 0; i < 4; i++) d[g][i] *= next;
+                store4(scaled + now.from + c, d[g]);
             }
         }
+        now = after;
     }
     if (!partial) return;
 #pragma unroll
@@ -126,14 +153,14 @@ __device__ __forceinline__ void norm_backward(const X* x, const float* weight, c
 }
 
 #define NORM(NAME, X, T, PER)                                                                            \
-    extern "C" __global__ void norm_##NAME(const X* x, const T* product, const float* product_weight,   \
+    extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_##NAME(const X* x, const T* product, const float* product_weight,   \
                                            const float* product_rows, float* sum, const u32* rows,      \
                                            const float* weight, float eps, T* out, float* scales,       \
                                            float* rms, u32 width) {                                     \
         norm<X, T, PER>(x, product, product_weight, product_rows, sum, rows, weight, eps, out, scales,  \
                         rms, width);                                                                    \
     }                                                                                                   \
-    extern "C" __global__ void norm_backward_##NAME(                                                    \
+    extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_backward_##NAME(                                                    \
         const X* x, const float* weight, const float* rms, const T* dy, const float* dy_scales,         \
         const float* residual, const u32* rows, float* dx, T* scaled, const float* next_weight,         \
         const float* next_rows, float* partial, u32 n, u32 width) {                                     \
@@ -141,10 +168,13 @@ __device__ __forceinline__ void norm_backward(const X* x, const float* weight, c
                                  next_rows, partial, n, width);                                         \
     }
 NORM(f32_f32_2, float, float, 2)
+NORM(f32_f32_4, float, float, 4)
 NORM(f32_f32_8, float, float, 8)
 NORM(f32_bf16_2, float, bf16, 2)
+NORM(f32_bf16_4, float, bf16, 4)
 NORM(f32_bf16_8, float, bf16, 8)
 NORM(bf16_bf16_2, bf16, bf16, 2)
+NORM(bf16_bf16_4, bf16, bf16, 4)
 NORM(bf16_bf16_8, bf16, bf16, 8)
 
 // Sums of the columns of `partial` (parts, width) go to `out` (width,), or are added to it. Blocks of 1024:

@@ -26,6 +26,16 @@ template <> __device__ __forceinline__ void store4<bf16>(bf16* p, const float (&
     *(u64*)p = (u64)pack_bf16(x[0], x[1]) | (u64)pack_bf16(x[2], x[3]) << 32;
 }
 
+// Four numbers as they lie in memory: asked for long before they are used.
+template <class T> struct alignas(4 * sizeof(T)) Four {
+    T x[4];
+};
+template <class T> __device__ __forceinline__ Four<T> ask4(const T* p) { return *(const Four<T>*)p; }
+template <class T> __device__ __forceinline__ void widen4(const Four<T>& v, float (&x)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = to_float(v.x[i]);
+}
+
 // The column of a thread's group.
 __device__ __forceinline__ u32 column(int group) { return (group * blockDim.x + threadIdx.x) * 4; }
 

@@ -168,7 +168,7 @@ impl Layout {
 }
 
 /// Widest rows that a block has in registers.
-pub(crate) const WIDEST: usize = 32 << 10;
+pub(crate) const WIDEST: usize = 16 << 10;
 
 fn check(config: &ModelConfig) -> Result<()> {
     let unsupported = |what, expected: &str, found: String| {

@@ -201,13 +201,13 @@ impl Pass<'_> {
         let (heads, kv_heads, d) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let rows = self.input.extent.rows();
-        let threads = rows * (heads + 2 * kv_heads) * (d / 8);
+        let threads = ((heads + 2 * kv_heads) * (d / 8)).next_multiple_of(32).min(256);
         let kernel = format!("rope_{}{}", if backward { "backward_" } else { "" }, kind.name());
         let [cos, sin] = self.rope;
-        launch!(self.device, &kernel, [threads.div_ceil(256), 1, 1], 256, 0;
+        launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
             qkv,
             self.scale(layer, Projection::Q),
             self.rows(&self.memory.state(layer).qkv_input.scales),
-            cos, sin, rows, self.input.extent.tokens, heads, kv_heads, d)
+            cos, sin, self.input.extent.tokens, heads, kv_heads, d)
     }
 }

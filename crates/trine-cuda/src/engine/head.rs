@@ -10,6 +10,9 @@ use crate::layout::bytes;
 /// Bytes of the logits that exist at a time.
 const LOGITS: usize = 1 << 30;
 
+/// Bytes of a row of logits that is kept in shared memory; of two such rows at a time.
+const CACHED_ROW: usize = 112 << 10;
+
 impl Pass<'_> {
     /// The parameter that is the head.
     fn head(&self) -> TensorId {
@@ -67,8 +70,11 @@ impl Pass<'_> {
         let at = 4 * first as u64;
         let (targets, losses) = (self.ids.targets.at() + at, self.memory.losses.at() + at);
         let threads = if vocab < 4096 { 128 } else { 512 };
-        launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
-            logits, targets, weight, losses, vocab, stride)
+        // Where a row fits, it is read once.
+        let row = bytes(stride, kind);
+        let cached = row <= CACHED_ROW.min(self.device.shared_memory());
+        launch!(self.device, &kernel, [rows, 1, 1], threads, if cached { row } else { 0 };
+            logits, targets, weight, losses, vocab, stride, cached)
     }
 
     fn head_weights(&self) -> Address {
@@ -139,6 +145,6 @@ impl Pass<'_> {
     /// Blocks of a kernel that goes through rows, each block through several.
     pub(super) fn row_blocks(&self, rows: usize, width: usize) -> usize {
         let threads = row_block(width).0;
-        rows.min(self.device.processors() * (1024 / threads).max(1))
+        rows.min(self.device.processors() * (640 / threads).max(1))
     }
 }

@@ -472,7 +472,11 @@ fn upload_all<const N: usize>(
 
 /// Threads of a block that has a row of `width` in registers, and how many groups of four each has.
 fn row_block(width: usize) -> (usize, usize) {
-    let groups = if width <= 8192 { 2 } else { 8 };
+    let groups = match width {
+        ..=4096 => 2,
+        ..=7168 => 4,
+        _ => 8,
+    };
     (width.div_ceil(4 * groups).next_multiple_of(32), groups)
 }
 
@@ -489,9 +493,10 @@ mod tests {
 
     #[test]
     fn a_block_has_a_whole_row() {
-        for width in [8, 64, 768, 2560, 6912, 8192, 8200, 32768] {
+        for width in [8, 64, 768, 2560, 4096, 4104, 6912, 7168, 7176, 16384] {
             let (threads, groups) = row_block(width);
-            assert!(threads <= 1024 && threads * groups * 4 >= width, "{width}");
+            let most = if groups == 4 { 448 } else { 512 };
+            assert!(threads <= most && threads * groups * 4 >= width, "{width}");
         }
     }
 }
