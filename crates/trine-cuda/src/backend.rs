@@ -187,7 +187,7 @@ macro_rules! launch {
 pub(crate) use launch;
 
 /// Memory of a device, of which more is asked for where it is too small.
-pub(crate) struct Buffer {
+pub struct Buffer {
     device: Arc<dyn Backend>,
     at: Address,
     bytes: usize,
@@ -200,7 +200,10 @@ impl Buffer {
     }
 
     /// Of `bytes`.
-    pub(crate) fn with(device: &Arc<dyn Backend>, bytes: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn with(device: &Arc<dyn Backend>, bytes: usize) -> Result<Self> {
         let mut buffer = Self::new(device);
         buffer.reserve(bytes)?;
         Ok(buffer)
@@ -223,7 +226,8 @@ impl Buffer {
         }
     }
 
-    pub(crate) fn at(&self) -> Address {
+    /// Where it lies.
+    pub fn at(&self) -> Address {
         self.at
     }
 }

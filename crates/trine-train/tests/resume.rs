@@ -139,7 +139,8 @@ fn a_stop_at_the_step_of_a_validation_loses_nothing() {
 
 #[test]
 fn every_way_of_updating_learns() {
-    for way in WAYS {
+    // What a card does is compared with a CPU elsewhere.
+    for way in WAYS.into_iter().filter(|way| !way.contains(&"train.device=emulator")) {
         let dir = tempfile::tempdir().unwrap();
         let mut watch = Watch::default();
         let config = config(&[way, &["train.steps=60"]].concat());

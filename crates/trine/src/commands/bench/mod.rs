@@ -6,6 +6,7 @@
 //! `trine_kernels::limits`). And tests take turns, so that what is compared was timed together. The
 //! rows of the table have the names of llama-bench.
 
+mod card;
 mod kernels;
 pub(crate) mod machine;
 mod report;

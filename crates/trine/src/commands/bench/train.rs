@@ -1,5 +1,5 @@
 //! `trine bench train`: what a step of training costs, ternary, in full precision, and as it would be
-//! written naively, in turn, beside what the machine could do at the time.
+//! written naively, in turn, beside what the machine could do at the time; and on a card.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -7,9 +7,11 @@ use std::time::Instant;
 use anyhow::Context;
 
 use serde_json::{Value, json};
+use trine_cuda::Kind;
 use trine_data::Batch;
 use trine_format::{ModelConfig, Quantization};
 use trine_kernels::limits::{Limits, Rate};
+use trine_train::config::DeviceConfig;
 use trine_train::fused::{Engine, Options, Precision};
 use trine_train::naive::Naive;
 use trine_train::optimizer::{self, Optimizer};
@@ -17,6 +19,7 @@ use trine_train::plan::Work;
 use trine_train::schedule::Rates;
 use trine_train::{Bitnet, Device, Params, RunConfig};
 
+use super::card::{self, CardArgs};
 use super::{machine, measure_limits};
 use crate::output;
 use crate::progress::BenchProgress;
@@ -42,6 +45,8 @@ pub(crate) struct Args {
     /// Keep only the input of every layer, and run it again in the backward pass
     #[arg(long)]
     recompute: bool,
+    #[command(flatten)]
+    card: CardArgs,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -155,6 +160,18 @@ fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.card.device != DeviceConfig::Cpu {
+        let options = trine_cuda::Options {
+            kind: match args.precision {
+                Precision::F32 => Kind::F32,
+                Precision::Auto | Precision::Bf16 => Kind::Bf16,
+            },
+            recompute: args.recompute,
+            narrow_masters: false,
+        };
+        let repetitions = args.repetitions.get();
+        return card::run(args.card, options, repetitions, args.ternary_only, args.json);
+    }
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())
