@@ -93,6 +93,18 @@ KERNEL(sum_squares)
 KERNEL(sum_parts)
 KERNEL(adamw)
 
+#include "../kernels/muon.cu"
+KERNEL(muon_direction)
+KERNEL(muon_begin_f32)
+KERNEL(muon_begin_bf16)
+KERNEL(cast_f32)
+KERNEL(cast_bf16)
+KERNEL(muon_polynomial_f32)
+KERNEL(muon_polynomial_bf16)
+KERNEL(muon_add_f32)
+KERNEL(muon_add_bf16)
+KERNEL(muon_update)
+
 // As cuLaunchKernel: `args[i]` points to the value of the i-th argument. 0, or 1 where no kernel has that name.
 extern "C" int emulate_launch(const char* name, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared_bytes,
                               void** args) {

@@ -150,14 +150,21 @@ fn main() {
     for (name, count) in &parameters {
         let values: Vec<f32> = match name.contains("norm") {
             true => vec![1.0; *count],
-            false => (0..*count).map(|i| 0.035 * table[(i * 7919 + i / 4099) % table.len()]).collect(),
+            false => {
+                (0..*count).map(|i| 0.035 * table[(i * 7919 + i / 4099) % table.len()]).collect()
+            }
         };
         engine.set(name, &values).unwrap();
     }
     let n = batch * tokens;
     let ids: Vec<u32> = (0..=n).map(|_| (next() % config.vocab_size as u64) as u32).collect();
-    let inputs =
-        Batch { inputs: ids[..n].to_vec(), targets: ids[1..].to_vec(), starts: None, batch, seq_len: tokens };
+    let inputs = Batch {
+        inputs: ids[..n].to_vec(),
+        targets: ids[1..].to_vec(),
+        starts: None,
+        batch,
+        seq_len: tokens,
+    };
     let mut made = 0;
     let mut step = |engine: &mut Engine| {
         engine.begin().unwrap();
@@ -166,15 +173,18 @@ fn main() {
         let norm = engine.squares().unwrap().iter().sum::<f64>().sqrt();
         made += 1;
         engine
-            .update(&AdamW {
-                clip: (1.0 / norm).min(1.0) as f32,
-                betas: [0.9, 0.95],
-                eps: 1e-8,
-                keep: 1.0 - 1e-4,
-                step_size: 1e-3 / (1.0 - 0.9f32.powi(made)),
-                inverse_root_correction2: 1.0 / (1.0 - 0.95f32.powi(made)).sqrt(),
-                chance: made as u64,
-            })
+            .update(
+                &AdamW {
+                    clip: (1.0 / norm).min(1.0) as f32,
+                    betas: [0.9, 0.95],
+                    eps: 1e-8,
+                    keep: 1.0 - 1e-4,
+                    step_size: 1e-3 / (1.0 - 0.9f32.powi(made)),
+                    inverse_root_correction2: 1.0 / (1.0 - 0.95f32.powi(made)).sqrt(),
+                    chance: made as u64,
+                },
+                None,
+            )
             .unwrap();
         (loss, norm)
     };
@@ -192,7 +202,8 @@ fn main() {
     let time = times[times.len() / 2];
     // Matrices thrice twice, the head among them; causal attention.
     let matrices: usize = parameters.iter().filter(|(n, _)| !n.contains("norm")).map(|p| p.1).sum();
-    let attention = config.num_hidden_layers * tokens * config.num_attention_heads * config.head_dim;
+    let attention =
+        config.num_hidden_layers * tokens * config.num_attention_heads * config.head_dim;
     let flops = 6.0 * (matrices + attention) as f64 * n as f64;
     let (free, total) = profiled.memory().unwrap();
     println!(
@@ -216,7 +227,11 @@ fn main() {
     let mut found: Vec<_> = found.iter().collect();
     found.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
     for (what, (times, seconds, work)) in found {
-        let rate = if *work > 0.0 { format!("{:6.0} TFLOP/s", work / seconds / 1e12) } else { String::new() };
+        let rate = if *work > 0.0 {
+            format!("{:6.0} TFLOP/s", work / seconds / 1e12)
+        } else {
+            String::new()
+        };
         println!("{:8.2} ms {times:4} {what} {rate}", seconds * 1e3);
     }
 }

@@ -25,12 +25,12 @@ __device__ __forceinline__ void gate_slopes(u32 act, float& g, float& u, float d
 }
 
 // `product` (M, 2 width), the scales of the weights of gate and up, and `product_rows` (M,) make the gate,
-// which goes through the norm of `weight` (width,), if there is one, and becomes codes `out` (M, width) and
-// `scales` (M,), or values where no scales are wanted. `rms` (M,) as in `norm`. Blocks: M.
+// which goes through the norm of `weight` (width,), if there is one, and becomes codes `out` (M, width),
+// which `narrow` is too where it is given, and `scales` (M,), or values where no scales are wanted. `rms` (M,) as in `norm`. Blocks: M.
 template <class T, int PER>
 __device__ __forceinline__ void gate(const T* product, const float* gate_weight, const float* up_weight,
                                      const float* product_rows, u32 act, const float* weight, float eps,
-                                     T* out, float* scales, float* rms, u32 width) {
+                                     T* out, i8* narrow, float* scales, float* rms, u32 width) {
     const u32 row = blockIdx.x;
     product += (u64)row * 2 * width;
     out += (u64)row * width;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void gate(const T* product, const float* gate_weight,
         }
     }
     if (scales) {
-        store_codes(a, width, out, scales + row);
+        store_codes(a, width, out, narrow ? narrow + (u64)row * width : narrow, scales + row);
     } else {
 #pragma unroll
         for (int g = 0; g < PER; g++)
@@ -166,10 +166,10 @@ __device__ __forceinline__ void gate_backward(T* product, const float* gate_weig
 #define GATE(NAME, T, PER)                                                                               \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_##NAME(const T* product, const float* gate_weight,                  \
                                            const float* up_weight, const float* product_rows, u32 act,  \
-                                           const float* weight, float eps, T* out, float* scales,       \
-                                           float* rms, u32 width) {                                     \
-        gate<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, eps, out, scales, rms, \
-                     width);                                                                            \
+                                           const float* weight, float eps, T* out, i8* narrow,          \
+                                           float* scales, float* rms, u32 width) {                      \
+        gate<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, eps, out, narrow,      \
+                     scales, rms, width);                                                               \
     }                                                                                                   \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_backward_##NAME(                                                    \
         T* product, const float* gate_weight, const float* up_weight, const float* product_rows,        \

@@ -3,14 +3,15 @@
 
 // `x` (M, width) of X. Where `product` (M, width) is given, it is multiplied by `product_weight` over
 // `product_rows` and added, and the sum goes to `sum` (M, width). Then, where `weight` (width,) is given,
-// the norm; then codes (n, width) and `scales` (n,) where these are wanted, or the values themselves.
+// the norm; then codes (n, width), as T and as `narrow` where that is given, and `scales` (n,) where these
+// are wanted, or the values themselves.
 // `rms` (n,): one over the root of the mean square. Output row `i` is made of row `rows[i]`, or of row `i`.
 // Blocks: n.
 template <class X, class T, int PER>
 __device__ __forceinline__ void norm(const X* x, const T* product, const float* product_weight,
                                      const float* product_rows, float* sum, const u32* rows,
-                                     const float* weight, float eps, T* out, float* scales, float* rms,
-                                     u32 width) {
+                                     const float* weight, float eps, T* out, i8* narrow,
+                                     float* scales, float* rms, u32 width) {
     const u32 row = rows ? rows[blockIdx.x] : blockIdx.x;
     const u64 from = (u64)row * width, to = (u64)blockIdx.x * width;
     float y[PER][4];
@@ -46,7 +47,7 @@ __device__ __forceinline__ void norm(const X* x, const T* product, const float* 
         }
     }
     if (scales) {
-        store_codes(y, width, out + to, scales + blockIdx.x);
+        store_codes(y, width, out + to, narrow ? narrow + to : narrow, scales + blockIdx.x);
     } else {
 #pragma unroll
         for (int g = 0; g < PER; g++)
@@ -155,10 +156,10 @@ __device__ __forceinline__ void norm_backward(const X* x, const float* weight, c
 #define NORM(NAME, X, T, PER)                                                                            \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_##NAME(const X* x, const T* product, const float* product_weight,   \
                                            const float* product_rows, float* sum, const u32* rows,      \
-                                           const float* weight, float eps, T* out, float* scales,       \
-                                           float* rms, u32 width) {                                     \
-        norm<X, T, PER>(x, product, product_weight, product_rows, sum, rows, weight, eps, out, scales,  \
-                        rms, width);                                                                    \
+                                           const float* weight, float eps, T* out, i8* narrow,          \
+                                           float* scales, float* rms, u32 width) {                      \
+        norm<X, T, PER>(x, product, product_weight, product_rows, sum, rows, weight, eps, out, narrow,  \
+                        scales, rms, width);                                                            \
     }                                                                                                   \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_backward_##NAME(                                                    \
         const X* x, const float* weight, const float* rms, const T* dy, const float* dy_scales,         \

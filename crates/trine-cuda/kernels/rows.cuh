@@ -50,10 +50,10 @@ __device__ __forceinline__ float inverse_rms(float square, u32 width, float eps)
     return 1.0f / sqrtf(block_sum(square) / (float)width + eps);
 }
 
-// Rounds a row to codes of int8, kept as T, and its scale `127 (1 / max|x|)`; see
+// Rounds a row to codes of int8, kept as T and, where `narrow` is given, as they are, and its scale `127 (1 / max|x|)`; see
 // `trine_ternary::quantize_activations`. Numbers that are not finite stay what they are.
 template <int PER, class T>
-__device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* out, float* scale) {
+__device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* out, i8* narrow, float* scale) {
     float largest = 0.0f;
 #pragma unroll
     for (int g = 0; g < PER; g++)
@@ -72,5 +72,11 @@ __device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* ou
             x[g][i] = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
         }
         store4(out + column(g), x[g]);
+        if (narrow) {
+            u32 codes = 0;
+#pragma unroll
+            for (int i = 0; i < 4; i++) codes |= ((u32)(int)x[g][i] & 0xff) << (8 * i);
+            *(u32*)(narrow + column(g)) = codes;
+        }
     }
 }

@@ -64,10 +64,10 @@ extern "C" __global__ void absmean(const double* partial, u32 parts, const Entry
     if (threadIdx.x == 0) scales[e.scale] = mean < 1e-5f ? 1e-5f : mean;
 }
 
-// `clamp(round_half_even(w * (1 / scale)), -1, 1)` (`trine_ternary::ternarize`) of all tensors, as T; of
-// tensors without a scale their values.
+// `clamp(round_half_even(w * (1 / scale)), -1, 1)` (`trine_ternary::ternarize`) of all tensors, as T and,
+// where `narrow` is given, as int8; of tensors without a scale their values as T.
 template <class T>
-__device__ __forceinline__ void ternarize(const u8* masters, const Entry* table, const float* scales, T* out) {
+__device__ __forceinline__ void ternarize(const u8* masters, const Entry* table, const float* scales, T* out, i8* narrow) {
     const Entry e = table[blockIdx.y];
     const float inverse = e.scale >= 0 && scales ? 1.0f / scales[e.scale] : 0.0f;
     for (u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < e.count; i += (u64)gridDim.x * blockDim.x * 4) {
@@ -79,15 +79,21 @@ __device__ __forceinline__ void ternarize(const u8* masters, const Entry* table,
                 const float t = rintf(w[j] * inverse);
                 w[j] = t < -1.0f ? -1.0f : t > 1.0f ? 1.0f : t;
             }
+            if (narrow) {
+                u32 trits = 0;
+#pragma unroll
+                for (int j = 0; j < 4; j++) trits |= ((u32)(int)w[j] & 0xff) << (8 * j);
+                *(u32*)(narrow + e.copy + i) = trits;
+            }
         }
         store4(out + e.copy + i, w);
     }
 }
-extern "C" __global__ void ternarize_f32(const u8* masters, const Entry* table, const float* scales, float* out) {
-    ternarize(masters, table, scales, out);
+extern "C" __global__ void ternarize_f32(const u8* masters, const Entry* table, const float* scales, float* out, i8* narrow) {
+    ternarize(masters, table, scales, out, narrow);
 }
-extern "C" __global__ void ternarize_bf16(const u8* masters, const Entry* table, const float* scales, bf16* out) {
-    ternarize(masters, table, scales, out);
+extern "C" __global__ void ternarize_bf16(const u8* masters, const Entry* table, const float* scales, bf16* out, i8* narrow) {
+    ternarize(masters, table, scales, out, narrow);
 }
 
 // What a tensor's gradient is to be multiplied by: those of ternary weights are kept times their scale.
@@ -127,6 +133,24 @@ __device__ __forceinline__ u64 mix(u64 x) {
     return x ^ (x >> 31);
 }
 
+// Four masters of a tensor, from element `i` on. Those of bf16 are rounded up or down by chance, of which `key` is
+// the tensor's in this update.
+__device__ __forceinline__ void store_masters(u8* masters, const Entry& e, u64 i, u64 key, float (&w)[4]) {
+    if (e.kept != 0) {
+        const u64 bits = mix(key ^ (i / 4));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const u32 x = __float_as_uint(w[j]);
+            if ((x & 0x7f800000u) != 0x7f800000u)
+                w[j] = __uint_as_float((x + ((u32)(bits >> (16 * j)) & 0xffff)) & 0xffff0000u);
+        }
+    }
+    if (e.kept == 1)
+        store4((bf16*)(masters + e.masters) + i, w);
+    else
+        store4((float*)(masters + e.masters) + i, w);
+}
+
 // AdamW (arXiv 1711.05101), as PyTorch computes it, of all tensors: `clip` is what gradients are multiplied
 // by, `keep` what is left of weights that decay. Masters of bf16 are rounded stochastically; `chance` is
 // the hash of seed and update.
@@ -152,18 +176,6 @@ extern "C" __global__ void adamw(u8* masters, const float* gradients, float* m, 
         }
         store4(m + e.start + i, a);
         store4(v + e.start + i, b);
-        if (e.kept != 0) {
-            const u64 bits = mix(key ^ (i / 4));
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const u32 x = __float_as_uint(w[j]);
-                if ((x & 0x7f800000u) != 0x7f800000u)
-                    w[j] = __uint_as_float((x + ((u32)(bits >> (16 * j)) & 0xffff)) & 0xffff0000u);
-            }
-        }
-        if (e.kept == 1)
-            store4((bf16*)(masters + e.masters) + i, w);
-        else
-            store4((float*)(masters + e.masters) + i, w);
+        store_masters(masters, e, i, key, w);
     }
 }

@@ -49,7 +49,9 @@ pub fn for_architecture(architecture: &str) -> Result<Vec<u8>> {
 
 /// # Safety
 /// A program that was compiled.
-unsafe fn machine_code(program: sys::nvrtcProgram) -> std::result::Result<Vec<u8>, nvrtc::NvrtcError> {
+unsafe fn machine_code(
+    program: sys::nvrtcProgram,
+) -> std::result::Result<Vec<u8>, nvrtc::NvrtcError> {
     let mut bytes = 0;
     // SAFETY: the size is written to a number of that type.
     unsafe { sys::nvrtcGetCUBINSize(program, &raw mut bytes) }.result()?;

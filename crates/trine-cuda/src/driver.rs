@@ -135,8 +135,7 @@ impl Driver {
         // SAFETY: descriptions are made by cuBLASLt, described by attributes of the size that they have,
         // and destroyed when this is dropped.
         unsafe {
-            let description =
-                lt::create_matmul_desc(compute, kind(Kind::F32)).map_err(failed)?;
+            let description = lt::create_matmul_desc(compute, kind(Kind::F32)).map_err(failed)?;
             for (attribute, yes) in [
                 (Description::CUBLASLT_MATMUL_DESC_TRANSA, product.b_transposed),
                 (Description::CUBLASLT_MATMUL_DESC_TRANSB, product.a_transposed),
@@ -160,15 +159,8 @@ impl Driver {
             lt::set_matmul_pref_attribute(preference, most, bytes.as_ptr().cast(), bytes.len())
                 .map_err(failed)?;
             let [la, lb, lc] = layouts;
-            let found = lt::get_matmul_algo_heuristic(
-                self.blas,
-                description,
-                la,
-                lb,
-                lc,
-                lc,
-                preference,
-            );
+            let found =
+                lt::get_matmul_algo_heuristic(self.blas, description, la, lb, lc, lc, preference);
             lt::destroy_matmul_pref(preference).map_err(failed)?;
             Ok(Plan { description, layouts, algorithm: found.map_err(failed)?.algo })
         }
@@ -204,11 +196,9 @@ impl Backend for Driver {
             let (free, total) = self.memory()?;
             let gb = |bytes: usize| bytes as f64 / 1e9;
             match e.0 {
-                cu_sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(CudaError::Memory {
-                    wanted: gb(bytes),
-                    free: gb(free),
-                    total: gb(total),
-                }),
+                cu_sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                    Err(CudaError::Memory { wanted: gb(bytes), free: gb(free), total: gb(total) })
+                }
                 _ => Err(call("memory of the device")(e)),
             }
         })
@@ -251,8 +241,8 @@ impl Backend for Driver {
         if !kernels.contains_key(kernel) {
             let name = CString::new(kernel).expect("names of kernels have no zero byte");
             // SAFETY: the module is loaded.
-            let function = unsafe { cu::module::get_function(self.module, name) }
-                .map_err(call(kernel))?;
+            let function =
+                unsafe { cu::module::get_function(self.module, name) }.map_err(call(kernel))?;
             kernels.insert(kernel.to_owned(), Kernel { function, shared: SHARED });
         }
         let found = kernels.get_mut(kernel).expect("it has just been put there");
@@ -336,7 +326,8 @@ impl Drop for Driver {
 
 /// Looks for the libraries first: cudarc panics where one is missing.
 fn find_libraries() -> Result<()> {
-    let toolkit = "CUDA's toolkit (12 or 13), or the packages nvidia-cublas and nvidia-cuda-nvrtc of Python";
+    let toolkit =
+        "CUDA's toolkit (12 or 13), or the packages nvidia-cublas and nvidia-cuda-nvrtc of Python";
     // SAFETY: the libraries of CUDA may be loaded at any time.
     let found = unsafe {
         [

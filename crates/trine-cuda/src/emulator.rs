@@ -13,17 +13,8 @@ use crate::error::{CudaError, Result};
 use crate::sources::{EMULATOR, KERNELS};
 
 /// What runs a kernel: its name, grid, block, bytes of shared memory, arguments.
-type Launch = unsafe extern "C" fn(
-    *const c_char,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    *mut *mut c_void,
-) -> i32;
+type Launch =
+    unsafe extern "C" fn(*const c_char, u32, u32, u32, u32, u32, u32, u32, *mut *mut c_void) -> i32;
 
 /// Bytes before memory that is handed out, which say how much it is.
 const HEADER: usize = 256;
@@ -148,7 +139,11 @@ impl Backend for Emulator {
     ) -> Result<()> {
         let failed = |message: String| CudaError::Call { what: kernel.to_owned(), message };
         // As a card refuses it.
-        if grid[1].max(grid[2]) > 65535 || grid.contains(&0) || block > 1024 || shared as usize > SHARED {
+        if grid[1].max(grid[2]) > 65535
+            || grid.contains(&0)
+            || block > 1024
+            || shared as usize > SHARED
+        {
             return Err(failed(format!("grid {grid:?}, block {block}, {shared} bytes")));
         }
         let name = CString::new(kernel).expect("names of kernels have no zero byte");
@@ -157,7 +152,8 @@ impl Backend for Emulator {
             .map_err(|e| failed(e.to_string()))?;
         let [x, y, z] = grid;
         // SAFETY: arguments point to values of the kernel's parameters, as they do for a card.
-        match unsafe { launch(name.as_ptr(), x, y, z, block, 1, 1, shared, arguments.as_mut_ptr()) } {
+        match unsafe { launch(name.as_ptr(), x, y, z, block, 1, 1, shared, arguments.as_mut_ptr()) }
+        {
             0 => Ok(()),
             _ => Err(failed("there is no such kernel".to_owned())),
         }

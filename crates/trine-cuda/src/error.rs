@@ -29,7 +29,9 @@ pub enum CudaError {
         message: String,
     },
     /// Memory of the device that could not be had.
-    #[error("{wanted:.2} GB of the device's memory could not be had: {free:.2} of {total:.2} GB are free")]
+    #[error(
+        "{wanted:.2} GB of the device's memory could not be had: {free:.2} of {total:.2} GB are free"
+    )]
     Memory {
         /// GB.
         wanted: f64,

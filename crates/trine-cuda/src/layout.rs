@@ -44,6 +44,11 @@ impl Tensor {
         self.shape.iter().product()
     }
 
+    /// Whether it is a matrix of a layer.
+    pub(crate) fn is_projection(&self) -> bool {
+        matches!(self.id, TensorId::Layer(_, Part::Projection(_)))
+    }
+
     /// Bytes of its masters.
     pub(crate) fn masters_bytes(&self) -> usize {
         self.count() * if self.kept == Kept::Bf16 { 2 } else { 4 }
@@ -156,6 +161,11 @@ impl Layout {
             ]
         };
         tensors.flat_map(entry).collect()
+    }
+
+    /// How many tensors are no projections.
+    pub(crate) fn others(&self) -> usize {
+        self.tensors.iter().filter(|tensor| !tensor.is_projection()).count()
     }
 
     pub(crate) fn get(&self, id: TensorId) -> Option<&Tensor> {

@@ -36,5 +36,5 @@ mod sources;
 pub use backend::{Backend, Kind};
 pub use driver::Driver;
 pub use emulator::Emulator;
-pub use engine::{AdamW, Engine, Options};
+pub use engine::{AdamW, Engine, Muon, Options};
 pub use error::CudaError;

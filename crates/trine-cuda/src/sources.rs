@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// All kernels. They are one program, in this order.
-pub(crate) const KERNELS: [(&str, &str); 13] = sources!("kernels":
+pub(crate) const KERNELS: [(&str, &str); 14] = sources!("kernels":
     "device.cuh",
     "rows.cuh",
     "norm.cu",
@@ -17,6 +17,7 @@ pub(crate) const KERNELS: [(&str, &str); 13] = sources!("kernels":
     "loss.cu",
     "embedding.cu",
     "weights.cu",
+    "muon.cu",
     "attention_f32.cu",
     "attention_delta.cu",
     "attention.cu",
@@ -25,8 +26,7 @@ pub(crate) const KERNELS: [(&str, &str); 13] = sources!("kernels":
 );
 
 /// What stands in for a card's compiler and the card.
-pub(crate) const EMULATOR: [(&str, &str); 2] =
-    sources!("emulator": "emulate.hpp", "emulate.cpp");
+pub(crate) const EMULATOR: [(&str, &str); 2] = sources!("emulator": "emulate.hpp", "emulate.cpp");
 
 /// The kernels as a compiler for cards takes them.
 pub(crate) fn program() -> String {

@@ -11,7 +11,7 @@ use candle_core::{DType, Tensor};
 use trine_cuda::{Backend, Driver, Emulator, Engine, Kind, Options};
 use trine_data::Batch;
 
-use crate::config::{DeviceConfig, MasterPrecision, MomentStorage, OptimizerKind};
+use crate::config::{DeviceConfig, MasterPrecision, MomentStorage};
 use crate::fused::Precision;
 use crate::optimizer::{Gradients, Optimizer, in_place};
 use crate::schedule::Rates;
@@ -39,7 +39,6 @@ pub fn open(device: DeviceConfig) -> Result<Option<Arc<dyn Backend>>, TrainError
 pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError> {
     let finetune = config.finetune.as_ref();
     let refused = [
-        ("optimizer.kind", "adamw", "muon", config.optimizer.kind == OptimizerKind::Muon),
         ("optimizer.moments", "f32", "int8", config.optimizer.moments == MomentStorage::Int8),
         ("train.update_in_backward", "false", "true", config.train.update_in_backward),
         ("finetune.method", "full", "lora", model.adapters().is_some()),
@@ -49,7 +48,8 @@ pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError
     for (key, expected, found, is_refused) in refused {
         if is_refused {
             let device = config.train.device;
-            let (key, expected) = (key.to_owned(), format!("{expected} with train.device {device}"));
+            let (key, expected) =
+                (key.to_owned(), format!("{expected} with train.device {device}"));
             return Err(TrainError::ConfigValue { key, expected, found: found.to_owned() });
         }
     }
@@ -95,8 +95,8 @@ impl Card {
             self.engine.set(name, &values)?;
         }
         if optimizer.updates() > 0 {
-            for (name, m, v) in optimizer.adamw_moments() {
-                self.engine.set_moments(name, m, v)?;
+            for (name, moments) in optimizer.f32_moments() {
+                self.engine.set_moments(name, &moments)?;
             }
         }
         Ok(())
@@ -114,8 +114,8 @@ impl Card {
 
     /// Makes the optimizer's moments those of the device.
     pub(crate) fn fetch_moments(&self, optimizer: &mut Optimizer) -> Result<(), TrainError> {
-        for (name, m, v) in optimizer.adamw_moments_mut() {
-            self.engine.moments(name, m, v)?;
+        for (name, mut moments) in optimizer.f32_moments_mut() {
+            self.engine.moments(name, &mut moments)?;
         }
         Ok(())
     }
@@ -162,7 +162,8 @@ impl Card {
         norm: f64,
         rates: Rates,
     ) -> Result<(), TrainError> {
-        Ok(self.engine.update(&optimizer.next_adamw(norm, rates))?)
+        let (adamw, muon) = optimizer.next_on_card(norm, rates);
+        Ok(self.engine.update(&adamw, muon.as_ref())?)
     }
 
     /// The mean loss in nats of the targets of a batch, everything in f32.

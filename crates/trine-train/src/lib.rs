@@ -36,8 +36,8 @@
 
 pub mod adapters;
 pub mod base;
-pub mod card;
 pub mod batching;
+pub mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod diagnostics;

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::config::TrainConfig;
 use crate::Bitnet;
+use crate::config::TrainConfig;
 
 /// The least standard deviation, as a share of the mean loss: a run that hardly varies is not to be
 /// alarmed by little.

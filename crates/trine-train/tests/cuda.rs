@@ -10,11 +10,11 @@ use candle_core::Device;
 use trine_cuda::{AdamW, Backend, Driver, Emulator, Engine, Kind, Options};
 use trine_data::{Batch, Dataset, IGNORED};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
+use trine_tokenizer::Tokenizer;
 use trine_train::config::OptimizerConfig;
 use trine_train::fused::{self, Precision};
 use trine_train::optimizer::{Gradients, Optimizer, global_norm};
 use trine_train::schedule::Rates;
-use trine_tokenizer::Tokenizer;
 use trine_train::{Bitnet, Params, RunConfig, Trainer};
 
 use common::Watch;
@@ -214,15 +214,18 @@ fn updates_on(device: &Arc<dyn Backend>) {
         let correction = |beta: f64| 1.0 - beta.powi(step as i32);
         let [beta1, beta2] = optimizer.betas;
         engine
-            .update(&AdamW {
-                clip: (1.0 / (norm + 1e-6)).min(1.0) as f32,
-                betas: optimizer.betas.map(|beta| beta as f32),
-                eps: optimizer.eps as f32,
-                keep: (1.0 - 0.01 * 0.1) as f32,
-                step_size: (0.01 / correction(beta1)) as f32,
-                inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
-                chance: 0,
-            })
+            .update(
+                &AdamW {
+                    clip: (1.0 / (norm + 1e-6)).min(1.0) as f32,
+                    betas: optimizer.betas.map(|beta| beta as f32),
+                    eps: optimizer.eps as f32,
+                    keep: (1.0 - 0.01 * 0.1) as f32,
+                    step_size: (0.01 / correction(beta1)) as f32,
+                    inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
+                    chance: 0,
+                },
+                None,
+            )
             .unwrap();
         model.set_step(step);
         for (name, var) in model.params().iter() {
@@ -279,27 +282,33 @@ fn dataset(dir: &Path) -> Dataset {
 
 #[test]
 fn a_run_is_the_same_wherever_it_is_made_and_may_move() {
+    moves(&[], 1e-3);
+    // Its Newton-Schulz steps are of bfloat16 on many a CPU.
+    moves(&["optimizer.kind=muon", "train.eval_every=8"], 1e-2);
+}
+
+fn moves(settings: &[&str], within: f32) {
     let dir = tempfile::tempdir().unwrap();
     let close = |found: &[f32], expected: &[f32]| {
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(expected) {
-            assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");
+            assert!((found / expected - 1.0).abs() < within, "{found} for {expected}");
         }
     };
     let mut of_cpu = Watch::default();
     let run = dir.path().join("cpu");
-    let config = run_config(&[]);
+    let config = run_config(settings);
     Trainer::create(config, dataset(&run.join("data")), &run).unwrap().run(&mut of_cpu).unwrap();
 
     let run = dir.path().join("card");
-    let config = run_config(&["train.device=emulator"]);
+    let config = run_config(&[settings, &["train.device=emulator"]].concat());
     let mut first = Watch { stop_after: Some(5), ..Watch::default() };
     let mut trainer = Trainer::create(config, dataset(&run.join("data")), &run).unwrap();
     assert!(trainer.device().is_some());
     assert!(!trainer.run(&mut first).unwrap().finished);
     let mut rest = Watch::default();
     let data = Dataset::open(&run.join("data")).unwrap();
-    let mut trainer = Trainer::resume(run_config(&[]), data, &run).unwrap();
+    let mut trainer = Trainer::resume(run_config(settings), data, &run).unwrap();
     assert!(trainer.device().is_none());
     trainer.run(&mut rest).unwrap();
     close(&[first.losses, rest.losses].concat(), &of_cpu.losses);
@@ -319,11 +328,9 @@ fn a_run_is_the_same_wherever_it_is_made_and_may_move() {
 #[test]
 fn what_a_card_cannot_do_is_refused_by_its_key() {
     let dir = tempfile::tempdir().unwrap();
-    for (setting, key) in [
-        ("optimizer.kind=muon", "optimizer.kind"),
-        ("optimizer.moments=int8", "optimizer.moments"),
-        ("quantizer.weights=twn", "quantizer"),
-    ] {
+    for (setting, key) in
+        [("optimizer.moments=int8", "optimizer.moments"), ("quantizer.weights=twn", "quantizer")]
+    {
         let config = run_config(&["train.device=emulator", setting]);
         let run = dir.path().join(key);
         let refused = Trainer::create(config, dataset(&run.join("data")), &run);

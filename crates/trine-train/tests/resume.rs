@@ -84,7 +84,7 @@ fn metrics(run: &Path) -> Vec<String> {
 
 /// Ways to update parameters that must all resume exactly.
 const WAYS: [&[&str]; 9] = [
-    &["train.device=emulator"],
+    &["train.device=emulator", "optimizer.kind=muon"],
     &["train.device=emulator", "optimizer.masters=bf16", "train.accumulate=2"],
     &[],
     &["optimizer.kind=muon"],

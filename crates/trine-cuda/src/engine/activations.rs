@@ -81,8 +81,7 @@ impl State {
     }
 
     fn reserve(&mut self, config: &ModelConfig, extent: Extent, kind: Kind) -> Result<()> {
-        let (rows, width, inner) =
-            (extent.rows(), config.hidden_size, config.intermediate_size);
+        let (rows, width, inner) = (extent.rows(), config.hidden_size, config.intermediate_size);
         let heads = config.attention_width();
         let all = heads + 2 * config.key_value_width();
         self.middle.reserve(rows * width * 4)?;
@@ -108,6 +107,8 @@ pub(super) struct Activations {
     pub(super) states: Vec<State>,
     /// Scales of the inputs of down projections, which the backward pass of the layer above needs.
     pub(super) down_scales: Vec<Buffer>,
+    /// `(M, max(D, H d, F))`: codes as bytes, until they are multiplied.
+    pub(super) narrow: Buffer,
     /// `(M, D)`: a product that is to be added to the residual stream.
     pub(super) product: Buffer,
     /// Rows that predict something, after the last norm, `(n, D)`, and their gradient.
@@ -139,6 +140,7 @@ impl Activations {
             inputs: Vec::new(),
             states: Vec::new(),
             down_scales: Vec::new(),
+            narrow: buffer(),
             product: buffer(),
             hidden: buffer(),
             hidden_rms: buffer(),
@@ -181,13 +183,14 @@ impl Activations {
             scales.reserve(rows * 4)?;
         }
         let kind = self.kind;
+        let heads = config.attention_width();
+        let widest = width.max(heads).max(config.intermediate_size);
+        self.narrow.reserve(rows * widest)?;
         self.product.reserve(bytes(rows * width, kind))?;
         self.hidden.reserve(bytes(rows * width, kind))?;
         self.hidden_rms.reserve(rows * 4)?;
         self.losses.reserve(rows * 4)?;
         if keep != Keep::Nothing {
-            let heads = config.attention_width();
-            let widest = width.max(heads).max(config.intermediate_size);
             self.dhidden.reserve(bytes(rows * width, kind))?;
             self.dx.reserve(rows * width * 4)?;
             self.scaled.reserve(bytes(rows * width, kind))?;

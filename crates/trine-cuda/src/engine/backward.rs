@@ -104,7 +104,14 @@ impl Pass<'_> {
         self.sum_norm(of(Part::FfnSubNorm), blocks, inner)?;
 
         let codes = state.gate_input.codes.at();
-        self.projection_backward(layer, Projection::Gate, gates, codes, dinput, (2 * inner, width))?;
+        self.projection_backward(
+            layer,
+            Projection::Gate,
+            gates,
+            codes,
+            dinput,
+            (2 * inner, width),
+        )?;
         self.norm_backward(&NormBackward {
             x: state.middle.at(),
             kind: Kind::F32,
@@ -204,8 +211,7 @@ impl Pass<'_> {
         let (threads, groups) = row_block(width);
         let blocks = self.row_blocks(rows, width);
         let weight = self.master(norm.norm);
-        let kernel =
-            format!("norm_backward_{}_{}_{groups}", norm.kind.name(), self.kind().name());
+        let kernel = format!("norm_backward_{}_{}_{groups}", norm.kind.name(), self.kind().name());
         let (next_weight, next_rows) = norm.next.unwrap_or_default();
         launch!(self.device, &kernel, [blocks, 1, 1], threads, 0;
             norm.x,

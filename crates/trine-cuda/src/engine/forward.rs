@@ -29,6 +29,8 @@ pub(super) struct Norm {
     /// `None` for a norm that the model does not have.
     pub(super) weight: Option<Address>,
     pub(super) out: Address,
+    /// Where codes go as bytes too.
+    pub(super) narrow: Option<Address>,
     /// `None` where values and not codes are wanted.
     pub(super) scales: Option<Address>,
     pub(super) rms: Address,
@@ -84,12 +86,19 @@ impl Pass<'_> {
             rows: None,
             weight: of(Part::InputNorm),
             out: state.qkv_input.codes.at(),
+            narrow: self.narrow_codes(),
             scales: self.rows(&state.qkv_input.scales),
             rms: state.qkv_input.rms.at(),
             shape: (rows, width),
         })?;
         let all = heads + 2 * kv;
-        self.project(layer, Projection::Q, state.qkv_input.codes.at(), state.qkv.at(), (all, width))?;
+        self.project(
+            layer,
+            Projection::Q,
+            state.qkv_input.codes.at(),
+            state.qkv.at(),
+            (all, width),
+        )?;
         self.rope(layer, state.qkv.at(), false)?;
         self.attention(layer)?;
 
@@ -100,6 +109,7 @@ impl Pass<'_> {
             rows: None,
             weight: of(Part::AttnSubNorm),
             out: state.o_input.codes.at(),
+            narrow: self.narrow_codes(),
             scales: self.rows(&state.o_input.scales),
             rms: state.o_input.rms.at(),
             shape: (rows, heads),
@@ -119,12 +129,19 @@ impl Pass<'_> {
             rows: None,
             weight: of(Part::PostAttentionNorm),
             out: state.gate_input.codes.at(),
+            narrow: self.narrow_codes(),
             scales: self.rows(&state.gate_input.scales),
             rms: state.gate_input.rms.at(),
             shape: (rows, width),
         })?;
         let gates = state.gates.at();
-        self.project(layer, Projection::Gate, state.gate_input.codes.at(), gates, (2 * inner, width))?;
+        self.project(
+            layer,
+            Projection::Gate,
+            state.gate_input.codes.at(),
+            gates,
+            (2 * inner, width),
+        )?;
         let (threads, groups) = row_block(inner);
         let kernel = format!("gate_{}_{groups}", kind.name());
         launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
@@ -136,6 +153,7 @@ impl Pass<'_> {
             of(Part::FfnSubNorm),
             config.rms_norm_eps,
             state.down_input.codes.at(),
+            self.narrow_codes(),
             self.rows(&memory.down_scales[layer]),
             state.down_input.rms.at(),
             inner)?;
@@ -157,6 +175,7 @@ impl Pass<'_> {
             norm.weight,
             self.config.rms_norm_eps,
             norm.out,
+            norm.narrow,
             norm.scales,
             norm.rms,
             width)
@@ -190,9 +209,18 @@ impl Pass<'_> {
 
     /// Where the weights of projections lie, from `first` on.
     pub(super) fn weights(&self, layer: usize, first: Projection) -> Address {
+        self.multiplied + self.copy(layer, first) * self.kind().bytes() as u64
+    }
+
+    /// The same in elements of what is multiplied.
+    fn copy(&self, layer: usize, first: Projection) -> u64 {
         let tensor = self.layout.get(TensorId::Layer(layer, Part::Projection(first)));
-        let copy = tensor.and_then(|tensor| tensor.copy).expect("projections are multiplied");
-        self.multiplied + copy * self.kind().bytes() as u64
+        tensor.and_then(|tensor| tensor.copy).expect("projections are multiplied")
+    }
+
+    /// Where the codes of the input that is next multiplied go as bytes, if they are multiplied so.
+    fn narrow_codes(&self) -> Option<Address> {
+        self.trits.map(|_| self.memory.narrow.at())
     }
 
     /// Turns queries and keys by their positions, or their gradients back.

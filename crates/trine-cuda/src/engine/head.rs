@@ -40,6 +40,7 @@ impl Pass<'_> {
             rows: self.input.rows,
             weight: self.master(TensorId::FinalNorm),
             out: self.memory.hidden.at(),
+            narrow: None,
             scales: None,
             rms: self.memory.hidden_rms.at(),
             shape: (self.input.learned, self.config.hidden_size),

@@ -21,7 +21,7 @@ use crate::error::{CudaError, Result};
 use crate::layout::{Kept, Layout, Tensor};
 use activations::{Activations, Extent, Keep};
 
-pub use update::AdamW;
+pub use update::{AdamW, Muon};
 
 /// How steps are computed.
 #[derive(Clone, Copy, Debug)]
@@ -50,15 +50,20 @@ pub struct Engine {
     copies: Buffer,
     /// The same in f32, for what is evaluated.
     exact: Buffer,
+    /// Trits as bytes, where these are multiplied.
+    trits: Buffer,
     /// Scales of weights.
     scales: Buffer,
-    /// The tables of what is multiplied, and of all parameters.
-    tables: [Buffer; 2],
+    /// The tables of what is multiplied, of all parameters, and of those that are not projections.
+    tables: [Buffer; 3],
     /// Cosines and sines, `(positions, d / 2)` each.
     rope: [Buffer; 2],
     /// Parts of sums over parameters, and these sums.
     parts: Buffer,
     sums: Buffer,
+    /// Of an update of Muon: the matrix in f32 and as it is multiplied, a product, its own with itself and that
+    /// squared in f32, a polynomial of it as it is multiplied.
+    orthogonal: [Buffer; 6],
     /// The sum of losses, f64.
     loss: Buffer,
     ids: Ids,
@@ -113,7 +118,9 @@ impl Engine {
             device.clear(zeros.at(), elements)?;
         }
         let multiplied = layout.multiplied.iter().map(|at| &layout.tensors[*at]);
-        let tables = [layout.table(multiplied), layout.table(layout.tensors.iter())];
+        let others = layout.tensors.iter().filter(|tensor| !tensor.is_projection());
+        let tables =
+            [layout.table(multiplied), layout.table(layout.tensors.iter()), layout.table(others)];
         let tables = upload_all(&device, tables.each_ref().map(|t| bytemuck::cast_slice(t)))?;
         let (cos, sin) = config.rope_tables(config.max_position_embeddings);
         let rope = upload_all(&device, [&cos, &sin].map(|t| bytemuck::cast_slice(t)))?;
@@ -137,9 +144,11 @@ impl Engine {
             moments,
             copies: buffer(),
             exact: buffer(),
+            trits: buffer(),
             scales,
             tables,
             rope,
+            orthogonal: std::array::from_fn(|_| buffer()),
             parts,
             sums,
             loss,
@@ -211,27 +220,26 @@ impl Engine {
         self.device.download(at, bytemuck::cast_slice_mut(values))
     }
 
-    /// The two moments of a parameter.
+    /// The moments of a parameter: the first, and of AdamW the second.
     ///
     /// # Errors
     /// No such parameter, or one of another size.
-    pub fn moments(&self, name: &str, m: &mut [f32], v: &mut [f32]) -> Result<()> {
-        for (moments, values) in self.moments.iter().zip([m, v]) {
-            let tensor = self.tensor(name, values.len())?;
-            let at = moments.at() + tensor.start * 4;
+    pub fn moments(&self, name: &str, values: &mut [&mut [f32]]) -> Result<()> {
+        for (moments, values) in self.moments.iter().zip(values) {
+            let at = moments.at() + self.tensor(name, values.len())?.start * 4;
             self.device.download(at, bytemuck::cast_slice_mut(values))?;
         }
         Ok(())
     }
 
-    /// Gives the two moments of a parameter their values.
+    /// Gives the moments of a parameter their values.
     ///
     /// # Errors
     /// No such parameter, or one of another size.
-    pub fn set_moments(&mut self, name: &str, m: &[f32], v: &[f32]) -> Result<()> {
-        for (moments, values) in self.moments.iter().zip([m, v]) {
-            let tensor = self.tensor(name, values.len())?;
-            self.device.upload(moments.at() + tensor.start * 4, bytemuck::cast_slice(values))?;
+    pub fn set_moments(&mut self, name: &str, values: &[&[f32]]) -> Result<()> {
+        for (moments, values) in self.moments.iter().zip(values) {
+            let at = moments.at() + self.tensor(name, values.len())?.start * 4;
+            self.device.upload(at, bytemuck::cast_slice(values))?;
         }
         Ok(())
     }
@@ -310,6 +318,7 @@ impl Engine {
             _ => (training, copies),
         };
         memory.reserve(&self.config, input.extent, keep)?;
+        let narrow = multiplies_bytes(&*self.device, &self.config).then(|| self.trits.at());
         Ok(Pass {
             device: &*self.device,
             config: &self.config,
@@ -317,6 +326,7 @@ impl Engine {
             masters: self.masters.at(),
             gradients: self.gradients.at(),
             multiplied: multiplied.at(),
+            trits: narrow,
             scales: self.scales.at(),
             rope: self.rope.each_ref().map(Buffer::at),
             loss: self.loss.at(),
@@ -412,6 +422,8 @@ struct Pass<'a> {
     masters: Address,
     gradients: Address,
     multiplied: Address,
+    /// Trits as bytes.
+    trits: Option<Address>,
     scales: Address,
     rope: [Address; 2],
     loss: Address,
@@ -457,10 +469,14 @@ impl Pass<'_> {
     }
 }
 
-fn upload_all<const N: usize>(
-    device: &Arc<dyn Backend>,
-    all: [&[u8]; N],
-) -> Result<[Buffer; N]> {
+/// Whether codes and trits are multiplied as bytes in the forward pass: with four warps at a time, it is
+/// faster, and as exact.
+fn multiplies_bytes(device: &dyn Backend, config: &ModelConfig) -> bool {
+    const READY: bool = false;
+    READY && config.quantization != Quantization::None && device.has_wgmma()
+}
+
+fn upload_all<const N: usize>(device: &Arc<dyn Backend>, all: [&[u8]; N]) -> Result<[Buffer; N]> {
     let mut buffers = Vec::with_capacity(N);
     for bytes in all {
         let buffer = Buffer::with(device, bytes.len())?;

@@ -145,11 +145,20 @@ impl Optimizer {
         self.part(params, gradients, clip, rates)
     }
 
-    /// Begins an update of AdamW that a device makes, of gradients of this norm.
-    pub(crate) fn next_adamw(&mut self, norm: f64, rates: Rates) -> trine_cuda::AdamW {
+    /// Begins an update that a device makes, of gradients of this norm.
+    pub(crate) fn next_on_card(
+        &mut self,
+        norm: f64,
+        rates: Rates,
+    ) -> (trine_cuda::AdamW, Option<trine_cuda::Muon>) {
         self.begin();
         let update = adamw(&self.config, self.updates, rates.learning_rate, 1.0, 1.0, None);
-        trine_cuda::AdamW {
+        let muon = (self.config.kind == OptimizerKind::Muon).then(|| {
+            let learning_rate = rates.learning_rate * self.config.muon_ratio();
+            let keep = (1.0 - learning_rate * rates.weight_decay) as f32;
+            trine_cuda::Muon { momentum: self.config.muon_momentum as f32, keep, learning_rate }
+        });
+        let update = trine_cuda::AdamW {
             clip: self.clip(norm),
             betas: [update.beta1, update.beta2],
             eps: update.eps,
@@ -157,28 +166,23 @@ impl Optimizer {
             step_size: update.step_size,
             inverse_root_correction2: update.inverse_root_correction2,
             chance: Rounding::of_update(self.seed, self.updates),
-        }
+        };
+        (update, muon)
     }
 
-    /// First and second moments by parameter, where AdamW keeps them in f32.
-    pub(crate) fn adamw_moments(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
-        self.rules.iter().filter_map(|(name, rule)| match rule {
-            Rule::AdamW { m: Moment::F32(m), v: Moment::F32(v) } => {
-                Some((name.as_str(), &m[..], &v[..]))
-            }
-            _ => None,
+    /// First and, of AdamW, second moments by parameter, where they are f32.
+    pub(crate) fn f32_moments(&self) -> impl Iterator<Item = (&str, Vec<&[f32]>)> {
+        self.rules.iter().map(|(name, rule)| {
+            let moments = rule.moments().into_iter();
+            (name.as_str(), moments.filter_map(|(_, moment)| moment.as_f32()).collect())
         })
     }
 
-    /// As [`Self::adamw_moments`], to be written.
-    pub(crate) fn adamw_moments_mut(
-        &mut self,
-    ) -> impl Iterator<Item = (&str, &mut [f32], &mut [f32])> {
-        self.rules.iter_mut().filter_map(|(name, rule)| match rule {
-            Rule::AdamW { m: Moment::F32(m), v: Moment::F32(v) } => {
-                Some((name.as_str(), &mut m[..], &mut v[..]))
-            }
-            _ => None,
+    /// As [`Self::f32_moments`], to be written.
+    pub(crate) fn f32_moments_mut(&mut self) -> impl Iterator<Item = (&str, Vec<&mut [f32]>)> {
+        self.rules.iter_mut().map(|(name, rule)| {
+            let moments = rule.moments_mut().into_iter();
+            (name.as_str(), moments.filter_map(|(_, moment)| moment.as_f32_mut()).collect())
         })
     }
 

@@ -53,6 +53,22 @@ impl Moment {
         }
     }
 
+    /// The numbers, where they are kept as they are.
+    pub(crate) fn as_f32(&self) -> Option<&[f32]> {
+        match self {
+            Self::F32(values) => Some(values),
+            Self::Int8 { .. } => None,
+        }
+    }
+
+    /// As [`Self::as_f32`], to be written.
+    pub(crate) fn as_f32_mut(&mut self) -> Option<&mut [f32]> {
+        match self {
+            Self::F32(values) => Some(values),
+            Self::Int8 { .. } => None,
+        }
+    }
+
     /// Parts of [`CHUNK`] elements, for as many threads as there are.
     pub(crate) fn parts(&mut self) -> Vec<Part<'_>> {
         match self {

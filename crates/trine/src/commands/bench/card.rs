@@ -144,15 +144,18 @@ fn step(engine: &mut Engine, data: &Batch, made: usize) -> anyhow::Result<f64> {
     engine.add(data, 1.0 / tokens as f32)?;
     let loss = engine.loss()? / tokens as f64;
     let norm = engine.squares()?.iter().sum::<f64>().sqrt();
-    engine.update(&AdamW {
-        clip: (1.0 / norm).min(1.0) as f32,
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        keep: 1.0 - 3e-5,
-        step_size: 3e-4 / (1.0 - 0.9f32.powi(made as i32)),
-        inverse_root_correction2: 1.0 / (1.0 - 0.95f32.powi(made as i32)).sqrt(),
-        chance: made as u64,
-    })?;
+    engine.update(
+        &AdamW {
+            clip: (1.0 / norm).min(1.0) as f32,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            keep: 1.0 - 3e-5,
+            step_size: 3e-4 / (1.0 - 0.9f32.powi(made as i32)),
+            inverse_root_correction2: 1.0 / (1.0 - 0.95f32.powi(made as i32)).sqrt(),
+            chance: made as u64,
+        },
+        None,
+    )?;
     Ok(loss)
 }
 
@@ -243,7 +246,8 @@ pub(super) fn run(
     }
     drop(progress);
     let work = operations(&config, args.seq);
-    let report = Report { args, name: device.name(), options, sequences, rates, memory, work, limit };
+    let report =
+        Report { args, name: device.name(), options, sequences, rates, memory, work, limit };
     output::print_line(&if json { report.json().to_string() } else { report.table() })
 }
 
