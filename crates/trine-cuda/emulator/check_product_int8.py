@@ -11,7 +11,7 @@ import numpy as np
 
 from check_attention import Array, Emulator, build, to_bf16
 
-SHARED = 197696
+SHARED = 1024 + 4 * 49152 + 128 + 8 * 4096
 
 
 def tensor_map(x, rows, columns, stride):

@@ -107,7 +107,12 @@ constexpr u32 BOX = 128 * DEPTH; // bytes; maps have boxes of 128 rows
 constexpr u32 STAGE = 3 * BOX; // the rows' codes, and two boxes for the columns' trits
 constexpr u32 STAGES = 4;
 constexpr u32 GROUPS = 2, WARPS = 4 * GROUPS; // that multiply
-constexpr u32 TALL = 8; // a band of tiles, the columns of which come one after the other, is as many works tall
+#ifndef VARIANT_LEAD
+#define VARIANT_LEAD 1
+#define VARIANT_TALL 8
+#endif
+constexpr u32 LEAD = VARIANT_LEAD; // pieces of the depth by which one group is ahead of the other
+constexpr u32 TALL = VARIANT_TALL; // a band of tiles, the columns of which come one after the other, is as many works tall
 
 // A matrix of rows of 128 bytes in shared memory, from address `at` on, the pieces of 16 bytes in each 8 rows
 // having changed places as copies and products want it.
@@ -126,69 +131,62 @@ __device__ __forceinline__ Place place(u32 work, u32 tall, u32 wide, u32 rows) {
     return {(band * TALL + rest % height) * rows, rest / height * COLUMNS};
 }
 
-// Of eight bf16 in a row of the result, those that are in it.
-__device__ __forceinline__ void store(bf16* to, const u32 (&x)[4], u32 column, u32 N, bool whole) {
-    if (whole && column + 8 <= N) {
-        *(Words*)(to + column) = Words{{x[0], x[1], x[2], x[3]}};
-        return;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; i++)
-        if (column + i < N) to[column + i] = bf16{(u16)(x[i / 2] >> i % 2 * 16)};
+// Two sums that are neighbours in a row, as they are stored.
+__device__ __forceinline__ void put(bf16* to, int x, int y) { *(u32*)to = pack_bf16((float)x, (float)y); }
+__device__ __forceinline__ void put(float* to, int x, int y) {
+    struct alignas(8) Pair {
+        float x, y;
+    };
+    *(Pair*)to = Pair{(float)x, (float)y};
 }
 
-// A group's sums in the 64 rows from `row` and the 256 columns from `column` on.
-__device__ __forceinline__ void store_sums(const int (&c)[32][4], bf16* y, u32 row, u32 column, u32 M, u32 N,
-                                           u32 ldc) {
+// A warp's sums, in the 16 rows from `row` and the 256 columns from `column` on. 256 bytes of each row at a time
+// go through `room`, for stores of whole pieces of 16 bytes. Piece p of row r is in place p ^ r % 8 there, lest
+// lanes meet in banks; 256 bytes and 8 rows being powers of two, places differ from a lane's first one in bits.
+template <class T>
+__device__ __forceinline__ void store(int (&c)[32][4], u8* room, T* y, u32 row, u32 column, u32 M, u32 N, u32 ldc) {
+    constexpr u32 PIECE = 16 / sizeof(T), WIDTH = 16 * PIECE;
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const bool whole = ldc % 8 == 0 && (u64)y % 16 == 0;
-    row += threadIdx.x / 32 % 4 * 16 + g;
+    const bool pieces = ldc % PIECE == 0 && (u64)y % 16 == 0;
+    const bool inside = pieces && row + 16 <= M && column + COLUMNS <= N;
+    row += lane / 16; // that this lane stores, and every other one after it
+    column += lane % 16 * PIECE;
+    y += (u64)row * ldc + column;
 #pragma unroll
-    for (u32 half = 0; half < 2; half++, row += 8) {
-        bf16* const to = y + (u64)row * ldc;
+    for (u32 done = 0; done < COLUMNS; done += WIDTH) {
+        // Sums leave few registers: nothing is to be computed, or kept, for later.
+        int to = g * 256 + ((u32)(2 * t * sizeof(T)) ^ g * 16), from = lane / 16 * 256 + (lane % 16 ^ lane / 16) * 16;
+        keep_place(to);
+        keep_place(from);
 #pragma unroll
-        for (u32 n = 0; n < 32; n += 4) {
-            u32 x[4];
+        for (u32 n = 0; n < WIDTH / 8; n++) {
 #pragma unroll
-            for (u32 i = 0; i < 4; i++)
-                x[i] = pack_bf16((float)c[n + i][2 * half], (float)c[n + i][2 * half + 1]);
-            // Lanes t = 0..3 have columns 8 i + 2 t .. in x[i]; they change them for columns 8 t + 2 i ..
-#pragma unroll
-            for (u32 bit = 1; bit <= 2; bit *= 2)
-#pragma unroll
-                for (u32 j = 0; j < 2; j++) {
-                    const u32 low = bit == 1 ? 2 * j : j, high = low + bit;
-                    const u32 got = __shfl_xor_sync(ALL_LANES, t & bit ? x[low] : x[high], bit);
-                    x[low] = t & bit ? got : x[low];
-                    x[high] = t & bit ? x[high] : got;
-                }
-            if (row < M) store(to, x, column + 8 * (n + t), N, whole);
+            for (u32 i = 0; i < 4; i++) keep_place(c[done / 8 + n][i]);
         }
-    }
-}
-__device__ __forceinline__ void store_sums(const int (&c)[32][4], float* y, u32 row, u32 column, u32 M, u32 N,
-                                           u32 ldc) {
-    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    struct alignas(8) Pair {
-        float x[2];
-    };
-    const bool whole = ldc % 2 == 0 && (u64)y % 8 == 0;
-    row += threadIdx.x / 32 % 4 * 16 + g;
-    column += 2 * t;
 #pragma unroll
-    for (u32 half = 0; half < 2; half++, row += 8) {
-        float* const to = y + (u64)row * ldc;
+        for (u32 n = 0; n < WIDTH / 8; n++)
 #pragma unroll
-        for (u32 n = 0; n < 32; n++) {
-            const u32 at = column + 8 * n;
-            const float x0 = (float)c[n][2 * half], x1 = (float)c[n][2 * half + 1];
-            if (row < M && whole && at + 2 <= N) {
-                *(Pair*)(to + at) = Pair{{x0, x1}};
-            } else if (row < M) {
-                if (at < N) to[at] = x0;
-                if (at + 1 < N) to[at + 1] = x1;
+            for (u32 half = 0; half < 2; half++) {
+                const int* x = &c[done / 8 + n][2 * half];
+                put((T*)(room + (to ^ n * 8 * sizeof(T)) + half * (8 * 256)), x[0], x[1]);
+            }
+        __syncwarp();
+        if (inside) {
+#pragma unroll 4
+            for (u32 i = 0; i < 16; i += 2)
+                *(Words*)(y + (u64)i * ldc + done) = *(const Words*)(room + (from ^ i % 8 * 16) + i * 256);
+        } else {
+#pragma unroll 1
+            for (u32 i = 0; i < 16 && row + i < M; i += 2) {
+                const T* x = (const T*)(room + (from ^ i % 8 * 16) + i * 256);
+                T* at = y + (u64)i * ldc + done;
+                if (pieces && column + done + PIECE <= N) *(Words*)at = *(const Words*)x;
+                else
+#pragma unroll 1
+                    for (u32 j = 0; j < PIECE && column + done + j < N; j++) at[j] = x[j];
             }
         }
+        __syncwarp();
     }
 }
 
@@ -197,8 +195,10 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                                          u32 ldc) {
     DYNAMIC_SHARED(memory);
     u8* const stages = memory + (1024 - shared_address(memory) % 1024) % 1024;
-    u64* const full = (u64*)(stages + STAGES * STAGE); // a barrier of each stage: its bytes have come,
+    u8* const rooms = stages + STAGES * STAGE; // 4096 bytes for each warp's stores
+    u64* const full = (u64*)(rooms + WARPS * 4096); // a barrier of each stage: its bytes have come,
     u64* const empty = full + STAGES; // and it may be written
+    u64* const begun = empty + STAGES; // the first group has begun
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = blockIdx.x % CLUSTER;
     const u32 tall = (M + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), wide = (N + COLUMNS - 1) / COLUMNS;
     const u32 clusters = gridDim.x / CLUSTER, first = blockIdx.x / CLUSTER;
@@ -212,6 +212,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
             barrier_init(full + s, 1);
             barrier_init(empty + s, WARPS * CLUSTER); // both blocks read what comes to both
         }
+        barrier_init(begun, 4);
         barrier_init_fence();
     }
     sync();
@@ -242,6 +243,9 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
         const auto release = [&](u32 step) {
             if (lane < CLUSTER) barrier_arrive(empty + step % STAGES, lane);
         };
+        // One group begins later, so that it multiplies while the other one stores.
+        const u32 lead = min(LEAD, (K + DEPTH - 1) / DEPTH);
+        if (lead > 0 && group == 1 && first < tall * wide) barrier_wait(begun, 0);
         for (u32 work = first; work < tall * wide; work += clusters) {
             int c[32][4];
             for (u32 k = 0; k < K; k += DEPTH, step++) {
@@ -256,6 +260,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                 group_commit();
                 group_wait<1>();
                 if (k > 0) release(step - 1);
+                if (step + 1 == lead && group == 0 && lane == 0) barrier_arrive(begun, own);
             }
             group_wait<0>();
 #pragma unroll
@@ -264,7 +269,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                 for (u32 i = 0; i < 4; i++) keep_place(c[n][i]);
             release(step - 1);
             const Place at = place(work, tall, wide, ROWS * CLUSTER);
-            store_sums(c, y, at.row + own * ROWS + group * 64, at.column, M, N, ldc);
+            store(c, rooms + warp * 4096, y, at.row + own * ROWS + warp * 16, at.column, M, N, ldc);
         }
     }
     // A block stays while the other one may arrive at its barriers.
@@ -276,7 +281,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
 // y (M, N), rows ldc apart, = codes (M, K) times trits (N, K) transposed; codes and trits are given by maps of
 // boxes of 128 rows and 128 bytes in which pieces of 16 change places within 128 bytes. At least one element of
 // each dimension. Grid (a multiple of the cluster, at most as many blocks as run at once), 288 threads,
-// 197,696 bytes of dynamic shared memory.
+// 230,528 bytes of dynamic shared memory.
 #define PRODUCT_INT8(name, CLUSTER, T)                                                                               \
     extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(288, 1)                             \
     name(const __grid_constant__ TensorMap codes, const __grid_constant__ TensorMap trits, T* __restrict__ y, u32 M, \
