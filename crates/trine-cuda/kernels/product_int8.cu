@@ -64,11 +64,12 @@ __device__ __forceinline__ void barrier_expect(u64* barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
-// Arrives at the barrier of the block of this number in the cluster.
+// Arrives at the barrier of the block of this number in the cluster. Not said to release to the cluster, which would
+// wait for all that this thread has stored to global memory: what is read has been read when products are done.
 __device__ __forceinline__ void barrier_arrive(u64* barrier, u32 block) {
     asm volatile("{.reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(shared_address(barrier)),
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(shared_address(barrier)),
                  "r"(block)
                  : "memory");
 }
@@ -76,7 +77,7 @@ __device__ __forceinline__ void barrier_arrive(u64* barrier, u32 block) {
 __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
     asm volatile("{.reg .pred done;\n"
                  "again:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again;}" ::"r"(shared_address(barrier)), "r"(parity)
                  : "memory");
 }
