@@ -21,6 +21,7 @@ const SOURCE: &str = concat!(
     include_str!("../kernels/attention.cu"),
     include_str!("../kernels/attention_hopper.cu"),
     include_str!("../kernels/attention_backward.cu"),
+    include_str!("../kernels/product_int8.cu"),
 );
 
 /// Whether there is a compiler.
