@@ -6,7 +6,7 @@
 // two groups of four warps multiply them, 64 rows each. Copies and products wait for each other at barriers in
 // shared memory, and so a group that stores its part of a tile holds up neither the copies nor the other group.
 // Two blocks that are neighbours (a cluster) take tiles one under the other, and each copies one half of the 256
-// columns for both of them, which halves most of what is read. (PTX ISA 8.x, sections on cp.async.bulk.tensor,
+// columns for both of them, which halves most of what is read. (PTX ISA 8.0, sections on cp.async.bulk.tensor,
 // mbarrier and wgmma; the division of labour is that of CUTLASS's kernels for Hopper.)
 #if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
