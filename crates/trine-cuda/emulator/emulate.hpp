@@ -10,7 +10,7 @@
 //   `-fsanitize=alignment -fsanitize-undefined-trap-on-error` finds them all);
 // - memory written past the end of the dynamic shared memory.
 // Dynamic shared memory is full of NaN before each block, and what copy_async writes is NaN until
-// copy_wait. Blocks of odd number run their threads backwards, so that a missing barrier shows.
+// copy_wait; a copy by TMA comes when no thread can go on without it. Blocks of odd number run their threads backwards, so that a missing barrier shows.
 #pragma once
 
 #include <atomic>
@@ -41,7 +41,8 @@
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define DYNAMIC_SHARED(name) unsigned char* const name = emulation::worker->shared
+#define DYNAMIC_SHARED(name) unsigned char* const name = emulation::own_shared()
+#define __cluster_dims__(...)
 
 struct uint3 {
     unsigned x, y, z;
@@ -127,12 +128,32 @@ struct Product {
     unsigned long long a, b;
     bool add;
     unsigned group;
+    int* sums; // instead of c, where the elements of a and b are bytes
+};
+
+// A box of a matrix on its way to shared memory, and the barrier to which its bytes will come.
+struct Transfer {
+    unsigned char* to;
+    unsigned long long* barrier;
+    const unsigned long long* map;
+    unsigned row, column;
+};
+
+// What an mbarrier is in shared memory.
+struct Barrier {
+    unsigned count, missing; // arrivals of a phase, and those that have not come
+    int bytes; // expected
+    unsigned phase;
 };
 
 struct Fiber {
     Context context;
     uint3 thread;
-    unsigned index;
+    uint3 block;
+    unsigned index; // among all of the cluster
+    unsigned rank; // of the block in the cluster
+    const unsigned long long* waits; // for a phase of this parity
+    unsigned parity;
     unsigned group; // of copies, the one that is open
     std::vector<Copy> copies;
     bool unfenced; // copies have come since the last shared_fence
@@ -155,20 +176,24 @@ struct Warp {
     Slot slots[2][32];
 };
 
-// One thread of the system, which runs block after block.
+constexpr unsigned MAX_CLUSTER = 8;
+
+// One thread of the system, which runs block after block, or cluster after cluster.
 struct Worker {
     const char* kernel;
     void (*call)(void**);
     void** args;
-    uint3 block;
     dim3 blocks, threads;
-    unsigned count; // threads of a block
-    unsigned warps_in_block;
-    unsigned at_barrier, done;
+    unsigned cluster; // blocks in it, which lie side by side
+    unsigned block_count; // threads of a block
+    unsigned count, warp_count; // of the whole cluster
+    unsigned at_barrier[MAX_CLUSTER], at_cluster_barrier, done;
+    std::vector<Transfer> transfers; // the next one last
+    std::vector<Barrier> barriers;
     bool backwards;
     Fiber* current;
     unsigned char* shared;
-    size_t shared_bytes;
+    size_t shared_bytes, shared_room; // of a block; blocks lie one after the other
     Context home;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
@@ -179,6 +204,9 @@ struct Worker {
 
 inline thread_local Worker* worker = nullptr;
 
+// The dynamic shared memory of the block whose thread runs.
+inline unsigned char* own_shared() { return worker->shared + worker->current->rank * worker->shared_room; }
+
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail(const char* format, ...) {
     Worker* w = worker;
     va_list list;
@@ -187,8 +215,8 @@ inline thread_local Worker* worker = nullptr;
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
     if (w && w->current)
-        fprintf(stderr, "emulation: kernel %s, block (%u, %u, %u), thread %u: %s\n", w->kernel, w->block.x, w->block.y,
-                w->block.z, w->current->index, text);
+        fprintf(stderr, "emulation: kernel %s, block (%u, %u, %u), thread %u: %s\n", w->kernel, w->current->block.x,
+                w->current->block.y, w->current->block.z, w->current->index % w->block_count, text);
     else
         fprintf(stderr, "emulation: %s: %s\n", w ? w->kernel : "", text);
     fflush(stderr);
@@ -201,8 +229,8 @@ inline void on_fault(int signal) {
     if (w && w->current) {
         char text[256];
         int n = snprintf(text, sizeof text,
-                         "emulation: kernel %s, block (%u, %u, %u), thread %u: %s\n", w->kernel, w->block.x,
-                         w->block.y, w->block.z, w->current->index,
+                         "emulation: kernel %s, block (%u, %u, %u), thread %u: %s\n", w->kernel, w->current->block.x,
+                         w->current->block.y, w->current->block.z, w->current->index % w->block_count,
                          signal == SIGILL ? "a misaligned access" : "a bad or misaligned access");
         if (write(2, text, n) < 0) {}
     }
@@ -226,8 +254,8 @@ inline int pick(unsigned ready, unsigned after, bool backwards) {
 // The next fiber that can run, the own warp's first; null where there is none.
 inline Fiber* next_fiber(Worker* w) {
     const unsigned warp = w->current->index / 32;
-    for (unsigned i = 0; i < w->warps_in_block; i++) {
-        const unsigned n = w->warps_in_block;
+    for (unsigned i = 0; i < w->warp_count; i++) {
+        const unsigned n = w->warp_count;
         const unsigned j = w->backwards ? (warp + n - i) % n : (warp + i) % n;
         const unsigned after = i == 0 ? w->current->index % 32 : (w->backwards ? 0 : 31);
         const int lane = pick(w->warps[j].ready, after, w->backwards);
@@ -236,19 +264,28 @@ inline Fiber* next_fiber(Worker* w) {
     return nullptr;
 }
 
+inline bool finish_transfer(Worker* w);
+
 __attribute__((noinline)) inline void leave(Worker* w) {
     Fiber* from = w->current;
     Fiber* to = next_fiber(w);
+    while (!to && finish_transfer(w)) to = next_fiber(w);
     if (!to) {
         if (w->done == w->count) {
             w->current = nullptr;
             Context::change(from->context, w->home);
         }
-        for (unsigned i = 0; i < w->warps_in_block; i++)
+        unsigned at_barrier = w->at_cluster_barrier;
+        for (unsigned i = 0; i < w->cluster; i++) at_barrier += w->at_barrier[i];
+        for (unsigned i = 0; i < w->warp_count; i++)
             if (w->warps[i].waiting)
                 fail("warp %u comes to %s with lanes %08x only; of %u threads %u wait at a barrier, %u have ended", i,
-                     w->warps[i].operation, w->warps[i].waiting, w->count, w->at_barrier, w->done);
-        fail("a barrier that %u of %u threads have reached; %u have ended", w->at_barrier, w->count, w->done);
+                     w->warps[i].operation, w->warps[i].waiting, w->count, at_barrier, w->done);
+        for (unsigned i = 0; i < w->count; i++)
+            if (w->fibers[i].waits)
+                fail("thread %u waits for a phase that does not end; of %u threads %u wait at a barrier, %u have ended", i,
+                     w->count, at_barrier, w->done);
+        fail("a barrier that %u of %u threads have reached; %u have ended", at_barrier, w->count, w->done);
     }
     w->current = to;
     Context::change(from->context, to->context);
@@ -268,9 +305,10 @@ inline void barrier() {
     Worker* w = worker;
     Warp& warp = w->warps[w->current->index / 32];
     warp.ready &= ~(1u << w->current->index % 32);
-    if (++w->at_barrier == w->count) {
-        w->at_barrier = 0;
-        for (unsigned i = 0; i < w->warps_in_block; i++) w->warps[i].ready = w->warps[i].lanes;
+    const unsigned rank = w->current->rank, warps = w->warp_count / w->cluster;
+    if (++w->at_barrier[rank] == w->block_count) {
+        w->at_barrier[rank] = 0;
+        for (unsigned i = rank * warps; i < (rank + 1) * warps; i++) w->warps[i].ready = w->warps[i].lanes;
         return;
     }
     leave(w);
@@ -353,13 +391,14 @@ inline unsigned float_bits(float x) {
 struct Kernel {
     const char* name;
     void (*call)(void**);
+    unsigned cluster;
 };
 inline std::vector<Kernel>& kernels() {
     static std::vector<Kernel> list;
     return list;
 }
 struct Registration {
-    Registration(const char* name, void (*call)(void**)) { kernels().push_back({name, call}); }
+    Registration(const char* name, void (*call)(void**), unsigned cluster = 1) { kernels().push_back({name, call, cluster}); }
 };
 
 template <class... A, size_t... I>
@@ -398,13 +437,14 @@ inline void give_worker(Worker* w) {
 }
 
 inline void run_block(Worker* w, unsigned long long number) {
-    w->block = {(unsigned)(number % w->blocks.x), (unsigned)(number / w->blocks.x % w->blocks.y),
-                (unsigned)(number / w->blocks.x / w->blocks.y)};
     w->backwards = number & 1;
-    w->at_barrier = w->done = 0;
-    const size_t room = (w->shared_bytes + 127) / 128 * 128;
-    memset(w->shared, 0xff, room);
-    for (unsigned i = 0; i < w->warps_in_block; i++) {
+    w->at_cluster_barrier = w->done = 0;
+    for (unsigned& threads : w->at_barrier) threads = 0;
+    w->transfers.clear();
+    w->barriers.clear();
+    const size_t room = w->shared_room;
+    memset(w->shared, 0xff, room * w->cluster);
+    for (unsigned i = 0; i < w->warp_count; i++) {
         Warp& warp = w->warps[i];
         const unsigned left = w->count - 32 * i;
         warp.lanes = warp.ready = left >= 32 ? 0xffffffffu : (1u << left) - 1;
@@ -413,7 +453,13 @@ inline void run_block(Worker* w, unsigned long long number) {
     for (unsigned i = 0; i < w->count; i++) {
         Fiber& f = w->fibers[i];
         f.index = i;
-        f.thread = {i % w->threads.x, i / w->threads.x % w->threads.y, i / w->threads.x / w->threads.y};
+        f.rank = i / w->block_count;
+        const unsigned j = i % w->block_count;
+        f.thread = {j % w->threads.x, j / w->threads.x % w->threads.y, j / w->threads.x / w->threads.y};
+        const unsigned long long block = number * w->cluster + f.rank;
+        f.block = {(unsigned)(block % w->blocks.x), (unsigned)(block / w->blocks.x % w->blocks.y),
+                   (unsigned)(block / w->blocks.x / w->blocks.y)};
+        f.waits = nullptr;
         f.group = 0;
         f.copies.clear();
         f.unfenced = false;
@@ -425,8 +471,12 @@ inline void run_block(Worker* w, unsigned long long number) {
     }
     w->current = &w->fibers[w->backwards ? w->count - 1 : 0];
     Context::change(w->home, w->current->context);
-    for (size_t i = w->shared_bytes; i < room; i++)
-        if (w->shared[i] != 0xff) fail("block (%u, %u, %u) wrote past its dynamic shared memory", w->block.x, w->block.y, w->block.z);
+    for (unsigned rank = 0; rank < w->cluster; rank++)
+        for (size_t i = w->shared_bytes; i < room; i++)
+            if (w->shared[rank * room + i] != 0xff) {
+                const uint3 block = w->fibers[rank * w->block_count].block;
+                fail("block (%u, %u, %u) wrote past its dynamic shared memory", block.x, block.y, block.z);
+            }
 }
 
 inline void launch(const Kernel& kernel, dim3 blocks, dim3 threads, unsigned shared_bytes, void** args) {
@@ -438,7 +488,7 @@ inline void launch(const Kernel& kernel, dim3 blocks, dim3 threads, unsigned sha
         sigaction(SIGSEGV, &action, nullptr);
         sigaction(SIGILL, &action, nullptr);
     });
-    const unsigned long long total = 1ull * blocks.x * blocks.y * blocks.z;
+    const unsigned long long total = 1ull * blocks.x * blocks.y * blocks.z / kernel.cluster;
     std::atomic<unsigned long long> next{0};
     auto work = [&] {
         Worker* w = take_worker();
@@ -449,16 +499,21 @@ inline void launch(const Kernel& kernel, dim3 blocks, dim3 threads, unsigned sha
         w->args = args;
         w->blocks = blocks;
         w->threads = threads;
-        w->count = threads.x * threads.y * threads.z;
+        w->cluster = kernel.cluster;
+        w->block_count = threads.x * threads.y * threads.z;
+        w->count = w->block_count * w->cluster;
         w->current = nullptr;
-        if (w->count == 0 || w->count > MAX_THREADS) fail("%u threads in a block", w->count);
+        if (w->count == 0 || w->count > MAX_THREADS) fail("%u threads in a block", w->block_count);
+        if (blocks.x % w->cluster) fail("a grid of %u blocks in clusters of %u", blocks.x, w->cluster);
+        if (w->cluster > 1 && w->block_count % 32) fail("%u threads in a block of a cluster", w->block_count);
         if (total == 0 || blocks.y > 65535 || blocks.z > 65535) fail("a grid of %u x %u x %u", blocks.x, blocks.y, blocks.z);
         if (shared_bytes > 227 * 1024) fail("%u bytes of shared memory", shared_bytes);
-        w->warps_in_block = (w->count + 31) / 32;
+        w->warp_count = (w->count + 31) / 32;
         for (unsigned i = 0; i < w->count; i++)
             if (mprotect(w->stacks + i * STACK + PAGE, STACK - PAGE, PROT_READ | PROT_WRITE)) fail("no memory for stacks");
         // The shared memory ends where a page begins that cannot be touched.
-        const size_t room = (shared_bytes + 127) / 128 * 128, pages = (room + PAGE - 1) / PAGE * PAGE;
+        w->shared_room = (shared_bytes + 127) / 128 * 128 + (w->cluster > 1 ? 128 : 0);
+        const size_t room = w->shared_room * w->cluster, pages = (room + PAGE - 1) / PAGE * PAGE;
         if (pages + PAGE > w->shared_capacity) {
             if (w->shared_pages) munmap(w->shared_pages, w->shared_capacity);
             w->shared_capacity = pages + PAGE;
@@ -499,8 +554,12 @@ inline int launch_named(const char* name, dim3 blocks, dim3 threads, unsigned sh
 // Makes a kernel known by its name.
 #define KERNEL(name) static const emulation::Registration registration_##name(#name, emulation::Call<name>::run);
 
+// A kernel of clusters of so many blocks.
+#define KERNEL_OF_CLUSTERS(name, cluster)                                                                              \
+    static const emulation::Registration registration_##name(#name, emulation::Call<name>::run, cluster);
+
 #define threadIdx (emulation::worker->current->thread)
-#define blockIdx (emulation::worker->block)
+#define blockIdx (emulation::worker->current->block)
 #define blockDim (emulation::worker->threads)
 #define gridDim (emulation::worker->blocks)
 #define warpSize 32
@@ -623,7 +682,7 @@ inline unsigned max(unsigned x, int y) { return max(x, (unsigned)y); }
 
 // ---- The twins of the end of device.cuh, where their meaning is told ----
 
-inline unsigned shared_address(const void* p) { return (unsigned)((const unsigned char*)p - emulation::worker->shared); }
+inline unsigned shared_address(const void* p) { return (unsigned)((const unsigned char*)p - emulation::own_shared()); }
 
 namespace emulation {
 inline void aligned(const char* operation, const void* p) {
@@ -724,22 +783,51 @@ inline float exp2_fast(float x) { return exp2f(x); }
 namespace emulation {
 // Where shared memory has the element of a row (along which 64 elements make 128 bytes) in a matrix that `x`
 // describes, its pieces of 16 bytes having changed places.
-inline float described(unsigned long long x, unsigned row, unsigned column, bool panels) {
+inline const unsigned char* described_byte(unsigned long long x, unsigned row, unsigned byte, bool panels) {
     const unsigned start = (unsigned)(x & 0x3fff) << 4, panel = (unsigned)(x >> 16 & 0x3fff) << 4;
     const unsigned rows = (unsigned)(x >> 32 & 0x3fff) << 4;
     if (x >> 62 != 1 || (x >> 49 & 7) != 0) fail("a matrix that is not in 128 bytes (%016llx)", x);
     if (start % 1024 >= 128) fail("a matrix that does not begin with 8 rows (%016llx)", x);
-    unsigned at = start + row / 8 * rows + row % 8 * 128 + (panels ? column / 64 * panel + column % 64 * 2 : column * 2);
+    unsigned at = start + row / 8 * rows + row % 8 * 128 + (panels ? byte / 128 * panel + byte % 128 : byte);
     at ^= (at >> 7 & 7) << 4;
     if (at + 2 > worker->shared_bytes) fail("a matrix beyond shared memory (%016llx)", x);
+    return own_shared() + at;
+}
+inline float described(unsigned long long x, unsigned row, unsigned column, bool panels) {
     unsigned short bits;
-    memcpy(&bits, worker->shared + at, 2);
+    memcpy(&bits, described_byte(x, row, 2 * column, panels), 2);
     return bits_float((unsigned)bits << 16);
+}
+
+// c (16 x 8 tiles) of a warp, of bytes: 32 of a row.
+inline void multiply_bytes(Worker* w, unsigned warp, size_t number) {
+    Fiber* lanes = &w->fibers[warp * 32];
+    const Product& p = lanes[0].products[number];
+    const int width = 8 * p.tiles;
+    static thread_local int y[32][256];
+    for (int n = 0; n < width; n++)
+        for (int piece = 0; piece < 2; piece++) { // 16 bytes stay together
+            const signed char* bytes = (const signed char*)described_byte(p.b, n, 16 * piece, false);
+            for (int k = 0; k < 16; k++) y[16 * piece + k][n] = bytes[k];
+        }
+    for (int row = 0; row < 16; row++) {
+        int z[256] = {};
+        int* c[4];
+        for (int t = 0; t < 4; t++) c[t] = lanes[row % 8 * 4 + t].products[number].sums + row / 8 * 2;
+        if (p.add)
+            for (int n = 0; n < width; n++) z[n] = c[n % 8 / 2][n / 8 * 4 + n % 2];
+        for (int k = 0; k < 32; k++) {
+            const int x = (signed char)*described_byte(p.a, warp % (w->warp_count / w->cluster) % 4 * 16 + row, k, false);
+            for (int n = 0; n < width; n++) z[n] += x * y[k][n];
+        }
+        for (int n = 0; n < width; n++) c[n % 8 / 2][n / 8 * 4 + n % 2] = z[n];
+    }
 }
 
 inline void multiply_group(Worker* w, unsigned warp, size_t number) {
     Fiber* lanes = &w->fibers[warp * 32];
     const Product& p = lanes[0].products[number];
+    if (p.sums) return multiply_bytes(w, warp, number);
     float x[16][16], y[16][256];
     const int width = 8 * p.tiles;
     for (int row = 0; row < 16; row++)
@@ -749,7 +837,7 @@ inline void multiply_group(Worker* w, unsigned warp, size_t number) {
                 const unsigned word = q.registers[row / 8 + k / 8 * 2];
                 x[row][k] = bits_float(k % 2 ? word & 0xffff0000u : word << 16);
             } else {
-                x[row][k] = described(p.a, warp % 4 * 16 + row, k, false);
+                x[row][k] = described(p.a, warp % (w->warp_count / w->cluster) % 4 * 16 + row, k, false);
             }
         }
     for (int k = 0; k < 16; k++)
@@ -793,8 +881,110 @@ template <int N> inline void group_wait() {
     });
 }
 template <int TILES> inline void group_multiply(float (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
-    emulation::begin_product({&c[0][0], TILES, false, {}, a, b, add != 0, 0});
+    emulation::begin_product({&c[0][0], TILES, false, {}, a, b, add != 0, 0, nullptr});
 }
 template <int TILES> inline void group_multiply_add(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b) {
-    emulation::begin_product({&c[0][0], TILES, true, {a[0], a[1], a[2], a[3]}, 0, b, true, 0});
+    emulation::begin_product({&c[0][0], TILES, true, {a[0], a[1], a[2], a[3]}, 0, b, true, 0, nullptr});
+}
+
+// ---- The twins of the beginning of product_int8.cu ----
+//
+// Copies come when no thread can go on without them, the last one first. A map is
+// (address, columns, rows, bytes from row to row, columns of a box, rows of a box).
+
+template <int TILES> inline void group_multiply(int (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
+    emulation::begin_product({nullptr, TILES, false, {}, a, b, add != 0, 0, &c[0][0]});
+}
+
+namespace emulation {
+inline Barrier& barrier_at(const unsigned long long* p) {
+    Worker* w = worker;
+    const size_t number = *p;
+    if (number >= w->barriers.size()) fail("a barrier that is none");
+    return w->barriers[number];
+}
+inline void arrive(unsigned long long* p, unsigned arrivals, int bytes) {
+    Worker* w = worker;
+    Barrier& b = barrier_at(p);
+    if (arrivals > b.missing) fail("more arrivals at a barrier than it has");
+    b.missing -= arrivals;
+    b.bytes += bytes;
+    if (b.missing || b.bytes) return;
+    b.missing = b.count;
+    b.phase++;
+    for (unsigned i = 0; i < w->count; i++) {
+        Fiber& f = w->fibers[i];
+        if (!f.waits || &barrier_at(f.waits) != &b || b.phase % 2 == f.parity) continue;
+        f.waits = nullptr;
+        w->warps[i / 32].ready |= 1u << i % 32;
+    }
+}
+inline bool finish_transfer(Worker* w) {
+    if (w->transfers.empty()) return false;
+    const Transfer t = w->transfers.back();
+    w->transfers.pop_back();
+    const unsigned long long columns = t.map[1], rows = t.map[2], width = t.map[4], height = t.map[5];
+    for (unsigned long long i = 0; i < height; i++)
+        for (unsigned long long j = 0; j < width; j++) {
+            const bool inside = t.row + i < rows && t.column + j < columns;
+            const unsigned char* from = (const unsigned char*)t.map[0] + (t.row + i) * t.map[3] + t.column + j;
+            t.to[i * width + (j ^ i % 8 * 16)] = inside ? *from : 0;
+        }
+    arrive(t.barrier, 0, -(int)(width * height));
+    return true;
+}
+// To the block of this number, and the barrier of that block.
+inline void begin_transfer(unsigned char* to, const unsigned long long* map, unsigned row, unsigned column,
+                           unsigned long long* barrier, unsigned block) {
+    Worker* w = worker;
+    if (block >= w->cluster) fail("a copy to block %u of a cluster of %u", block, w->cluster);
+    if (map[0] % 16 || map[3] % 16 || map[4] != 128 || map[5] > 256) fail("a map that cannot be");
+    if (shared_address(to) % 1024) fail("a box that does not begin with 8 rows");
+    const size_t there = w->shared_room * block;
+    unsigned char* shared = w->shared + there;
+    unsigned char* place = shared + shared_address(to);
+    if (shared_address(to) + map[4] * map[5] > w->shared_bytes) fail("a copy beyond shared memory");
+    memset(place, 0xff, map[4] * map[5]);
+    w->transfers.push_back({place, (unsigned long long*)(shared + shared_address(barrier)), map, row, column});
+}
+} // namespace emulation
+
+inline void barrier_init(unsigned long long* barrier, unsigned count) {
+    *barrier = emulation::worker->barriers.size();
+    emulation::worker->barriers.push_back({count, count, 0, 0});
+}
+inline void barrier_init_fence() {}
+inline void barrier_expect(unsigned long long* barrier, unsigned bytes) { emulation::arrive(barrier, 1, (int)bytes); }
+inline void barrier_arrive(unsigned long long* barrier, unsigned block) {
+    emulation::Worker* w = emulation::worker;
+    if (block >= w->cluster) emulation::fail("an arrival at block %u of a cluster of %u", block, w->cluster);
+    emulation::arrive((unsigned long long*)(w->shared + w->shared_room * block + shared_address(barrier)), 1, 0);
+}
+inline void barrier_wait(unsigned long long* barrier, unsigned parity) {
+    emulation::Worker* w = emulation::worker;
+    if (emulation::barrier_at(barrier).phase % 2 != parity) return;
+    emulation::Fiber* f = w->current;
+    f->waits = barrier;
+    f->parity = parity;
+    w->warps[f->index / 32].ready &= ~(1u << f->index % 32);
+    emulation::leave(w);
+}
+inline void cluster_barrier() {
+    emulation::Worker* w = emulation::worker;
+    const unsigned index = w->current->index;
+    w->warps[index / 32].ready &= ~(1u << index % 32);
+    if (++w->at_cluster_barrier == w->count) {
+        w->at_cluster_barrier = 0;
+        for (unsigned i = 0; i < w->warp_count; i++) w->warps[i].ready = w->warps[i].lanes;
+        return;
+    }
+    emulation::leave(w);
+}
+template <class Map>
+inline void copy_box(unsigned char* to, const Map& map, unsigned row, unsigned column, unsigned long long* barrier) {
+    emulation::begin_transfer(to, map.words, row, column, barrier, emulation::worker->current->rank);
+}
+template <class Map>
+inline void copy_box_to_both(unsigned char* to, const Map& map, unsigned row, unsigned column, unsigned long long* barrier) {
+    for (unsigned block = 0; block < 2; block++) emulation::begin_transfer(to, map.words, row, column, barrier, block);
 }

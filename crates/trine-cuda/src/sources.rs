@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// All kernels. They are one program, in this order.
-pub(crate) const KERNELS: [(&str, &str); 14] = sources!("kernels":
+pub(crate) const KERNELS: [(&str, &str); 15] = sources!("kernels":
     "device.cuh",
     "rows.cuh",
     "norm.cu",
@@ -23,6 +23,7 @@ pub(crate) const KERNELS: [(&str, &str); 14] = sources!("kernels":
     "attention.cu",
     "attention_hopper.cu",
     "attention_backward.cu",
+    "product_int8.cu",
 );
 
 /// What stands in for a card's compiler and the card.
