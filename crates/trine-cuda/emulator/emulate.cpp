@@ -22,8 +22,6 @@ KERNEL(attention_forward_hopper_d128)
 #include "../kernels/product_int8.cu"
 KERNEL_OF_CLUSTERS(product_int8_bf16, 2)
 KERNEL_OF_CLUSTERS(product_int8_f32, 2)
-KERNEL(product_int8_bf16_single)
-KERNEL(product_int8_f32_single)
 
 #include "../kernels/attention_delta.cu"
 KERNEL(attention_delta_f32)

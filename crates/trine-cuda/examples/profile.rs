@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use trine_cuda::backend::{Address, Product};
+use trine_cuda::backend::{Address, BytesMap, Product};
 use trine_cuda::{AdamW, Backend, CudaError, Driver, Engine, Kind, Options};
 use trine_data::Batch;
 use trine_format::{HiddenAct, ModelConfig, Quantization};
@@ -80,6 +80,15 @@ impl Backend for Profiled {
         self.timed(kernel.to_owned(), 0.0, || {
             self.card.launch(kernel, grid, block, shared, arguments)
         })
+    }
+    fn bytes_map(
+        &self,
+        at: Address,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Result<BytesMap> {
+        self.card.bytes_map(at, rows, columns, stride)
     }
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {
         let Product { m, n, k, .. } = *product;

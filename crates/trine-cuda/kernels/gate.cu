@@ -76,7 +76,8 @@ __device__ __forceinline__ void gate(const T* product, const float* gate_weight,
 // From `da` (M, width) times `da_scales` (M,), the gradient of what `gate` returned, to that of gate and up,
 // each multiplied by its weights' scale over `product_rows`, in the place of `product`. `partial`
 // (gridDim.x, width) as in `norm_backward`. Blocks: any number.
-// As there, a row is asked for while the one before it is reduced.
+//
+// What a row needs is asked for while the row before it is reduced: a block would wait for memory otherwise.
 template <class T, int PER> struct GateRow {
     Four<T> da[PER], gates[PER], ups[PER];
     float factor, rms, row_scale;

@@ -1,5 +1,10 @@
 // Cross entropy of some rows of logits, and its gradient in their place.
 
+// e to the power of x; of bf16, as exact as these need it.
+template <class T> __device__ __forceinline__ float exponential(float x);
+template <> __device__ __forceinline__ float exponential<float>(float x) { return expf(x); }
+template <> __device__ __forceinline__ float exponential<bf16>(float x) { return exp2_fast(x * 1.4426950408889634f); }
+
 // `logits` (n, stride), of which `vocab` columns count; `targets` (n,); `losses` (n,) in nats. With a
 // `weight` other than 0 the logits become the gradient of the losses' sum times `weight`; columns from
 // `vocab` on become 0. `cached`: the block has a row of shared memory. Blocks: n.
@@ -21,9 +26,9 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
             x[i] = c + i < vocab ? to_float(v.x[i]) : -INFINITY;
             here = fmaxf(here, x[i]);
         }
-        sum *= expf(most - here);
+        sum *= exponential<T>(most - here);
 #pragma unroll
-        for (int i = 0; i < N; i++) sum += expf(x[i] - here);
+        for (int i = 0; i < N; i++) sum += exponential<T>(x[i] - here);
         most = here;
     }
     const float all = block_max(most);
@@ -37,7 +42,7 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
         Vector<T> v = *(const Vector<T>*)((cached && c < vocab ? row : logits) + c);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            float p = c + i < vocab ? expf(to_float(v.x[i]) - all) * scale : 0.0f;
+            float p = c + i < vocab ? exponential<T>(to_float(v.x[i]) - all) * scale : 0.0f;
             if (c + i == target) p -= weight;
             v.x[i] = from_float<T>(p);
         }

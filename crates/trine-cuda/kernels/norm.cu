@@ -61,91 +61,64 @@ __device__ __forceinline__ void norm(const X* x, const T* product, const float* 
 // `scaled` (M, width). `partial` (gridDim.x, width): sums over the block's rows of the gradient of `weight`.
 // Without `weight` there was no norm. `rows` as above: rows that it does not name are left alone. Blocks:
 // any number, each of every gridDim.x-th row.
-//
-// What a row needs is asked for while the row before it is reduced: a block would wait for memory otherwise.
-template <class X, class T, int PER> struct NormRow {
-    Four<T> dy[PER];
-    Four<X> x[PER];
-    Four<float> residual[PER];
-    float factor, rms, next;
-    u64 from;
-};
-
 template <class X, class T, int PER>
 __device__ __forceinline__ void norm_backward(const X* x, const float* weight, const float* rms, const T* dy,
                                               const float* dy_scales, const float* residual, const u32* rows,
                                               float* dx, T* scaled, const float* next_weight,
                                               const float* next_rows, float* partial, u32 n, u32 width) {
-    const auto ask = [&](u32 at, NormRow<X, T, PER>& r) {
-        const u32 row = rows ? rows[at] : at;
-        r.from = (u64)row * width;
-        r.factor = factor(dy_scales, at);
-        r.rms = weight ? rms[at] : 1.0f;
-        r.next = next_weight ? next_rows[row] : 1.0f;
-#pragma unroll
-        for (int g = 0; g < PER; g++) {
-            const u32 c = column(g);
-            if (c >= width) continue;
-            r.dy[g] = ask4(dy + (u64)at * width + c);
-            if (weight) r.x[g] = ask4(x + r.from + c);
-            if (residual) r.residual[g] = ask4(residual + r.from + c);
-        }
-    };
-    const float scale = factor(next_weight);
     float dw[PER][4];
 #pragma unroll
     for (int g = 0; g < PER; g++)
 #pragma unroll
         for (int i = 0; i < 4; i++) dw[g][i] = 0.0f;
-    NormRow<X, T, PER> now, after;
-    if (blockIdx.x < n) ask(blockIdx.x, now);
     for (u32 at = blockIdx.x; at < n; at += gridDim.x) {
-        if (at + gridDim.x < n) ask(at + gridDim.x, after);
-        float d[PER][4], y[PER][4];
+        const u32 row = rows ? rows[at] : at;
+        const u64 from = (u64)row * width, to = (u64)at * width;
+        const float f = factor(dy_scales, at), r = weight ? rms[at] : 1.0f;
+        float g_[PER][4], x_[PER][4];
         float dot = 0.0f;
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
-            widen4(now.dy[g], d[g]);
+            load4(dy + to + c, g_[g]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) d[g][i] *= now.factor;
+            for (int i = 0; i < 4; i++) g_[g][i] *= f;
             if (!weight) continue;
             float w[4];
-            widen4(now.x[g], y[g]);
+            load4(x + from + c, x_[g]);
             load4(weight + c, w);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                y[g][i] *= now.rms;
-                dw[g][i] += d[g][i] * y[g][i];
-                d[g][i] *= w[i];
-                dot += d[g][i] * y[g][i];
+                x_[g][i] *= r;
+                dw[g][i] += g_[g][i] * x_[g][i];
+                g_[g][i] *= w[i];
+                dot += g_[g][i] * x_[g][i];
             }
         }
         if (weight) dot = block_sum(dot) / (float)width;
-        const float next = scale / now.next;
+        const float next = product_factor(next_weight, next_rows, row);
 #pragma unroll
         for (int g = 0; g < PER; g++) {
             const u32 c = column(g);
             if (c >= width) continue;
             if (weight) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) d[g][i] = now.rms * (d[g][i] - y[g][i] * dot);
+                for (int i = 0; i < 4; i++) g_[g][i] = r * (g_[g][i] - x_[g][i] * dot);
             }
             if (residual) {
                 float add[4];
-                widen4(now.residual[g], add);
+                load4(residual + from + c, add);
 #pragma unroll
-                for (int i = 0; i < 4; i++) d[g][i] += add[i];
+                for (int i = 0; i < 4; i++) g_[g][i] += add[i];
             }
-            if (dx) store4(dx + now.from + c, d[g]);
+            if (dx) store4(dx + from + c, g_[g]);
             if (scaled) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) d[g][i] *= next;
-                store4(scaled + now.from + c, d[g]);
+                for (int i = 0; i < 4; i++) g_[g][i] *= next;
+                store4(scaled + from + c, g_[g]);
             }
         }
-        now = after;
     }
     if (!partial) return;
 #pragma unroll

@@ -108,12 +108,8 @@ constexpr u32 BOX = 128 * DEPTH; // bytes; maps have boxes of 128 rows
 constexpr u32 STAGE = 3 * BOX; // the rows' codes, and two boxes for the columns' trits
 constexpr u32 STAGES = 4;
 constexpr u32 GROUPS = 2, WARPS = 4 * GROUPS; // that multiply
-#ifndef VARIANT_LEAD
-#define VARIANT_LEAD 1
-#define VARIANT_TALL 8
-#endif
-constexpr u32 LEAD = VARIANT_LEAD; // pieces of the depth by which one group is ahead of the other
-constexpr u32 TALL = VARIANT_TALL; // a band of tiles, the columns of which come one after the other, is as many works tall
+constexpr u32 LEAD = 1; // pieces of the depth by which one group is ahead of the other
+constexpr u32 TALL = 8; // a band of tiles, the columns of which come one after the other, is as many works tall
 
 // A matrix of rows of 128 bytes in shared memory, from address `at` on, the pieces of 16 bytes in each 8 rows
 // having changed places as copies and products want it.
@@ -291,7 +287,5 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
     }
 PRODUCT_INT8(product_int8_bf16, 2, bf16)
 PRODUCT_INT8(product_int8_f32, 2, float)
-PRODUCT_INT8(product_int8_bf16_single, 1, bf16)
-PRODUCT_INT8(product_int8_f32_single, 1, float)
 
 #endif

@@ -63,6 +63,14 @@ pub struct Product {
     pub add: bool,
 }
 
+/// What a kernel is given of a matrix of bytes, by value.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct BytesMap(pub [u64; 16]);
+
+/// Rows and columns of a box of such a matrix.
+pub const BYTES_BOX: [u32; 2] = [128, 128];
+
 /// A device. What is asked of it happens in order; only [`download`](Self::download) waits.
 ///
 /// Addresses are those of the device's memory. A kernel that misuses them spoils this memory or is stopped
@@ -126,6 +134,19 @@ pub trait Backend: Send + Sync {
         shared: u32,
         arguments: &mut [*mut c_void],
     ) -> Result<()>;
+
+    /// What kernels that copy a matrix of bytes themselves (the tensor memory accelerator) are given: it lies
+    /// row by row, rows `stride` bytes apart, and is read in boxes of 128 rows of 128 bytes.
+    ///
+    /// # Errors
+    /// A device that does not have it.
+    fn bytes_map(
+        &self,
+        at: Address,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Result<BytesMap>;
 
     /// Computes a product of matrices.
     ///

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys as cu_sys};
 
-use crate::backend::{Address, Backend, Kind, Product};
+use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Product};
 use crate::compile;
 use crate::error::{CudaError, Result};
 
@@ -261,6 +261,39 @@ impl Backend for Driver {
             cu::launch_kernel(found.function, grid, block, shared, stream, arguments)
         }
         .map_err(call(kernel))
+    }
+
+    fn bytes_map(
+        &self,
+        at: Address,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Result<BytesMap> {
+        self.enter()?;
+        let mut map = BytesMap([0; 16]);
+        let (sizes, strides) = ([columns as u64, rows as u64], [stride as u64]);
+        let steps = [1u32; 2];
+        // SAFETY: the map is as large and as aligned as a CUtensorMap, and all sizes are there.
+        unsafe {
+            cu_sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                cu_sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                2,
+                at as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                BYTES_BOX.as_ptr(),
+                steps.as_ptr(),
+                cu_sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                cu_sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                cu_sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                cu_sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(call("the map of a matrix of bytes"))?;
+        Ok(map)
     }
 
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-use crate::backend::{Address, Backend, Kind, Product};
+use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Product};
 use crate::error::{CudaError, Result};
 use crate::sources::{EMULATOR, KERNELS};
 
@@ -157,6 +157,20 @@ impl Backend for Emulator {
             0 => Ok(()),
             _ => Err(failed("there is no such kernel".to_owned())),
         }
+    }
+
+    fn bytes_map(
+        &self,
+        at: Address,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Result<BytesMap> {
+        let mut map = BytesMap([0; 16]);
+        let sizes = [at, columns as u64, rows as u64, stride as u64];
+        map.0[..4].copy_from_slice(&sizes);
+        map.0[4..6].copy_from_slice(&BYTES_BOX.map(u64::from));
+        Ok(map)
     }
 
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {

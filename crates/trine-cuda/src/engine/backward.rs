@@ -7,6 +7,11 @@ use super::{Address, Keep, Kind, Pass, Product, launch, row_block};
 use crate::error::Result;
 use crate::layout::bytes;
 
+/// Threads of a multiprocessor that go through rows; and those that ask for a row ahead, for which they need
+/// registers.
+const THREADS: usize = 1152;
+const AHEAD: usize = 640;
+
 /// What a norm's backward pass is given and what it fills.
 struct NormBackward {
     x: Address,
@@ -34,7 +39,8 @@ impl Pass<'_> {
         let (width, layers) = (self.config.hidden_size, self.config.num_hidden_layers);
         let (all, kind) = (self.input.extent.rows(), self.kind());
         let widths = [width, self.config.attention_width(), self.config.intermediate_size];
-        let partial = widths.map(|width| self.row_blocks(all, width) * width).into_iter().max();
+        let partial =
+            widths.map(|width| self.row_blocks(all, width, THREADS) * width).into_iter().max();
         self.memory.partial.reserve(4 * partial.unwrap_or(0))?;
         let (dx, scaled) = (self.memory.dx.at(), self.memory.scaled.at());
         if self.input.rows.is_some() {
@@ -76,7 +82,7 @@ impl Pass<'_> {
             (self.input.extent.rows(), config.hidden_size, config.intermediate_size);
         let heads = config.attention_width();
         let all = heads + 2 * config.key_value_width();
-        let blocks = self.row_blocks(rows, inner);
+        let blocks = self.row_blocks(rows, inner, AHEAD);
         let memory = &*self.memory;
         let state = memory.state(layer);
         let (dx, scaled, dinput) = (memory.dx.at(), memory.scaled.at(), memory.dinput.at());
@@ -209,7 +215,7 @@ impl Pass<'_> {
     fn norm_backward(&self, norm: &NormBackward) -> Result<()> {
         let (rows, width) = norm.shape;
         let (threads, groups) = row_block(width);
-        let blocks = self.row_blocks(rows, width);
+        let blocks = self.row_blocks(rows, width, THREADS);
         let weight = self.master(norm.norm);
         let kernel = format!("norm_backward_{}_{}_{groups}", norm.kind.name(), self.kind().name());
         let (next_weight, next_rows) = norm.next.unwrap_or_default();

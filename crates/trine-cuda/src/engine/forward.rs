@@ -1,5 +1,7 @@
 //! The layers, forward.
 
+use std::ffi::c_void;
+
 use trine_format::Projection;
 use trine_format::names::{Part, TensorId};
 
@@ -191,6 +193,10 @@ impl Pass<'_> {
         (out, inp): (usize, usize),
     ) -> Result<()> {
         let kind = self.kind();
+        if let (Some(trits), Some(codes)) = (self.trits, self.narrow_codes()) {
+            let trits = trits + self.copy(layer, first);
+            return self.multiply_bytes(codes, trits, y, (self.input.extent.rows(), out, inp));
+        }
         let product = Product {
             m: self.input.extent.rows(),
             n: out,
@@ -205,6 +211,28 @@ impl Pass<'_> {
             add: false,
         };
         self.device.multiply(&product, x, self.weights(layer, first), y)
+    }
+
+    /// `y (m, n) = codes (m, k) trits (n, k)^T`, both of bytes; the sums are exact.
+    fn multiply_bytes(
+        &self,
+        codes: Address,
+        trits: Address,
+        y: Address,
+        (m, n, k): (usize, usize, usize),
+    ) -> Result<()> {
+        let mut codes = self.device.bytes_map(codes, m, k, k)?;
+        let mut trits = self.device.bytes_map(trits, n, k, k)?;
+        let mut y = y;
+        let mut sizes = [m, n, k, n].map(|size| size as u32);
+        let mut arguments: Vec<*mut c_void> =
+            vec![(&raw mut codes).cast(), (&raw mut trits).cast(), (&raw mut y).cast()];
+        arguments.extend(sizes.iter_mut().map(|size| std::ptr::from_mut(size).cast::<c_void>()));
+        // Two blocks share what they read, and each has a tile of 128 x 256 at a time.
+        let works = m.div_ceil(256) * n.div_ceil(256);
+        let pairs = works.min(self.device.processors() / 2).max(1);
+        let kernel = format!("product_int8_{}", self.kind().name());
+        self.device.launch(&kernel, [2 * pairs as u32, 1, 1], 288, 230_528, &mut arguments)
     }
 
     /// Where the weights of projections lie, from `first` on.

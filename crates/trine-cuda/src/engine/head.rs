@@ -143,9 +143,8 @@ impl Pass<'_> {
         self.add_losses()
     }
 
-    /// Blocks of a kernel that goes through rows, each block through several.
-    pub(super) fn row_blocks(&self, rows: usize, width: usize) -> usize {
-        let threads = row_block(width).0;
-        rows.min(self.device.processors() * (640 / threads).max(1))
+    /// Blocks of a kernel that goes through rows, each block through several: `threads` on a multiprocessor.
+    pub(super) fn row_blocks(&self, rows: usize, width: usize, threads: usize) -> usize {
+        rows.min(self.device.processors() * (threads / row_block(width).0).max(1))
     }
 }

@@ -472,8 +472,9 @@ impl Pass<'_> {
 /// Whether codes and trits are multiplied as bytes in the forward pass: with four warps at a time, it is
 /// faster, and as exact.
 fn multiplies_bytes(device: &dyn Backend, config: &ModelConfig) -> bool {
-    const READY: bool = false;
-    READY && config.quantization != Quantization::None && device.has_wgmma()
+    let widths = [config.hidden_size, config.attention_width(), config.intermediate_size];
+    let fits = widths.iter().all(|width| width % 16 == 0);
+    config.quantization != Quantization::None && device.has_wgmma() && fits
 }
 
 fn upload_all<const N: usize>(device: &Arc<dyn Backend>, all: [&[u8]; N]) -> Result<[Buffer; N]> {
