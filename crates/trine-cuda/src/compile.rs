@@ -19,8 +19,10 @@ const SOURCE: &str = concat!(
     include_str!("../kernels/attention_f32.cu"),
     include_str!("../kernels/attention_delta.cu"),
     include_str!("../kernels/attention.cu"),
+    include_str!("../kernels/wgmma.cuh"),
     include_str!("../kernels/attention_hopper.cu"),
     include_str!("../kernels/attention_backward.cu"),
+    include_str!("../kernels/attention_backward_hopper.cu"),
 );
 
 /// Whether there is a compiler.
