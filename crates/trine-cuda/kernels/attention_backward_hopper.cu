@@ -15,10 +15,10 @@ constexpr u32 OTHERS = 64; // rows of the other side in a tile
 constexpr u32 STAGES = 3; // tiles in shared memory: one that products may still read, the present one, the next one
 
 // What a tile of queries needs of each row; past the end all is 0, as are Q and dO; so dS is.
-struct Rows {
-    float lse[OTHERS];
-    float delta[OTHERS];
-    u32 start[OTHERS]; // the first key that is seen
+template <u32 COUNT> struct Rows {
+    float lse[COUNT];
+    float delta[COUNT];
+    u32 start[COUNT]; // the first key that is seen
 };
 struct alignas(8) Two {
     float x, y;
@@ -39,13 +39,13 @@ __device__ __forceinline__ void hold(u32 (&to)[D / 16][4], const bf16* tile) {
 template <u32 D, u32 ROWS, bool HELD>
 __device__ __forceinline__ void multiply(float (&c)[OTHERS / 8][4], const bf16* a, const u32 (&held)[HELD ? D / 16 : 1][4],
                                          const bf16* b, u32 group) {
-    const u32 x = shared_address(a) + group * (64 * 128), y = shared_address(b);
+    const u64 x = matrix<ROWS>(shared_address(a) + group * (64 * 128)), y = matrix<OTHERS>(shared_address(b));
 #pragma unroll
     for (u32 i = 0; i < D / 16; i++) {
         if constexpr (HELD)
-            group_multiply(c, held[i], matrix<OTHERS>(y + columns<OTHERS>(i)), i > 0);
+            group_multiply(c, held[i], further(y, columns<OTHERS>(i)), i > 0);
         else
-            group_multiply(c, matrix<ROWS>(x + columns<ROWS>(i)), matrix<OTHERS>(y + columns<OTHERS>(i)), i > 0);
+            group_multiply(c, further(x, columns<ROWS>(i)), further(y, columns<OTHERS>(i)), i > 0);
     }
     group_commit();
 }
@@ -53,19 +53,20 @@ __device__ __forceinline__ void multiply(float (&c)[OTHERS / 8][4], const bf16* 
 // sum += a b over OTHERS rows of b.
 template <u32 D>
 __device__ __forceinline__ void multiply_add(float (&sum)[D / 8][4], const u32 (&a)[OTHERS / 16][4], const bf16* b) {
-    const u32 y = shared_address(b);
+    const u64 y = matrix<OTHERS>(shared_address(b));
 #pragma unroll
-    for (u32 c = 0; c < OTHERS / 16; c++) group_multiply_add(sum, a[c], matrix<OTHERS>(y + rows(c)));
+    for (u32 c = 0; c < OTHERS / 16; c++) group_multiply_add(sum, a[c], further(y, rows(c)));
     group_commit();
 }
 
 // Shared memory of either kernel: to begin at 1024; two tiles of 64 GROUPS rows; stages of two tiles; Rows.
 template <u32 D, u32 GROUPS> constexpr u32 shared_bytes() {
-    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * (2 * OTHERS * 2 * D + sizeof(Rows));
+    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * 2 * OTHERS * 2 * D +
+           (GROUPS > STAGES ? GROUPS : STAGES) * sizeof(Rows<OTHERS>);
 }
 
 // dK and dV of a tile of keys of one key head and sequence: the transposes of S, P, dP and dS are computed.
-template <u32 D, u32 GROUPS, bool HELD>
+template <u32 D, u32 GROUPS, bool HELD, bool LEAN>
 __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                         const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -73,11 +74,11 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     DYNAMIC_SHARED(memory);
     bf16* const keys = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
     bf16 *const values = keys + KEYS * D, *const stages = values + KEYS * D;
-    Rows* const numbers = (Rows*)(stages + STAGES * 2 * TILE);
+    Rows<QUERIES>* const numbers = (Rows<QUERIES>*)(stages + STAGES * 2 * TILE);
 
     const Part part = part_of_block();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const u32 group = group_of_warps(), key0 = part.tile * KEYS;
+    const u32 group = of_warp(threadIdx.x / 128), key0 = part.tile * KEYS;
     const u64 row0 = (u64)part.sequence * T;
     const u32 key_first = key0 + group * 64, key_last = key_first + 63; // the group's
 
@@ -126,8 +127,8 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         copy_wait<0>();
         shared_fence();
         __syncthreads(); // the tile is here, and all products that read the one two before are done
-        const bf16 *const queries = stages + stage * (2 * TILE), *const gradients = queries + TILE;
-        const Rows& r = numbers[stage];
+        const bf16 *const queries = stages + of_warp(stage) * (2 * TILE), *const gradients = queries + TILE;
+        const Rows<QUERIES>& r = numbers[stage];
         const u32 query = tile * QUERIES, following = stage == STAGES - 1 ? 0 : stage + 1;
         tile++;
         if (tile == last) tile = first, head++;
@@ -136,8 +137,8 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         if (key_first < query + QUERIES && key_last >= r.start[0] && key_first < T) {
             group_fence();
             multiply<D, KEYS, HELD>(s, keys, held_keys, queries, group);
-            multiply<D, KEYS, HELD>(dp, values, held_values, gradients, group);
-            group_wait<1>();
+            if (!LEAN) multiply<D, KEYS, HELD>(dp, values, held_values, gradients, group);
+            group_wait<LEAN ? 0 : 1>();
             keep_place(s);
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
@@ -161,12 +162,17 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 c = 0; c < QUERIES / 16; c++) as_left(left_p[c], s, 2 * c);
             group_fence();
+            if (LEAN) multiply<D, KEYS, HELD>(dp, values, held_values, gradients, group);
             multiply_add<D>(sum_v, left_p, gradients);
             group_wait<1>();
             keep_place(dp);
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
                 const Two y = *(const Two*)&r.delta[8 * n + 2 * t];
+                if (LEAN) { // P as rounded; so its floats need no registers while dP is computed
+                    const u32 *const x = &left_p[n / 2][n % 2 * 2];
+                    s[n][0] = low_bf16(x[0]), s[n][1] = high_bf16(x[0]), s[n][2] = low_bf16(x[1]), s[n][3] = high_bf16(x[1]);
+                }
                 dp[n][0] = s[n][0] * (dp[n][0] - y.x), dp[n][1] = s[n][1] * (dp[n][1] - y.y);
                 dp[n][2] = s[n][2] * (dp[n][2] - y.x), dp[n][3] = s[n][3] * (dp[n][3] - y.y);
             }
@@ -192,7 +198,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 }
 
 // dQ of a tile of queries of one head and sequence.
-template <u32 D, u32 GROUPS, bool HELD>
+template <u32 D, u32 GROUPS, bool HELD, bool LEAN>
 __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                            const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
                                            u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -200,10 +206,11 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     DYNAMIC_SHARED(memory);
     bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
     bf16 *const gradients = queries + QUERIES * D, *const stages = gradients + QUERIES * D;
+    Rows<QUERIES>& r = *(Rows<QUERIES>*)(stages + STAGES * 2 * TILE); // lse times -log2(e)
 
     const Part part = part_of_block();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const u32 group = group_of_warps();
+    const u32 group = of_warp(threadIdx.x / 128);
     const u32 query0 = (gridDim.x - 1 - part.tile) * QUERIES; // the last tile has the most work
     const u64 row0 = (u64)part.sequence * T;
     const u32 query_first = query0 + group * 64, query_last = query_first + 63; // the group's
@@ -221,16 +228,13 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     copy_tile<D, QUERIES, THREADS>(gradients, dout + row0 * ldo + part.head * d, query0, T, d, ldo);
     copy(tile, 0);
 
-    const u32 own = query0 + 16 * warp + g; // and 8 on: the thread's rows
     const u32 start_first = start_of(query_first), start_last = start_of(query_last);
-    const u32 start[2] = {start_of(own), start_of(own + 8)};
-    float row_lse[2], row_delta[2];
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const u32 row = own + 8 * i;
+    if (threadIdx.x < QUERIES) {
+        const u32 row = query0 + threadIdx.x;
         const u64 at = ((u64)part.sequence * H + part.head) * T + row;
-        row_lse[i] = row < T ? lse[at] * -LOG2_E : 0.0f;
-        row_delta[i] = row < T ? delta[at] : 0.0f;
+        r.lse[threadIdx.x] = row < T ? lse[at] * -LOG2_E : 0.0f;
+        r.delta[threadIdx.x] = row < T ? delta[at] : 0.0f;
+        r.start[threadIdx.x] = start_of(row);
     }
 
     float sum[D / 8][4] = {}, s[KEYS / 8][4], dp[KEYS / 8][4];
@@ -248,7 +252,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         copy_wait<0>();
         shared_fence();
         __syncthreads(); // the tile is here, and all products that read the one two before are done
-        const bf16 *const keys = stages + stage * (2 * TILE), *const values = keys + TILE;
+        const bf16 *const keys = stages + of_warp(stage) * (2 * TILE), *const values = keys + TILE;
         const u32 key0 = tile * KEYS;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
         if (tile < last) copy(tile + 1, stage);
@@ -259,21 +263,25 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
             multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, values, group);
             group_wait<1>();
             keep_place(s);
+            const u32 own = 16 * warp + g; // and 8 on: the thread's rows
+            const float row_lse[2] = {r.lse[own], r.lse[own + 8]};
 #pragma unroll
             for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) s[n][i] = exp2_fast(s[n][i] * factor + row_lse[i / 2]);
             if (key0 + KEYS - 1 > query_first || key0 < start_last) { // some are not seen
+                const u32 start[2] = {r.start[own], r.start[own + 8]};
 #pragma unroll
                 for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
                     for (u32 i = 0; i < 4; i++) {
                         const u32 key = key0 + 8 * n + 2 * t + i % 2;
-                        if (key > own + i / 2 * 8 || key < start[i / 2]) s[n][i] = 0.0f;
+                        if (key > query0 + own + i / 2 * 8 || key < start[i / 2]) s[n][i] = 0.0f;
                     }
             }
             group_wait<0>();
             keep_place(dp);
+            const float row_delta[2] = {r.delta[own], r.delta[own + 8]};
 #pragma unroll
             for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -282,6 +290,10 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
             for (u32 c = 0; c < KEYS / 16; c++) as_left(left[c], dp, 2 * c);
             group_fence();
             multiply_add<D>(sum, left, keys);
+            if (LEAN) {
+                group_wait<0>();
+                keep_place(sum);
+            }
         } else {
             group_wait<0>(); // as the barrier after the next one promises
         }
@@ -299,25 +311,26 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
 // For d <= D; arguments as in attention_backward.cu. Grids are (T / rows of a tile, rounded up; heads; B), heads
 // being K for ..._kv and H for ..._q.
-#define ATTENTION_BACKWARD_HOPPER_KV(NAME, D, GROUPS, HELD, BLOCKS)                                                    \
+#define ATTENTION_BACKWARD_HOPPER_KV(NAME, D, GROUPS, HELD, LEAN, BLOCKS)                                                  \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_kv_hopper_##NAME(            \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
-        attention_backward_hopper::of_keys<D, GROUPS, HELD>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d,     \
+        attention_backward_hopper::of_keys<D, GROUPS, HELD, LEAN>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d,     \
                                                             ld, ldo, scale);                                           \
     }
-#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, GROUPS, HELD, BLOCKS)                                                     \
+#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, GROUPS, HELD, LEAN, BLOCKS)                                                   \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_q_hopper_##NAME(             \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
-        attention_backward_hopper::of_queries<D, GROUPS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
+        attention_backward_hopper::of_queries<D, GROUPS, HELD, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
                                                                ldo, scale);                                            \
     }
 
-// D; groups of four warps; whether registers hold the block's own rows; blocks that run at once.
-ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 2, false, 1)
-ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, false, 1)
-ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, false, 2)
-ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, false, 1)
+// D; groups of four warps; whether registers hold the block's own rows; whether few registers are taken, for
+// which products are waited for earlier; blocks that run at once.
+ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 2, false, false, 1)
+ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, false, false, 1)
+ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, false, true, 2)
+ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, false, false, 1)
 
 #endif

@@ -30,12 +30,13 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     v += (u64)b * T * ld + h / (H / K) * d;
 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const u32 group = of_warp(warp / 4);
     const u32 block_first = (gridDim.x - 1 - part.tile) * QUERIES; // those with most to do come first
     const u32 first = block_first + warp * 16; // of the warp's queries
     // The tiles of keys that some query of the block sees.
     const u32 keys_end = min(block_first + QUERIES, T);
     // Those that some query of the group sees: of 64 keys, the first group has one less.
-    const u32 own_end = min(block_first + max(warp / 4 * 64 + 64, KEYS), keys_end);
+    const u32 own_end = min(block_first + max(group * 64 + 64, KEYS), keys_end);
     const u32 keys_first = starts ? starts[(u64)b * T + block_first] / KEYS * KEYS : 0;
 
     copy_tile<D, QUERIES, THREADS>(queries, q, block_first, T, d, ld);
@@ -55,17 +56,17 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const float factor = scale * LOG2_E;
 
     const auto multiply_keys = [&](u32 key) {
-        const u32 x = shared_address(queries) + warp / 4 * (64 * 128), y = shared_address(keys(key));
+        const u64 x = matrix<QUERIES>(shared_address(queries) + group * (64 * 128)), y = matrix<KEYS>(shared_address(keys(of_warp(key))));
 #pragma unroll
         for (u32 c = 0; c < D / 16; c++) {
-            group_multiply(s, matrix<QUERIES>(x + columns<QUERIES>(c)), matrix<KEYS>(y + columns<KEYS>(c)), c > 0);
+            group_multiply(s, further(x, columns<QUERIES>(c)), further(y, columns<KEYS>(c)), c > 0);
         }
         group_commit();
     };
     const auto multiply_values = [&](u32 key) {
-        const u32 y = shared_address(values(key));
+        const u64 y = matrix<KEYS>(shared_address(values(of_warp(key))));
 #pragma unroll
-        for (u32 c = 0; c < KEYS / 16; c++) group_multiply_add(sum, weights[c], matrix<KEYS>(y + rows(c)));
+        for (u32 c = 0; c < KEYS / 16; c++) group_multiply_add(sum, weights[c], further(y, rows(c)));
         group_commit();
     };
     // Scores become weights, in place; `kept` is what the sums up to now are multiplied by.

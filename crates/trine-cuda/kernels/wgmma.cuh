@@ -75,8 +75,8 @@ template <int N> __device__ __forceinline__ void keep_place(float (&x)[N][4]) {
         for (int j = 0; j < 4; j++) keep_place(x[n][j]);
 }
 
-// The number of a thread's group, which the compiler is to know is that of its whole warp.
-__device__ __forceinline__ u32 group_of_warps() { return __shfl_sync(ALL_LANES, threadIdx.x / 128, 0); }
+// x, which all threads of a warp have, where the compiler does not know that they have.
+__device__ __forceinline__ u32 of_warp(u32 x) { return __shfl_sync(ALL_LANES, x, 0); }
 
 // ---- Tiles ----
 
@@ -91,7 +91,11 @@ template <u32 ROWS> __device__ __forceinline__ u64 matrix(u32 at) {
     constexpr u64 rows = 1024, panel = ROWS * 128, in_128_bytes = 1;
     return (u64)(at >> 4) | panel >> 4 << 16 | rows >> 4 << 32 | in_128_bytes << 62;
 }
-// From the address of a row, 16 c columns on; from that of a tile, 16 c rows on.
+// The matrix that begins `bytes` further on.
+__device__ __forceinline__ u64 further(u64 matrix, u32 bytes) {
+    return (matrix & 0xffffffff00000000ull) | ((u32)matrix + (bytes >> 4));
+}
+// Bytes to 16 c columns, and to 16 c rows, further on.
 template <u32 ROWS> __device__ __forceinline__ u32 columns(u32 c) { return c / 4 * (ROWS * 128) + c % 4 * 32; }
 __device__ __forceinline__ u32 rows(u32 c) { return c * 16 * 128; }
 
