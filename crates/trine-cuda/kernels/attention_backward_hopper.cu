@@ -11,6 +11,10 @@
 namespace attention_backward_hopper {
 using namespace wgmma;
 
+template <bool B> struct Flag {
+    static constexpr bool value = B;
+};
+
 constexpr u32 OTHERS = 64; // rows of the other side in a tile
 constexpr u32 STAGES = 3; // tiles in shared memory: one that products may still read, the present one, the next one
 
@@ -307,6 +311,279 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
                            scale, scale, queries, 16 * warp);
 }
 
+// The same with the next tile's S computed beside this one's P and dS.
+template <u32 D, u32 GROUPS, bool HELD>
+__device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
+                                              const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
+                                              u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr u32 THREADS = 128 * GROUPS, KEYS = 64 * GROUPS, QUERIES = OTHERS, TILE = OTHERS * D, STAGES = 4;
+    DYNAMIC_SHARED(memory);
+    bf16* const keys = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16 *const values = keys + KEYS * D, *const stages = values + KEYS * D;
+    Rows<QUERIES>* const numbers = (Rows<QUERIES>*)(stages + STAGES * 2 * TILE);
+
+    const Part part = part_of_block();
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 group = of_warp(threadIdx.x / 128), key0 = part.tile * KEYS;
+    const u64 row0 = (u64)part.sequence * T;
+    const u32 key_first = key0 + group * 64, key_last = key_first + 63; // the group's
+
+    const u32 first = key0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES;
+    u32 last = tiles;
+    if (starts) {
+        float seen = 0.0f;
+        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
+            if (starts[row0 + i * QUERIES] < key0 + KEYS) seen += 1.0f;
+        last = first + (u32)block_sum(seen);
+    }
+    const u32 heads = H / K, total = heads * (last - first);
+    // The tile that is copied next.
+    u32 head = part.head * heads, tile = first, copied = 0;
+    const auto copy = [&] {
+        if (copied < total) {
+            const u32 stage = copied % STAGES;
+            bf16* const to = stages + stage * (2 * TILE);
+            copy_tile<D, QUERIES, THREADS>(to, q + row0 * ld + head * d, tile * QUERIES, T, d, ld);
+            copy_tile<D, QUERIES, THREADS>(to + TILE, dout + row0 * ldo + head * d, tile * QUERIES, T, d, ldo);
+            const u32 i = threadIdx.x % QUERIES, row = tile * QUERIES + i;
+            const float* const from = (threadIdx.x < QUERIES ? lse : delta) + ((u64)part.sequence * H + head) * T;
+            if (threadIdx.x < 2 * QUERIES)
+                copy_word_async((threadIdx.x < QUERIES ? numbers[stage].lse : numbers[stage].delta) + i, from + min(row, T - 1), row < T);
+            if (starts && threadIdx.x < QUERIES) copy_word_async(numbers[stage].start + i, starts + row0 + min(row, T - 1), true);
+            tile++;
+            if (tile == last) tile = first, head++;
+        }
+        copied++;
+        copy_commit();
+    };
+    copy_tile<D, KEYS, THREADS>(keys, k + row0 * ld + part.head * d, key0, T, d, ld);
+    copy_tile<D, KEYS, THREADS>(values, v + row0 * ld + part.head * d, key0, T, d, ld);
+    copy();
+    copy();
+    if (!starts)
+        for (u32 i = threadIdx.x; i < STAGES * QUERIES; i += THREADS) numbers[i / QUERIES].start[i % QUERIES] = 0;
+
+    float sum_k[D / 8][4] = {}, sum_v[D / 8][4] = {}, s[QUERIES / 8][4], p[QUERIES / 8][4], dp[QUERIES / 8][4];
+    u32 left_p[QUERIES / 16][4], left_s[QUERIES / 16][4];
+    u32 held_keys[HELD ? D / 16 : 1][4], held_values[HELD ? D / 16 : 1][4];
+    const float factor = scale * LOG2_E;
+    const auto arrive = [&] {
+        copy_wait<0>();
+        shared_fence();
+        __syncthreads(); // the next tile is here, and all products that read the one two before are done
+        copy();
+    };
+    copy_wait<1>();
+    shared_fence();
+    __syncthreads();
+    if constexpr (HELD) {
+        hold<D, KEYS>(held_keys, keys);
+        hold<D, KEYS>(held_values, values);
+    }
+    // The first tiles, of which a group sees nothing.
+    const u32 begin = min(group, total - 1);
+    for (u32 i = 0; i < begin; i++) arrive();
+    u32 query = (first + begin) * QUERIES;
+    // P of tile i, from its S.
+    const auto weigh = [&](u32 i) {
+        const Rows<QUERIES>& r = numbers[i % STAGES];
+#pragma unroll
+        for (u32 n = 0; n < QUERIES / 8; n++) {
+            const Two x = *(const Two*)&r.lse[8 * n + 2 * t], y = {x.x * -LOG2_E, x.y * -LOG2_E};
+            p[n][0] = exp2_fast(s[n][0] * factor + y.x), p[n][1] = exp2_fast(s[n][1] * factor + y.y);
+            p[n][2] = exp2_fast(s[n][2] * factor + y.x), p[n][3] = exp2_fast(s[n][3] * factor + y.y);
+        }
+        if (key_last > query || key_first < r.start[QUERIES - 1]) { // some are not seen
+            const u32 own = key0 + 16 * warp + g;
+#pragma unroll
+            for (u32 n = 0; n < QUERIES / 8; n++) {
+                const TwoWords y = *(const TwoWords*)&r.start[8 * n + 2 * t];
+                const u32 column = query + 8 * n + 2 * t;
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    const u32 key = own + i / 2 * 8;
+                    if (key > column + i % 2 || key < (i % 2 ? y.y : y.x)) p[n][i] = 0.0f;
+                }
+            }
+        }
+#pragma unroll
+        for (u32 c = 0; c < QUERIES / 16; c++) as_left(left_p[c], p, 2 * c);
+        query += QUERIES;
+        if (query >= last * QUERIES) query = first * QUERIES;
+    };
+    const auto queries_of = [&](u32 i) { return stages + of_warp(i % STAGES) * (2 * TILE); };
+    group_fence();
+    multiply<D, KEYS, HELD>(s, keys, held_keys, queries_of(begin), group);
+    multiply<D, KEYS, HELD>(dp, values, held_values, queries_of(begin) + TILE, group);
+    group_wait<0>(); // none may be under way where the sums are set to 0
+    keep_place(s);
+    weigh(begin);
+    const auto step = [&](u32 i, auto more) {
+        arrive();
+        const bf16 *const queries = queries_of(i), *const following = queries_of(i + 1);
+        const Rows<QUERIES>& r = numbers[i % STAGES];
+        float ds[QUERIES / 8][4]; // not in the place of dP, which products must find as they left it
+        group_wait<0>();
+        keep_place(dp);
+        keep_place(sum_k);
+        keep_place(sum_v);
+        group_fence();
+        multiply_add<D>(sum_v, left_p, queries + TILE);
+        if (decltype(more)::value) multiply<D, KEYS, HELD>(s, keys, held_keys, following, group);
+#pragma unroll
+        for (u32 n = 0; n < QUERIES / 8; n++) {
+            const Two y = *(const Two*)&r.delta[8 * n + 2 * t];
+            ds[n][0] = p[n][0] * (dp[n][0] - y.x), ds[n][1] = p[n][1] * (dp[n][1] - y.y);
+            ds[n][2] = p[n][2] * (dp[n][2] - y.x), ds[n][3] = p[n][3] * (dp[n][3] - y.y);
+        }
+#pragma unroll
+        for (u32 c = 0; c < QUERIES / 16; c++) as_left(left_s[c], ds, 2 * c);
+        group_fence();
+        multiply_add<D>(sum_k, left_s, queries);
+        if (decltype(more)::value) {
+            multiply<D, KEYS, HELD>(dp, values, held_values, following + TILE, group);
+            group_wait<2>();
+            keep_place(s);
+            weigh(i + 1);
+        }
+    };
+    for (u32 i = begin; i + 1 < total; i++) step(i, Flag<true>());
+    step(total - 1, Flag<false>());
+    group_wait<0>();
+    keep_place(sum_k);
+    keep_place(sum_v);
+    __syncthreads(); // none reads keys and values any more
+    if (key0 + 16 * warp >= T) return;
+    const u64 out = (row0 + key0 + 16 * warp) * ld + part.head * d;
+    const u32 count = T - key0 - 16 * warp;
+    store_rows<D, KEYS>(dk + out, ld, count, d, sum_k, scale, scale, keys, 16 * warp);
+    store_rows<D, KEYS>(dv + out, ld, count, d, sum_v, 1.0f, 1.0f, values, 16 * warp);
+}
+
+// The same for dQ.
+template <u32 D, u32 GROUPS, bool HELD>
+__device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
+                                                 const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
+                                                 u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr u32 THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS, KEYS = OTHERS, TILE = OTHERS * D, STAGES = 4;
+    DYNAMIC_SHARED(memory);
+    bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16 *const gradients = queries + QUERIES * D, *const stages = gradients + QUERIES * D;
+    Rows<QUERIES>& r = *(Rows<QUERIES>*)(stages + STAGES * 2 * TILE); // lse times -log2(e)
+
+    const Part part = part_of_block();
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 group = of_warp(threadIdx.x / 128);
+    const u32 query0 = (gridDim.x - 1 - part.tile) * QUERIES; // the last tile has the most work
+    const u64 row0 = (u64)part.sequence * T;
+    const u32 query_first = query0 + group * 64, query_last = query_first + 63; // the group's
+    const u32 key_head = part.head / (H / K);
+    const auto copy = [&](u32 tile) {
+        bf16* const to = stages + tile % STAGES * (2 * TILE);
+        copy_tile<D, KEYS, THREADS>(to, k + row0 * ld + key_head * d, tile * KEYS, T, d, ld);
+        copy_tile<D, KEYS, THREADS>(to + TILE, v + row0 * ld + key_head * d, tile * KEYS, T, d, ld);
+    };
+    const auto start_of = [&](u32 row) { return starts ? starts[row0 + min(row, T - 1)] : 0u; };
+    u32 tile = start_of(query0) / KEYS;
+    const u32 last = min(query0 + QUERIES - 1, T - 1) / KEYS, own_last = min(query_last, T - 1) / KEYS;
+    copy_tile<D, QUERIES, THREADS>(queries, q + row0 * ld + part.head * d, query0, T, d, ld);
+    copy_tile<D, QUERIES, THREADS>(gradients, dout + row0 * ldo + part.head * d, query0, T, d, ldo);
+    copy(tile);
+    copy_commit();
+    if (tile < last) copy(tile + 1);
+    copy_commit();
+
+    const u32 start_last = start_of(query_last);
+    if (threadIdx.x < QUERIES) {
+        const u32 row = query0 + threadIdx.x;
+        const u64 at = ((u64)part.sequence * H + part.head) * T + row;
+        r.lse[threadIdx.x] = row < T ? lse[at] * -LOG2_E : 0.0f;
+        r.delta[threadIdx.x] = row < T ? delta[at] : 0.0f;
+        r.start[threadIdx.x] = start_of(row);
+    }
+    float sum[D / 8][4] = {}, s[KEYS / 8][4], p[KEYS / 8][4], dp[KEYS / 8][4];
+    u32 left[KEYS / 16][4];
+    u32 held_queries[HELD ? D / 16 : 1][4], held_gradients[HELD ? D / 16 : 1][4];
+    const float factor = scale * LOG2_E;
+    copy_wait<1>();
+    shared_fence();
+    __syncthreads();
+    if constexpr (HELD) {
+        hold<D, QUERIES>(held_queries, queries);
+        hold<D, QUERIES>(held_gradients, gradients);
+    }
+    const u32 own = 16 * warp + g; // and 8 on: the thread's rows
+    // P of a tile, from its S.
+    const auto weigh = [&](u32 key0) {
+        const float row_lse[2] = {r.lse[own], r.lse[own + 8]};
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) p[n][i] = exp2_fast(s[n][i] * factor + row_lse[i / 2]);
+        if (key0 + KEYS - 1 > query_first || key0 < start_last) { // some are not seen
+            const u32 start[2] = {r.start[own], r.start[own + 8]};
+#pragma unroll
+            for (u32 n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    const u32 key = key0 + 8 * n + 2 * t + i % 2;
+                    if (key > query0 + own + i / 2 * 8 || key < start[i / 2]) p[n][i] = 0.0f;
+                }
+        }
+    };
+    const auto keys_of = [&](u32 tile) { return stages + of_warp(tile % STAGES) * (2 * TILE); };
+    group_fence();
+    multiply<D, QUERIES, HELD>(s, queries, held_queries, keys_of(tile), group);
+    multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, keys_of(tile) + TILE, group);
+    group_wait<0>(); // none may be under way where the sums are set to 0
+    keep_place(s);
+    weigh(tile * KEYS);
+    const auto step = [&](auto more) {
+        copy_wait<0>();
+        shared_fence();
+        __syncthreads(); // the next tile is here, and all products that read the one two before are done
+        if (tile + 2 <= last) copy(tile + 2);
+        copy_commit();
+        const bf16 *const keys = keys_of(tile), *const following = keys_of(tile + 1);
+        group_wait<0>();
+        keep_place(dp);
+        keep_place(sum);
+        if (decltype(more)::value) {
+            group_fence();
+            multiply<D, QUERIES, HELD>(s, queries, held_queries, following, group);
+        }
+        const float row_delta[2] = {r.delta[own], r.delta[own + 8]};
+        float ds[KEYS / 8][4]; // not in the place of dP, which products must find as they left it
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) ds[n][i] = p[n][i] * (dp[n][i] - row_delta[i / 2]);
+#pragma unroll
+        for (u32 c = 0; c < KEYS / 16; c++) as_left(left[c], ds, 2 * c);
+        group_fence();
+        multiply_add<D>(sum, left, keys);
+        if (decltype(more)::value) {
+            multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, following + TILE, group);
+            group_wait<2>();
+            keep_place(s);
+            weigh((tile + 1) * KEYS);
+        }
+    };
+    for (; tile < own_last; tile++) step(Flag<true>());
+    step(Flag<false>());
+    for (u32 i = own_last; i < last; i++) { // what other groups go on with
+        copy_wait<0>();
+        shared_fence();
+        __syncthreads();
+    }
+    group_wait<0>();
+    keep_place(sum);
+    __syncthreads(); // none reads queries any more
+    if (query0 + 16 * warp >= T) return;
+    store_rows<D, QUERIES>(dq + (row0 + query0 + 16 * warp) * ld + part.head * d, ld, T - query0 - 16 * warp, d, sum,
+                           scale, scale, queries, 16 * warp);
+}
+
 } // namespace attention_backward_hopper
 
 // For d <= D; arguments as in attention_backward.cu. Grids are (T / rows of a tile, rounded up; heads; B), heads
@@ -324,6 +601,21 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
         attention_backward_hopper::of_queries<D, GROUPS, HELD, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
                                                                ldo, scale);                                            \
+    }
+
+#define ATTENTION_BACKWARD_HOPPER_KV_AHEAD(NAME, D, GROUPS, HELD, BLOCKS)                                              \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_kv_hopper_##NAME(            \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
+        const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
+        attention_backward_hopper::of_keys_ahead<D, GROUPS, HELD>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K,  \
+                                                                  d, ld, ldo, scale);                                  \
+    }
+#define ATTENTION_BACKWARD_HOPPER_Q_AHEAD(NAME, D, GROUPS, HELD, BLOCKS)                                               \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_q_hopper_##NAME(             \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
+        const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
+        attention_backward_hopper::of_queries_ahead<D, GROUPS, HELD>(q, k, v, dout, lse, delta, starts, dq, T, H, K,   \
+                                                                     d, ld, ldo, scale);                               \
     }
 
 // D; groups of four warps; whether registers hold the block's own rows; whether few registers are taken, for
