@@ -11,11 +11,10 @@ namespace attention_hopper {
 
 using namespace wgmma;
 
-constexpr u32 QUERIES = 128; // of a block
-constexpr u32 THREADS = 256;
-template <u32 D, u32 KEYS>
+template <u32 D, u32 KEYS, u32 GROUPS>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr u32 QUERIES = 64 * GROUPS, THREADS = 128 * GROUPS;
     DYNAMIC_SHARED(memory);
     constexpr u32 TILE = KEYS * D;
     bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024); // tiles begin at 1024
@@ -35,8 +34,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const u32 first = block_first + warp * 16; // of the warp's queries
     // The tiles of keys that some query of the block sees.
     const u32 keys_end = min(block_first + QUERIES, T);
-    // Those that some query of the group sees: of 64 keys, the first group has one less.
-    const u32 own_end = min(block_first + max(group * 64 + 64, KEYS), keys_end);
+    const u32 own_end = min(block_first + group * 64 + 64, keys_end); // for the group
     const u32 keys_first = starts ? starts[(u64)b * T + block_first] / KEYS * KEYS : 0;
 
     copy_tile<D, QUERIES, THREADS>(queries, q, block_first, T, d, ld);
@@ -158,11 +156,13 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     keep_place(sum);
     group_fence();
     multiply_values(key);
-    if (key + KEYS < keys_end) { // what the other group goes on with
+    for (; key + KEYS < keys_end; key += KEYS) { // what other groups go on with
+        if (key + 2 * KEYS < keys_end) copy_tile<D, KEYS, THREADS>(keys(key), k, key + 2 * KEYS, T, d, ld);
         copy_tile<D, KEYS, THREADS>(values(key + KEYS), v, key + KEYS, T, d, ld);
         copy_commit();
         copy_wait<0>();
         shared_fence();
+        group_wait<0>();
         __syncthreads();
     }
     group_wait<0>();
@@ -185,16 +185,17 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
 } // namespace attention_hopper
 
-// For d <= D. Grid (ceil(T / 128), B H), 256 threads, 256 D + 8 KEYS D + 1536 bytes of dynamic shared memory.
-#define ATTENTION_FORWARD_HOPPER(name, D, KEYS, BLOCKS)                                                              \
-    extern "C" __global__ void __launch_bounds__(256, BLOCKS)                                                        \
+// For d <= D. Grid (ceil(T / (64 GROUPS)), B H), 128 GROUPS threads, 1024 + 128 GROUPS D + 8 KEYS D + 256 GROUPS bytes
+// of dynamic shared memory.
+#define ATTENTION_FORWARD_HOPPER(name, D, KEYS, GROUPS, BLOCKS)                                                      \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS)                                               \
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
          float* __restrict__ lse, const u32* __restrict__ starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo,       \
          float scale) {                                                                                              \
-        attention_hopper::forward<D, KEYS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                   \
+        attention_hopper::forward<D, KEYS, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);           \
     }
-// D; keys of a tile; blocks that run at once.
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 64, 2)
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 128, 1)
+// D; keys of a tile; groups of four warps, of 64 queries each; blocks that run at once.
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 64, 2, 2)
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 128, 2, 1)
 
 #endif
