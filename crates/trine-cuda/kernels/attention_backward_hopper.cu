@@ -70,7 +70,7 @@ template <u32 D, u32 GROUPS> constexpr u32 shared_bytes() {
 }
 
 // dK and dV of a tile of keys of one key head and sequence: the transposes of S, P, dP and dS are computed.
-template <u32 D, u32 GROUPS, bool HELD, bool LEAN>
+template <u32 D, u32 GROUPS, u32 HELD, bool LEAN>
 __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                         const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -118,12 +118,12 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 
     float sum_k[D / 8][4] = {}, sum_v[D / 8][4] = {}, s[QUERIES / 8][4], dp[QUERIES / 8][4];
     u32 left_p[QUERIES / 16][4], left_s[QUERIES / 16][4];
-    u32 held_keys[HELD ? D / 16 : 1][4], held_values[HELD ? D / 16 : 1][4];
-    if constexpr (HELD) {
+    u32 held_keys[HELD & 1 ? D / 16 : 1][4], held_values[HELD & 2 ? D / 16 : 1][4];
+    if constexpr (HELD != 0) {
         copy_wait<0>();
         __syncthreads();
-        hold<D, KEYS>(held_keys, keys);
-        hold<D, KEYS>(held_values, values);
+        if constexpr ((HELD & 1) != 0) hold<D, KEYS>(held_keys, keys);
+        if constexpr ((HELD & 2) != 0) hold<D, KEYS>(held_values, values);
     }
     const float factor = scale * LOG2_E;
 
@@ -140,8 +140,8 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 
         if (key_first < query + QUERIES && key_last >= r.start[0] && key_first < T) {
             group_fence();
-            multiply<D, KEYS, HELD>(s, keys, held_keys, queries, group);
-            if (!LEAN) multiply<D, KEYS, HELD>(dp, values, held_values, gradients, group);
+            multiply<D, KEYS, (HELD & 1) != 0>(s, keys, held_keys, queries, group);
+            if (!LEAN) multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, gradients, group);
             group_wait<LEAN ? 0 : 1>();
             keep_place(s);
 #pragma unroll
@@ -166,7 +166,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 c = 0; c < QUERIES / 16; c++) as_left(left_p[c], s, 2 * c);
             group_fence();
-            if (LEAN) multiply<D, KEYS, HELD>(dp, values, held_values, gradients, group);
+            if (LEAN) multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, gradients, group);
             multiply_add<D>(sum_v, left_p, gradients);
             group_wait<1>();
             keep_place(dp);
@@ -202,7 +202,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 }
 
 // dQ of a tile of queries of one head and sequence.
-template <u32 D, u32 GROUPS, bool HELD, bool LEAN>
+template <u32 D, u32 GROUPS, u32 HELD, bool LEAN>
 __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                            const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
                                            u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -243,12 +243,12 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
     float sum[D / 8][4] = {}, s[KEYS / 8][4], dp[KEYS / 8][4];
     u32 left[KEYS / 16][4];
-    u32 held_queries[HELD ? D / 16 : 1][4], held_gradients[HELD ? D / 16 : 1][4];
-    if constexpr (HELD) {
+    u32 held_queries[HELD & 1 ? D / 16 : 1][4], held_gradients[HELD & 2 ? D / 16 : 1][4];
+    if constexpr (HELD != 0) {
         copy_wait<0>();
         __syncthreads();
-        hold<D, QUERIES>(held_queries, queries);
-        hold<D, QUERIES>(held_gradients, gradients);
+        if constexpr ((HELD & 1) != 0) hold<D, QUERIES>(held_queries, queries);
+        if constexpr ((HELD & 2) != 0) hold<D, QUERIES>(held_gradients, gradients);
     }
     const float factor = scale * LOG2_E;
 
@@ -263,8 +263,8 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
         if (key0 <= query_last && query_first < T && key0 + KEYS > start_first) {
             group_fence();
-            multiply<D, QUERIES, HELD>(s, queries, held_queries, keys, group);
-            multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, values, group);
+            multiply<D, QUERIES, (HELD & 1) != 0>(s, queries, held_queries, keys, group);
+            multiply<D, QUERIES, (HELD & 2) != 0>(dp, gradients, held_gradients, values, group);
             group_wait<1>();
             keep_place(s);
             const u32 own = 16 * warp + g; // and 8 on: the thread's rows
@@ -312,7 +312,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 }
 
 // The same with the next tile's S computed beside this one's P and dS.
-template <u32 D, u32 GROUPS, bool HELD>
+template <u32 D, u32 GROUPS, u32 HELD>
 __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                               const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
                                               u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -365,7 +365,7 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
 
     float sum_k[D / 8][4] = {}, sum_v[D / 8][4] = {}, s[QUERIES / 8][4], p[QUERIES / 8][4], dp[QUERIES / 8][4];
     u32 left_p[QUERIES / 16][4], left_s[QUERIES / 16][4];
-    u32 held_keys[HELD ? D / 16 : 1][4], held_values[HELD ? D / 16 : 1][4];
+    u32 held_keys[HELD & 1 ? D / 16 : 1][4], held_values[HELD & 2 ? D / 16 : 1][4];
     const float factor = scale * LOG2_E;
     const auto arrive = [&] {
         copy_wait<0>();
@@ -376,9 +376,9 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
     copy_wait<1>();
     shared_fence();
     __syncthreads();
-    if constexpr (HELD) {
-        hold<D, KEYS>(held_keys, keys);
-        hold<D, KEYS>(held_values, values);
+    if constexpr (HELD != 0) {
+        if constexpr ((HELD & 1) != 0) hold<D, KEYS>(held_keys, keys);
+        if constexpr ((HELD & 2) != 0) hold<D, KEYS>(held_values, values);
     }
     // The first tiles, of which a group sees nothing.
     const u32 begin = min(group, total - 1);
@@ -413,8 +413,8 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
     };
     const auto queries_of = [&](u32 i) { return stages + of_warp(i % STAGES) * (2 * TILE); };
     group_fence();
-    multiply<D, KEYS, HELD>(s, keys, held_keys, queries_of(begin), group);
-    multiply<D, KEYS, HELD>(dp, values, held_values, queries_of(begin) + TILE, group);
+    multiply<D, KEYS, (HELD & 1) != 0>(s, keys, held_keys, queries_of(begin), group);
+    multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, queries_of(begin) + TILE, group);
     group_wait<0>(); // none may be under way where the sums are set to 0
     keep_place(s);
     weigh(begin);
@@ -429,7 +429,7 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
         keep_place(sum_v);
         group_fence();
         multiply_add<D>(sum_v, left_p, queries + TILE);
-        if (decltype(more)::value) multiply<D, KEYS, HELD>(s, keys, held_keys, following, group);
+        if (decltype(more)::value) multiply<D, KEYS, (HELD & 1) != 0>(s, keys, held_keys, following, group);
 #pragma unroll
         for (u32 n = 0; n < QUERIES / 8; n++) {
             const Two y = *(const Two*)&r.delta[8 * n + 2 * t];
@@ -441,7 +441,7 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
         group_fence();
         multiply_add<D>(sum_k, left_s, queries);
         if (decltype(more)::value) {
-            multiply<D, KEYS, HELD>(dp, values, held_values, following + TILE, group);
+            multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, following + TILE, group);
             group_wait<2>();
             keep_place(s);
             weigh(i + 1);
@@ -461,7 +461,7 @@ __device__ __forceinline__ void of_keys_ahead(const bf16* q, const bf16* k, cons
 }
 
 // The same for dQ.
-template <u32 D, u32 GROUPS, bool HELD>
+template <u32 D, u32 GROUPS, u32 HELD>
 __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                                  const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
                                                  u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -503,14 +503,14 @@ __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, c
     }
     float sum[D / 8][4] = {}, s[KEYS / 8][4], p[KEYS / 8][4], dp[KEYS / 8][4];
     u32 left[KEYS / 16][4];
-    u32 held_queries[HELD ? D / 16 : 1][4], held_gradients[HELD ? D / 16 : 1][4];
+    u32 held_queries[HELD & 1 ? D / 16 : 1][4], held_gradients[HELD & 2 ? D / 16 : 1][4];
     const float factor = scale * LOG2_E;
     copy_wait<1>();
     shared_fence();
     __syncthreads();
-    if constexpr (HELD) {
-        hold<D, QUERIES>(held_queries, queries);
-        hold<D, QUERIES>(held_gradients, gradients);
+    if constexpr (HELD != 0) {
+        if constexpr ((HELD & 1) != 0) hold<D, QUERIES>(held_queries, queries);
+        if constexpr ((HELD & 2) != 0) hold<D, QUERIES>(held_gradients, gradients);
     }
     const u32 own = 16 * warp + g; // and 8 on: the thread's rows
     // P of a tile, from its S.
@@ -533,8 +533,8 @@ __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, c
     };
     const auto keys_of = [&](u32 tile) { return stages + of_warp(tile % STAGES) * (2 * TILE); };
     group_fence();
-    multiply<D, QUERIES, HELD>(s, queries, held_queries, keys_of(tile), group);
-    multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, keys_of(tile) + TILE, group);
+    multiply<D, QUERIES, (HELD & 1) != 0>(s, queries, held_queries, keys_of(tile), group);
+    multiply<D, QUERIES, (HELD & 2) != 0>(dp, gradients, held_gradients, keys_of(tile) + TILE, group);
     group_wait<0>(); // none may be under way where the sums are set to 0
     keep_place(s);
     weigh(tile * KEYS);
@@ -550,7 +550,7 @@ __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, c
         keep_place(sum);
         if (decltype(more)::value) {
             group_fence();
-            multiply<D, QUERIES, HELD>(s, queries, held_queries, following, group);
+            multiply<D, QUERIES, (HELD & 1) != 0>(s, queries, held_queries, following, group);
         }
         const float row_delta[2] = {r.delta[own], r.delta[own + 8]};
         float ds[KEYS / 8][4]; // not in the place of dP, which products must find as they left it
@@ -563,7 +563,7 @@ __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, c
         group_fence();
         multiply_add<D>(sum, left, keys);
         if (decltype(more)::value) {
-            multiply<D, QUERIES, HELD>(dp, gradients, held_gradients, following + TILE, group);
+            multiply<D, QUERIES, (HELD & 2) != 0>(dp, gradients, held_gradients, following + TILE, group);
             group_wait<2>();
             keep_place(s);
             weigh((tile + 1) * KEYS);
@@ -618,11 +618,12 @@ __device__ __forceinline__ void of_queries_ahead(const bf16* q, const bf16* k, c
                                                                      d, ld, ldo, scale);                               \
     }
 
-// D; groups of four warps; whether registers hold the block's own rows; whether few registers are taken, for
+// D; groups of four warps; whether registers hold the block's own rows, 1 for Q or K, 2 for the
+// gradients or V, 3 for both; whether few registers are taken, for
 // which products are waited for earlier; blocks that run at once.
-ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 2, false, false, 1)
-ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, false, false, 1)
-ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, false, true, 2)
-ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, false, false, 1)
+ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 2, 0, false, 1)
+ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, 0, false, 1)
+ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, 0, true, 2)
+ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, 0, false, 1)
 
 #endif
