@@ -15,6 +15,8 @@ KERNEL(attention_forward_bf16_d32)
 KERNEL(attention_forward_bf16_d64)
 KERNEL(attention_forward_bf16_d128)
 
+#include "../kernels/wgmma.cuh"
+
 #include "../kernels/attention_hopper.cu"
 KERNEL(attention_forward_hopper_d64)
 KERNEL(attention_forward_hopper_d128)
@@ -35,6 +37,12 @@ KERNEL(attention_backward_kv_bf16_d128_narrow)
 KERNEL(attention_backward_q_bf16_d32)
 KERNEL(attention_backward_q_bf16_d64)
 KERNEL(attention_backward_q_bf16_d128)
+
+#include "../kernels/attention_backward_hopper.cu"
+KERNEL(attention_backward_kv_hopper_d64)
+KERNEL(attention_backward_kv_hopper_d128)
+KERNEL(attention_backward_q_hopper_d64)
+KERNEL(attention_backward_q_hopper_d128)
 
 #include "../kernels/rows.cuh"
 

@@ -9,118 +9,39 @@
 
 namespace attention_hopper {
 
-// ---- What is new in sm_90a; the emulation is in emulate.hpp. ----
-#ifndef EMULATED
-// Before products, where registers that they use have been written since the last ones.
-__device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Ends a sequence of products.
-__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until all but the last N sequences are done.
-template <int N> __device__ __forceinline__ void group_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-// After what this thread wrote to shared memory, and before the barrier that products by other warps follow.
-__device__ __forceinline__ void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+using namespace wgmma;
 
-#define SUM(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SUMS_0 SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SUM(6), SUM(7)
-#define SUMS_8 SUM(8), SUM(9), SUM(10), SUM(11), SUM(12), SUM(13), SUM(14), SUM(15)
-#define NAMES_0                                                                                                      \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                         \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES_32                                                                                                     \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                               \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// c (64 x 128) = a (64 x 16) times b (128 x 16) transposed, or that added to c. Warp w of a group has rows
-// 16 w .., c[n] of them and of columns 8 n .. as `multiply_add` has them. a and b are described by `matrix`.
-__device__ __forceinline__ void group_multiply(float (&c)[16][4], u64 a, u64 b, int add) {
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_0 ", " NAMES_32
-                 "}, %64, %65, p, 1, 1, 0, 0;}"
-                 : SUMS_0, SUMS_8 : "l"(a), "l"(b), "r"(add));
-}
-// c (64 x 128, or x 64) += a (64 x 16) b (16 x 128, or x 64). Each warp has its rows of a as `multiply_add` has them.
-__device__ __forceinline__ void group_multiply_add(float (&c)[16][4], const u32 (&a)[4], u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_0 ", " NAMES_32
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : SUMS_0, SUMS_8 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-__device__ __forceinline__ void group_multiply_add(float (&c)[8][4], const u32 (&a)[4], u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_0
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : SUMS_0 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-// Lets nothing that uses x pass from one side of this line to the other.
-__device__ __forceinline__ void keep_place(float& x) { asm volatile("" : "+f"(x)::"memory"); }
-__device__ __forceinline__ void keep_place(u32& x) { asm volatile("" : "+r"(x)::"memory"); }
-#undef SUM
-#undef SUMS_0
-#undef SUMS_8
-#undef NAMES_0
-#undef NAMES_32
-#else
-__device__ __forceinline__ void keep_place(float&) {}
-__device__ __forceinline__ void keep_place(u32&) {}
-#endif
-
-constexpr u32 QUERIES = 128; // of a block
-constexpr u32 KEYS = 128; // of a tile
-constexpr u32 THREADS = 256;
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
-// Tiles have 128 rows. Their columns lie in panels of 64, which is 128 bytes a row, one panel after the other;
-// pieces of 16 bytes change places within these 128, as wgmma wants it.
-constexpr u32 PANEL = 128 * 64;
-__device__ __forceinline__ u32 place(u32 row, u32 piece) {
-    return piece / 8 * PANEL + row * 64 + (piece % 8 ^ row % 8) * 8;
-}
-
-// A matrix in such a tile, from address `at` on: 8 rows are 1024 bytes, and a panel is PANEL elements.
-__device__ __forceinline__ u64 matrix(u32 at) {
-    constexpr u64 rows = 1024, panel = PANEL * 2, in_128_bytes = 1;
-    return (u64)(at >> 4) | panel >> 4 << 16 | rows >> 4 << 32 | in_128_bytes << 62;
-}
-
-// Rows `first` and on of a matrix of width d to a tile, without waiting for them; zeros beyond row T and column d.
-template <u32 D>
-__device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
-    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES; // STEP is a multiple of 8: places change alike
-    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-    bf16* to = tile + place(row, piece);
-    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
-    const u32 end = 8 * piece < d ? T : 0;
-#pragma unroll
-    for (u32 i = 0; i < 128; i += STEP) copy_async(to + i * 64, from + (u64)i * ld, first + row + i < end);
-}
-
-template <u32 D>
+template <u32 D, u32 KEYS, u32 GROUPS>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
+    constexpr u32 QUERIES = 64 * GROUPS, THREADS = 128 * GROUPS;
     DYNAMIC_SHARED(memory);
-    constexpr u32 TILE = 128 * D;
+    constexpr u32 TILE = KEYS * D;
     bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024); // tiles begin at 1024
-    bf16* const tiles = queries + TILE; // keys, keys, values, values
+    bf16* const tiles = queries + QUERIES * D; // keys, keys, values, values
     u32* const see_from = (u32*)(tiles + 4 * TILE); // the first key that each query sees
     const auto keys = [&](u32 key) { return tiles + key / KEYS % 2 * TILE; };
     const auto values = [&](u32 key) { return tiles + (2 + key / KEYS % 2) * TILE; };
-    const u32 b = blockIdx.y / H, h = blockIdx.y % H;
+    const Part part = part_of_block();
+    const u32 b = part.head / H, h = part.head % H;
     q += (u64)b * T * ld + h * d;
     k += (u64)b * T * ld + h / (H / K) * d;
     v += (u64)b * T * ld + h / (H / K) * d;
 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const u32 block_first = (gridDim.x - 1 - blockIdx.x) * QUERIES; // those with most to do come first
+    const u32 group = of_warp(warp / 4);
+    const u32 block_first = (gridDim.x - 1 - part.tile) * QUERIES; // those with most to do come first
     const u32 first = block_first + warp * 16; // of the warp's queries
     // The tiles of keys that some query of the block sees.
     const u32 keys_end = min(block_first + QUERIES, T);
+    const u32 own_end = min(block_first + group * 64 + 64, keys_end); // for the group
     const u32 keys_first = starts ? starts[(u64)b * T + block_first] / KEYS * KEYS : 0;
 
-    copy_tile<D>(queries, q, block_first, T, d, ld);
-    copy_tile<D>(keys(keys_first), k, keys_first, T, d, ld);
+    copy_tile<D, QUERIES, THREADS>(queries, q, block_first, T, d, ld);
+    copy_tile<D, KEYS, THREADS>(keys(keys_first), k, keys_first, T, d, ld);
     copy_commit();
-    copy_tile<D>(values(keys_first), v, keys_first, T, d, ld);
-    if (keys_first + KEYS < keys_end) copy_tile<D>(keys(keys_first + KEYS), k, keys_first + KEYS, T, d, ld);
+    copy_tile<D, KEYS, THREADS>(values(keys_first), v, keys_first, T, d, ld);
+    if (keys_first + KEYS < keys_end) copy_tile<D, KEYS, THREADS>(keys(keys_first + KEYS), k, keys_first + KEYS, T, d, ld);
     copy_commit();
     if (threadIdx.x < QUERIES)
         see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
@@ -133,18 +54,17 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const float factor = scale * LOG2_E;
 
     const auto multiply_keys = [&](u32 key) {
-        const u32 x = shared_address(queries) + warp / 4 * (64 * 128), y = shared_address(keys(key));
+        const u64 x = matrix<QUERIES>(shared_address(queries) + group * (64 * 128)), y = matrix<KEYS>(shared_address(keys(of_warp(key))));
 #pragma unroll
         for (u32 c = 0; c < D / 16; c++) {
-            const u32 at = c / 4 * (PANEL * 2) + c % 4 * 32;
-            group_multiply(s, matrix(x + at), matrix(y + at), c > 0);
+            group_multiply(s, further(x, columns<QUERIES>(c)), further(y, columns<KEYS>(c)), c > 0);
         }
         group_commit();
     };
     const auto multiply_values = [&](u32 key) {
-        const u32 y = shared_address(values(key));
+        const u64 y = matrix<KEYS>(shared_address(values(of_warp(key))));
 #pragma unroll
-        for (u32 c = 0; c < KEYS / 16; c++) group_multiply_add(sum, weights[c], matrix(y + c * (16 * 128)));
+        for (u32 c = 0; c < KEYS / 16; c++) group_multiply_add(sum, weights[c], further(y, rows(c)));
         group_commit();
     };
     // Scores become weights, in place; `kept` is what the sums up to now are multiplied by.
@@ -194,33 +114,20 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
                 weights[c][j] = pack_bf16(pair[0], pair[1]);
             }
     };
-    const auto keep_scores = [&] {
-#pragma unroll
-        for (u32 n = 0; n < KEYS / 8; n++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) keep_place(s[n][j]);
-    };
-    const auto keep_sums = [&] {
-#pragma unroll
-        for (u32 n = 0; n < D / 8; n++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) keep_place(sum[n][j]);
-    };
-
     copy_wait<1>();
     shared_fence();
     __syncthreads();
     group_fence();
     multiply_keys(keys_first);
     group_wait<0>();
-    keep_scores();
+    keep_place(s);
     softmax(keys_first);
 
     u32 key = keys_first;
     for (;;) {
         // Waiting here, and not at the end of the loop, keeps the compiler from waiting before the softmax.
         group_wait<0>();
-        keep_sums();
+        keep_place(sum);
         // Where no maximum grew, and both factors are 1, the sums stay as they are.
         if (__any_sync(ALL_LANES, fminf(kept[0], kept[1]) < 1.0f))
 #pragma unroll
@@ -231,63 +138,64 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
         copy_wait<0>();
         shared_fence();
         __syncthreads(); // these values and the next keys are here; these keys and the values before are done with
-        if (key + KEYS >= keys_end) break;
-        if (key + 2 * KEYS < keys_end) copy_tile<D>(keys(key), k, key + 2 * KEYS, T, d, ld);
-        copy_tile<D>(values(key + KEYS), v, key + KEYS, T, d, ld);
+        if (key + KEYS >= own_end) break;
+        if (key + 2 * KEYS < keys_end) copy_tile<D, KEYS, THREADS>(keys(key), k, key + 2 * KEYS, T, d, ld);
+        copy_tile<D, KEYS, THREADS>(values(key + KEYS), v, key + KEYS, T, d, ld);
         copy_commit();
-        keep_scores();
-        keep_sums();
+        keep_place(s);
+        keep_place(sum);
         group_fence();
         multiply_keys(key + KEYS);
         multiply_values(key);
         group_wait<1>();
-        keep_scores();
+        keep_place(s);
         softmax(key + KEYS);
-        keep_scores();
+        keep_place(s);
         key += KEYS;
     }
-    keep_sums();
+    keep_place(sum);
     group_fence();
     multiply_values(key);
+    for (; key + KEYS < keys_end; key += KEYS) { // what other groups go on with
+        if (key + 2 * KEYS < keys_end) copy_tile<D, KEYS, THREADS>(keys(key), k, key + 2 * KEYS, T, d, ld);
+        copy_tile<D, KEYS, THREADS>(values(key + KEYS), v, key + KEYS, T, d, ld);
+        copy_commit();
+        copy_wait<0>();
+        shared_fence();
+        group_wait<0>();
+        __syncthreads();
+    }
     group_wait<0>();
-    keep_sums();
+    keep_place(sum);
 
-    // Outputs take the place of the warp's own queries, to be written in whole pieces of 16 bytes.
+    float inverse[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 own = 8 * half + g, row = first + own;
         float all = total[half];
         all += __shfl_xor_sync(ALL_LANES, all, 1);
         all += __shfl_xor_sync(ALL_LANES, all, 2);
-        if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = (most[half] + __log2f(all)) * LN_2;
-        const float inverse = __fdividef(1.0f, all);
-#pragma unroll
-        for (u32 n = 0; n < D / 8; n++)
-            *(u32*)(queries + place(warp * 16 + own, n) + 2 * t) =
-                pack_bf16(sum[n][2 * half] * inverse, sum[n][2 * half + 1] * inverse);
+        if (t == 0 && row < T) lse[(u64)part.head * T + row] = (most[half] + __log2f(all)) * LN_2;
+        inverse[half] = __fdividef(1.0f, all);
     }
-    __syncwarp();
-    constexpr u32 PIECES = D / 8;
-    out += (u64)b * T * ldo + h * d;
-#pragma unroll 4
-    for (u32 i = lane; i < 16 * PIECES; i += 32) {
-        const u32 row = i / PIECES, piece = i % PIECES;
-        if (first + row < T && piece * 8 < d)
-            *(Words*)(out + (u64)(first + row) * ldo + piece * 8) = *(const Words*)(queries + place(warp * 16 + row, piece));
-    }
+    if (first < T)
+        store_rows<D, QUERIES>(out + ((u64)b * T + first) * ldo + h * d, ldo, T - first, d, sum, inverse[0], inverse[1],
+                               queries, warp * 16);
 }
 
 } // namespace attention_hopper
 
-// For d <= D. Grid (ceil(T / 128), B H), 256 threads, 1280 D + 1536 bytes of dynamic shared memory.
-#define ATTENTION_FORWARD_HOPPER(name, D)                                                                            \
-    extern "C" __global__ void __launch_bounds__(256, 1)                                                             \
+// For d <= D. Grid (ceil(T / (64 GROUPS)), B H), 128 GROUPS threads, 1024 + 128 GROUPS D + 8 KEYS D + 256 GROUPS bytes
+// of dynamic shared memory.
+#define ATTENTION_FORWARD_HOPPER(name, D, KEYS, GROUPS, BLOCKS)                                                      \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS)                                               \
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
          float* __restrict__ lse, const u32* __restrict__ starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo,       \
          float scale) {                                                                                              \
-        attention_hopper::forward<D>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                         \
+        attention_hopper::forward<D, KEYS, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);           \
     }
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64)
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128)
+// D; keys of a tile; groups of four warps, of 64 queries each; blocks that run at once.
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 64, 1, 4)
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 64, 3, 1)
 
 #endif

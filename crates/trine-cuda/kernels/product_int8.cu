@@ -17,17 +17,10 @@ struct alignas(64) TensorMap {
 
 namespace product_int8 {
 
-// ---- What is new in sm_90a; the emulation is in emulate.hpp. ----
-#ifndef EMULATED
-// Before products, where registers that they use have been written since the last ones.
-__device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Ends a sequence of products.
-__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until all but the last N sequences are done.
-template <int N> __device__ __forceinline__ void group_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
+using namespace wgmma;
 
+// ---- What else is new in sm_90a; the emulation is in emulate.hpp. ----
+#ifndef EMULATED
 #define SUM(i) "+r"(c[i][0]), "+r"(c[i][1]), "+r"(c[i][2]), "+r"(c[i][3])
 #define SUMS(i) SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3), SUM(i + 4), SUM(i + 5), SUM(i + 6), SUM(i + 7)
 // c (64 x 256) = a (64 x 32) times b (256 x 32) transposed, or that added to c, in int8 and int32. Warp w of a

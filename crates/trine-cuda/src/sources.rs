@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// All kernels. They are one program, in this order.
-pub(crate) const KERNELS: [(&str, &str); 15] = sources!("kernels":
+pub(crate) const KERNELS: [(&str, &str); 17] = sources!("kernels":
     "device.cuh",
     "rows.cuh",
     "norm.cu",
@@ -21,8 +21,10 @@ pub(crate) const KERNELS: [(&str, &str); 15] = sources!("kernels":
     "attention_f32.cu",
     "attention_delta.cu",
     "attention.cu",
+    "wgmma.cuh",
     "attention_hopper.cu",
     "attention_backward.cu",
+    "attention_backward_hopper.cu",
     "product_int8.cu",
 );
 

@@ -50,13 +50,9 @@ impl Division {
                 shared: 128 * (2 * pitch(d) + 36),
             },
             Kind::Bf16 if wgmma && d > 32 => {
-                let d = compiled(d);
-                Self {
-                    kernel: format!("attention_forward_hopper_d{d}"),
-                    tile: 128,
-                    threads: 256,
-                    shared: 1280 * d + 1536,
-                }
+                let (d, tile, shared) = if d <= 64 { (64, 64, 42240) } else { (128, 192, 116_480) };
+                let kernel = format!("attention_forward_hopper_d{d}");
+                Self { kernel, tile, threads: 2 * tile, shared }
             }
             Kind::Bf16 => {
                 let d = compiled(d);
@@ -71,25 +67,29 @@ impl Division {
     }
 
     /// Of the gradients of keys and values, on a card whose blocks have `most` bytes of shared memory.
-    fn keys(d: usize, most: usize) -> Self {
+    fn keys(d: usize, most: usize, wgmma: bool) -> Self {
         let (name, tile, threads, shared) = match compiled(d) {
-            32 => ("d32", 128, 128, 34304),
-            64 => ("d64", 128, 128, 67072),
-            _ if most < 165_376 => ("d128_narrow", 64, 128, 99840),
-            _ => ("d128", 128, 256, 165_376),
+            32 => ("bf16_d32", 128, 128, 34304),
+            64 if wgmma => ("hopper_d64", 64, 128, 68864),
+            _ if wgmma => ("hopper_d128", 128, 256, 167_168),
+            64 => ("bf16_d64", 128, 128, 67072),
+            _ if most < 165_376 => ("bf16_d128_narrow", 64, 128, 99840),
+            _ => ("bf16_d128", 128, 256, 165_376),
         };
-        Self { kernel: format!("attention_backward_kv_bf16_{name}"), tile, threads, shared }
+        Self { kernel: format!("attention_backward_kv_{name}"), tile, threads, shared }
     }
 
     /// Of the gradients of queries.
-    fn queries(d: usize) -> Self {
-        let (name, shared) = match compiled(d) {
-            32 => ("d32", 26112),
-            64 => ("d64", 50688),
-            _ => ("d128", 99840),
+    fn queries(d: usize, wgmma: bool) -> Self {
+        let (name, threads, shared) = match compiled(d) {
+            32 => ("bf16_d32", 128, 26112),
+            64 if wgmma => ("hopper_d64", 256, 85248),
+            _ if wgmma => ("hopper_d128", 256, 167_168),
+            64 => ("bf16_d64", 128, 50688),
+            _ => ("bf16_d128", 128, 99840),
         };
-        let kernel = format!("attention_backward_q_bf16_{name}");
-        Self { kernel, tile: 128, threads: 128, shared }
+        let kernel = format!("attention_backward_q_{name}");
+        Self { kernel, tile: 128, threads, shared }
     }
 }
 
@@ -141,12 +141,13 @@ impl Pass<'_> {
                     scale(d))
             }
             Kind::Bf16 => {
-                let of_keys = Division::keys(d, self.device.shared_memory());
+                let wgmma = self.device.has_wgmma();
+                let of_keys = Division::keys(d, self.device.shared_memory(), wgmma);
                 let grid = [tokens.div_ceil(of_keys.tile), kv_heads, batch];
                 launch!(self.device, &of_keys.kernel, grid, of_keys.threads, of_keys.shared;
                     q, k, v, dout, lse, delta, starts, dk, dv, tokens, heads, kv_heads, d, ld, ldo,
                     scale(d))?;
-                let of_queries = Division::queries(d);
+                let of_queries = Division::queries(d, wgmma);
                 let grid = [tokens.div_ceil(of_queries.tile), heads, batch];
                 launch!(self.device, &of_queries.kernel, grid, of_queries.threads, of_queries.shared;
                     q, k, v, dout, lse, delta, starts, dq, tokens, heads, kv_heads, d, ld, ldo,
