@@ -5,11 +5,11 @@ template <class T> __device__ __forceinline__ float exponential(float x);
 template <> __device__ __forceinline__ float exponential<float>(float x) { return expf(x); }
 template <> __device__ __forceinline__ float exponential<bf16>(float x) { return exp2_fast(x * 1.4426950408889634f); }
 
-// `logits` (n, stride), of which `vocab` columns count; `targets` (n,); `losses` (n,) in nats. With a
-// `weight` other than 0 the logits become the gradient of the losses' sum times `weight`; columns from
+// `logits` (n, stride), of which `vocab` columns count; `targets` (n,); `losses` (n,) in nats; `margins` (n,),
+// if given: by how much the largest logit is larger than the target's. With a `weight` other than 0 the logits become the gradient of the losses' sum times `weight`; columns from
 // `vocab` on become 0. `cached`: the block has a row of shared memory. Blocks: n.
 template <class T>
-__device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, float weight, float* losses,
+__device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, float weight, float* losses, float* margins,
                                               u32 vocab, u32 stride, u32 cached) {
     constexpr int N = Vector<T>::N;
     DYNAMIC_SHARED(memory);
@@ -33,7 +33,10 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
     }
     const float all = block_max(most);
     sum = block_sum(most == -INFINITY ? 0.0f : sum * expf(most - all));
-    if (threadIdx.x == 0) losses[blockIdx.x] = all + logf(sum) - to_float(logits[target]);
+    if (threadIdx.x == 0) {
+        losses[blockIdx.x] = all + logf(sum) - to_float(logits[target]);
+        if (margins) margins[blockIdx.x] = all - to_float(logits[target]);
+    }
     if (weight == 0.0f) return;
     // The target's logit was read before anyone overwrites it.
     __syncthreads();
@@ -51,12 +54,12 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
 }
 
 extern "C" __global__ void cross_entropy_f32(float* logits, const u32* targets, float weight, float* losses,
-                                             u32 vocab, u32 stride, u32 cached) {
-    cross_entropy(logits, targets, weight, losses, vocab, stride, cached);
+                                             float* margins, u32 vocab, u32 stride, u32 cached) {
+    cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
 }
-extern "C" __global__ void cross_entropy_bf16(bf16* logits, const u32* targets, float weight, float* losses,
+extern "C" __global__ void cross_entropy_bf16(bf16* logits, const u32* targets, float weight, float* losses, float* margins,
                                               u32 vocab, u32 stride, u32 cached) {
-    cross_entropy(logits, targets, weight, losses, vocab, stride, cached);
+    cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
 }
 
 // Adds the sum of `x` (n,) to `total`. One block of 1024.

@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use trine_cuda::{Backend, Driver, Emulator, Engine, Kind, Options};
 use trine_data::Batch;
+use trine_format::ModelFile;
 
 use crate::config::{DeviceConfig, MasterPrecision, MomentStorage};
 use crate::fused::Precision;
 use crate::optimizer::{Gradients, Optimizer, in_place};
 use crate::schedule::Rates;
-use crate::{Bitnet, RunConfig, TrainError};
+use crate::{Bitnet, Params, RunConfig, TrainError};
 
 /// A run on a device.
 pub(crate) struct Card {
@@ -33,6 +34,20 @@ pub fn open(device: DeviceConfig) -> Result<Option<Arc<dyn Backend>>, TrainError
         DeviceConfig::Cuda(index) => Some(Arc::new(Driver::open(index)?)),
         DeviceConfig::Emulator => Some(Arc::new(Emulator::open(true)?)),
     })
+}
+
+/// The model in a file that has masters, to be evaluated on a device.
+///
+/// # Errors
+/// A model without masters, or one that the device cannot compute or has no memory for.
+pub fn load(device: Arc<dyn Backend>, file: &ModelFile) -> Result<Engine, TrainError> {
+    let params = Params::load(file, &Device::Cpu)?;
+    let options = Options { kind: Kind::F32, recompute: true, narrow_masters: false };
+    let mut engine = Engine::new(device, file.config(), options)?;
+    for (name, var) in params.iter() {
+        engine.set(name, &var.flatten_all()?.to_vec1::<f32>()?)?;
+    }
+    Ok(engine)
 }
 
 /// Checks that a run is one that can be made on a device.

@@ -315,11 +315,13 @@ fn moves(settings: &[&str], within: f32) {
     close(&[first.validations, rest.validations].concat(), &of_cpu.validations);
     let steps = |watch: &Watch| watch.collected.iter().map(|(step, _)| *step).collect::<Vec<_>>();
     assert_eq!((first.collected.len(), steps(&of_cpu)), (1, vec![4, 8]));
-    for ((_, found), (_, expected)) in first.collected.iter().zip(&of_cpu.collected) {
+    // Where all products are of f32, so are gradients the same.
+    let collected = first.collected.iter().zip(&of_cpu.collected).filter(|_| within < 1e-2);
+    for ((_, found), (_, expected)) in collected {
         let layers = found.layers.values().zip(expected.layers.values());
         for (found, expected) in layers {
             let (found, expected) = (found.grad_norm.unwrap(), expected.grad_norm.unwrap());
-            assert!((found / expected - 1.0).abs() < 10.0 * f64::from(within), "{found} for {expected}");
+            assert!((found / expected - 1.0).abs() < 1e-2, "{found} for {expected}");
         }
     }
     assert_eq!(first.samples[0].0, 4);

@@ -125,7 +125,8 @@ pub(super) struct Activations {
     /// Gradients of inputs of projections, `(M, max(D, H d, F))`, and of queries, keys and values.
     pub(super) dinput: Buffer,
     pub(super) dqkv: Buffer,
-    /// `(B, H, T)` f32, of attention.
+    /// `(B, H, T)` f32, of attention; without a backward pass `(n,)`, by how much the largest logits are larger
+    /// than the targets'.
     pub(super) delta: Buffer,
     /// Parts of gradients of norms.
     pub(super) partial: Buffer,
@@ -197,6 +198,8 @@ impl Activations {
             self.dinput.reserve(bytes(rows * widest, kind))?;
             self.dqkv.reserve(bytes(rows * (heads + 2 * config.key_value_width()), kind))?;
             self.delta.reserve(rows * config.num_attention_heads * 4)?;
+        } else {
+            self.delta.reserve(rows * 4)?;
         }
         Ok(())
     }

@@ -70,12 +70,14 @@ impl Pass<'_> {
         let kernel = format!("cross_entropy_{}", kind.name());
         let at = 4 * first as u64;
         let (targets, losses) = (self.ids.targets.at() + at, self.memory.losses.at() + at);
+        // In a pass that is for its losses only, there is a gradient's memory for them.
+        let margins = (weight == 0.0).then(|| self.memory.delta.at() + at);
         let threads = if vocab < 4096 { 128 } else { 512 };
         // Where a row fits, it is read once.
         let row = bytes(stride, kind);
         let cached = row <= CACHED_ROW.min(self.device.shared_memory());
         launch!(self.device, &kernel, [rows, 1, 1], threads, if cached { row } else { 0 };
-            logits, targets, weight, losses, vocab, stride, cached)
+            logits, targets, weight, losses, margins, vocab, stride, cached)
     }
 
     fn head_weights(&self) -> Address {

@@ -310,6 +310,22 @@ impl Engine {
         self.loss()
     }
 
+    /// As [`Self::evaluate`], for each target that is to be predicted, in order: its loss in nats, and by how
+    /// much the largest logit is larger than its own.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn score(&mut self, batch: &Batch) -> Result<Vec<(f32, f32)>> {
+        self.evaluate(batch)?;
+        let mut found = [vec![0f32; batch.learned()], vec![0f32; batch.learned()]];
+        let memory = [&self.evaluation.losses, &self.evaluation.delta];
+        for (found, memory) in found.iter_mut().zip(memory) {
+            self.device.download(memory.at(), bytemuck::cast_slice_mut(found))?;
+        }
+        let [losses, margins] = found;
+        Ok(losses.into_iter().zip(margins).collect())
+    }
+
     fn pass(&mut self, input: Input, keep: Keep) -> Result<Pass<'_>> {
         let Self { training, evaluation, copies, exact, .. } = self;
         let (memory, multiplied) = match keep {

@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use anyhow::bail;
 use serde_json::{Value, json};
 use trine_eval::{LanguageModel, OneByOne, RuntimeModel};
 use trine_format::peft;
 use trine_runtime::{LowRankType, Session};
+use trine_train::config::DeviceConfig;
 
+use super::card::CardModel;
 use super::chat::Template;
 use super::results::ModelResults;
 use super::subject::Subject;
@@ -34,7 +37,18 @@ pub(super) fn evaluate(
     let mut plain = OneByOne::new(limit, |ids: &[u32]| {
         Session::with_adapter(model, run_with.clone()).logits_of_all(ids)
     });
-    let language: &mut dyn LanguageModel = if args.one_by_one { &mut plain } else { &mut shared };
+    let mut on_card = match args.device {
+        DeviceConfig::Cpu => None,
+        _ if adapter.is_some() || args.one_by_one => {
+            bail!("--adapter and --one-by-one are for the CPU, not for --device {}", args.device)
+        }
+        device => Some(CardModel::open(&loaded.file, device)?),
+    };
+    let language: &mut dyn LanguageModel = match &mut on_card {
+        Some(card) => card,
+        None if args.one_by_one => &mut plain,
+        None => &mut shared,
+    };
     let subject = Subject { path, adapter, tokenizer, stop_ids, template, identity };
     let results = subject.answer(language, questions)?;
     if keep {
@@ -52,7 +66,10 @@ fn identity(path: &Path, adapter: Option<&Path>, args: &Args) -> anyhow::Result<
         "weights_hash": trine_eval::fingerprint(path)?, "kv": args.kv.to_string(), "head": head,
         "trine": env!("CARGO_PKG_VERSION"),
     });
-    // Only with one, so that results without keep their names.
+    // Only where there is one, so that results without keep their names.
+    if args.device != DeviceConfig::Cpu {
+        identity["device"] = json!(args.device);
+    }
     if let Some(dir) = adapter {
         let dir = &model::resolve(dir)?;
         let file = |name: &str| trine_eval::fingerprint(&dir.join(name));

@@ -1,6 +1,7 @@
 //! `trine eval`: how good a model is, and whether another is better.
 
 mod beside;
+mod card;
 mod chat;
 mod local;
 mod remote;
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 use trine_eval::{Data, EvalError, Sandbox, Settings, Task, TooLong};
 use trine_kernels::nn::KvType;
 use trine_runtime::LoadOptions;
+use trine_train::config::DeviceConfig;
 
 use super::convert::Embed;
 use crate::model::data_path;
@@ -82,6 +84,9 @@ pub(crate) struct Args {
     /// Score every option by itself, sharing nothing: slow, with the same results
     #[arg(long)]
     one_by_one: bool,
+    /// Score a checkpoint on a GPU: cuda, cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceConfig::Cpu)]
+    device: DeviceConfig,
     /// How keys and values lie in memory: f32, as in training, f16 or int8
     #[arg(long, value_name = "TYPE", default_value_t = KvType::F32)]
     kv: KvType,
