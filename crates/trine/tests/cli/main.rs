@@ -9,6 +9,7 @@
 mod adapters;
 mod bench;
 mod data;
+mod device;
 mod eval;
 mod finetune;
 mod hub;
