@@ -101,7 +101,7 @@ impl Driver {
             plans: Mutex::default(),
         };
         driver.enter()?;
-        let image = compile::for_architecture(&architecture)?;
+        let image = compile::kept_for_architecture(&architecture)?;
         // SAFETY: the image is what the compiler returned, whole.
         driver.module = unsafe { cu::module::load_data(image.as_ptr().cast()) }
             .map_err(call("loading the kernels"))?;

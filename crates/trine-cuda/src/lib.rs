@@ -25,6 +25,7 @@
 //! | [`engine`] | a model's parameters on a device, steps, updates |
 
 pub mod backend;
+mod cache;
 pub mod compile;
 pub mod driver;
 pub mod emulator;
