@@ -26,10 +26,12 @@ const SAMPLE_CHARS: usize = 100;
 /// A download of fewer bytes is over before a line about it is read.
 const WORTH_A_LINE: u64 = 1 << 20;
 
-/// Set by ctrl-C; long work looks at it. A second ctrl-C ends the process at once. Where several processes
-/// are told, one `speaks`.
+/// Set by ctrl-C, and by SIGUSR1, which launchers and schedulers pass on; long work looks at it. A second
+/// ctrl-C ends the process at once. Where several processes are told, one `speaks`.
 pub(crate) fn interrupt_flag(speaks: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, flag.clone())?;
     let seen = flag.clone();
     ctrlc::set_handler(move || {
         if seen.swap(true, Ordering::SeqCst) {
