@@ -1,7 +1,7 @@
 //! Several processes that train one run: data parallelism.
 //!
 //! Every process holds the whole model and optimizer. Of a step's batch, which stays the function of seed
-//! and step that it is, each takes its [share](share) of the sequences; the gradients are summed over all
+//! and step that it is, each takes its [share] of the sequences; the gradients are summed over all
 //! of them, and every process makes the same update. The loss is the mean over all learned tokens of all
 //! processes, so a run computes what one process computes with the same batch, but for the order in which
 //! floats are added.

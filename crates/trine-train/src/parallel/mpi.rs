@@ -7,18 +7,23 @@
 use std::fs;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use mpi::Threading;
 use mpi::collective::SystemOperation;
-use mpi::datatype::{Buffer, BufferMut};
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::{Group, GroupError};
 
-/// Most numbers that are summed at once: the sum has a buffer of its own.
-const AT_ONCE: usize = 1 << 20;
+/// How often a sum is asked for that is soon there, and how long it is left alone between later questions. MPI
+/// gets on while it is asked only, but whoever asks all the time takes a core from those who compute.
+const ASKS_AT_ONCE: usize = 64;
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// Most numbers that are summed at once: MPI counts them in 32 bits.
+const AT_ONCE: usize = 1 << 26;
 
 /// Environment variables of which a launcher sets at least one: Open MPI's, PMIx (Slurm's, Open MPI's), PMI
 /// (Slurm's, MPICH's, Intel's).
@@ -100,19 +105,6 @@ fn parse_cores(list: &str) -> Option<Vec<usize>> {
     Some(cores)
 }
 
-/// Sums buffers of any numbers over all processes.
-fn all_reduce<T: Copy>(numbers: &mut [T], buffer: &mut Vec<T>)
-where
-    [T]: Buffer + BufferMut,
-{
-    for part in numbers.chunks_mut(AT_ONCE) {
-        buffer.clear();
-        buffer.extend_from_slice(part);
-        let world = SimpleCommunicator::world();
-        world.all_reduce_into(&buffer[..], part, SystemOperation::sum());
-    }
-}
-
 impl Group for Mpi {
     fn rank(&self) -> usize {
         self.rank
@@ -124,13 +116,27 @@ impl Group for Mpi {
 
     fn sum(&self, numbers: &mut [f32]) -> Result<(), GroupError> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        all_reduce(numbers, &mut buffer);
+        for part in numbers.chunks_mut(AT_ONCE) {
+            buffer.clear();
+            buffer.extend_from_slice(part);
+            let (world, sum) = (SimpleCommunicator::world(), SystemOperation::sum());
+            mpi::request::scope(|scope| {
+                let mut request = world.immediate_all_reduce_into(scope, &buffer[..], part, sum);
+                let mut asked = 0;
+                while let Err(open) = request.test() {
+                    request = open;
+                    asked += 1;
+                    if asked < ASKS_AT_ONCE { thread::yield_now() } else { thread::sleep(PAUSE) }
+                }
+            });
+        }
         Ok(())
     }
 
     fn sum_f64(&self, numbers: &mut [f64]) -> Result<(), GroupError> {
         let _turn = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        all_reduce(numbers, &mut Vec::new());
+        let own = numbers.to_vec();
+        SimpleCommunicator::world().all_reduce_into(&own[..], numbers, SystemOperation::sum());
         Ok(())
     }
 

@@ -19,10 +19,10 @@ use crate::{Params, TrainError};
 
 /// Numbers of a bucket: enough for the bandwidth of a network to be used, few enough for the last one, which
 /// nothing is computed beside, to be soon over.
-const BUCKET: usize = 1 << 20;
+const BUCKET: usize = 1 << 22;
 
 /// Buckets that are on their way at most.
-const ON_THE_WAY: usize = 32;
+const ON_THE_WAY: usize = 16;
 
 /// Sums the gradients of one step after the other.
 pub(crate) struct Sums {
