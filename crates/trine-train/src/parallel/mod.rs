@@ -19,6 +19,8 @@
 //! The first process, of rank 0, alone writes to the run directory; all others only read there, so it must
 //! be one that they see.
 
+#[cfg(any(feature = "mpi", test))]
+mod cores;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod sums;

@@ -4,7 +4,6 @@
 //! error of one process is for whoever runs it to tell, and to end the others with [`Mpi::abort`]: they wait
 //! for it otherwise.
 
-use std::fs;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
+use super::cores::allowed_cores;
 use super::{Group, GroupError};
 
 /// How often a sum is asked for that is soon there, and how long it is left alone between later questions. MPI
@@ -88,23 +88,6 @@ impl Mpi {
     }
 }
 
-/// The numbers of the cores that this process may run on, where the system says.
-fn allowed_cores() -> Option<Vec<usize>> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    parse_cores(list.trim())
-}
-
-/// A list such as `0-3,8`.
-fn parse_cores(list: &str) -> Option<Vec<usize>> {
-    let mut cores = Vec::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        cores.extend(first.parse().ok()?..=last.parse::<usize>().ok()?);
-    }
-    Some(cores)
-}
-
 impl Group for Mpi {
     fn rank(&self) -> usize {
         self.rank
@@ -153,17 +136,5 @@ impl Drop for Mpi {
         if thread::panicking() && self.size > 1 {
             self.abort(101);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_cores_are_read() {
-        assert_eq!(parse_cores("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
-        assert_eq!(parse_cores("3"), Some(vec![3]));
-        assert_eq!(parse_cores("x"), None);
     }
 }
