@@ -515,7 +515,7 @@ impl Trainer {
         let (mut total, mut tokens, mut means) = (0.0, 0.0, Vec::new());
         for val in &self.val {
             let (mut sum, mut count) = (0.0, 0);
-            // Each process has every so-manieth batch.
+            // Each process has one in `size` batches.
             let (rank, size) = (self.group.rank(), self.group.size());
             for batch in self.validation_batches_of(val)?.skip(rank).step_by(size) {
                 let batch = batch?;
