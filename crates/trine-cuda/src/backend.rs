@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{CudaError, Result};
 
 /// A device's address.
 pub type Address = u64;
@@ -148,12 +148,47 @@ pub trait Backend: Send + Sync {
         stride: usize,
     ) -> Result<BytesMap>;
 
+    /// What other processes need to know to meet this one, if devices can add up numbers among themselves.
+    ///
+    /// # Errors
+    /// When the library fails.
+    fn meeting(&self) -> Result<Option<Meeting>> {
+        Ok(None)
+    }
+
+    /// Meets the other processes, all of which do this at once: this is process `rank` of `size`.
+    ///
+    /// # Errors
+    /// A device that cannot, or one that two processes have.
+    fn meet(&self, _meeting: &Meeting, _rank: usize, _size: usize) -> Result<()> {
+        Err(cannot_meet(self.name()))
+    }
+
+    /// Adds up `count` f32 over all processes that have met, in place.
+    ///
+    /// # Errors
+    /// When they have not met, or one has failed.
+    fn sum_over_processes(&self, _at: Address, _count: usize) -> Result<()> {
+        Err(cannot_meet(self.name()))
+    }
+
     /// Computes a product of matrices.
     ///
     /// # Errors
     /// A product that the library has no algorithm for, or a device that has failed.
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()>;
 }
+
+fn cannot_meet(found: String) -> CudaError {
+    CudaError::Unsupported {
+        what: "sums over the devices of several processes",
+        expected: "NVIDIA GPUs that have met, and NCCL".to_owned(),
+        found,
+    }
+}
+
+/// What processes tell each other to add up numbers of their devices: NCCL's unique id.
+pub type Meeting = [u8; 128];
 
 /// An argument of a kernel: at most eight bytes.
 pub(crate) trait Argument: Copy {

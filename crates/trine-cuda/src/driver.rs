@@ -1,13 +1,14 @@
 //! A card: CUDA's driver, its run-time compiler and cuBLASLt, by way of cudarc.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::sync::Mutex;
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys as cu_sys};
+use cudarc::nccl::{result as nccl, sys as nccl_sys};
 
-use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Product};
+use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Meeting, Product};
 use crate::compile;
 use crate::error::{CudaError, Result};
 
@@ -30,6 +31,16 @@ pub struct Driver {
     workspace: Address,
     kernels: Mutex<HashMap<String, Kernel>>,
     plans: Mutex<HashMap<Product, Plan>>,
+    others: Mutex<Others>,
+}
+
+/// The processes whose numbers are added up; null for none.
+struct Others(nccl_sys::ncclComm_t);
+
+impl Default for Others {
+    fn default() -> Self {
+        Self(std::ptr::null_mut())
+    }
 }
 
 struct Kernel {
@@ -99,6 +110,7 @@ impl Driver {
             workspace: 0,
             kernels: Mutex::default(),
             plans: Mutex::default(),
+            others: Mutex::default(),
         };
         driver.enter()?;
         let image = compile::kept_for_architecture(&architecture)?;
@@ -296,6 +308,50 @@ impl Backend for Driver {
         Ok(map)
     }
 
+    fn meeting(&self) -> Result<Option<Meeting>> {
+        // SAFETY: the library may be loaded at any time.
+        if !unsafe { nccl_sys::is_culib_present() } {
+            return Ok(None);
+        }
+        self.enter()?;
+        let id = nccl::get_uniqueid().map_err(nccl_failed("NCCL's unique id"))?;
+        Ok(Some(id.internal.map(|byte| byte as u8)))
+    }
+
+    fn meet(&self, meeting: &Meeting, rank: usize, size: usize) -> Result<()> {
+        self.enter()?;
+        let id = nccl_sys::ncclUniqueId { internal: meeting.map(|byte| byte as c_char) };
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the handle is written where it is, and destroyed when this is dropped.
+        unsafe { nccl::comm_init_rank(&raw mut found, size as i32, id, rank as i32) }
+            .map_err(nccl_failed("meeting the other processes"))?;
+        self.others.lock().unwrap_or_else(|e| e.into_inner()).0 = found;
+        Ok(())
+    }
+
+    fn sum_over_processes(&self, at: Address, count: usize) -> Result<()> {
+        self.enter()?;
+        let others = self.others.lock().unwrap_or_else(|e| e.into_inner()).0;
+        if others.is_null() {
+            let message = "the processes have not met".to_owned();
+            return Err(CudaError::Call { what: "a sum over processes".to_owned(), message });
+        }
+        // SAFETY: it is memory of the device, which is read and written in the stream's order.
+        unsafe {
+            nccl::all_reduce(
+                at as *const c_void,
+                at as *mut c_void,
+                count,
+                nccl_sys::ncclDataType_t::ncclFloat32,
+                nccl_sys::ncclRedOp_t::ncclSum,
+                others,
+                std::ptr::null_mut(),
+            )
+        }
+        .map_err(nccl_failed("a sum over processes"))?;
+        Ok(())
+    }
+
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {
         self.enter()?;
         let mut plans = self.plans.lock().unwrap_or_else(|e| e.into_inner());
@@ -343,6 +399,10 @@ impl Drop for Driver {
                     let _ = lt::destroy_matrix_layout(layout);
                 }
             }
+            let others = self.others.get_mut().unwrap_or_else(|e| e.into_inner()).0;
+            if !others.is_null() {
+                let _ = nccl::comm_destroy(others);
+            }
             if !self.blas.is_null() {
                 let _ = lt::destroy_handle(self.blas);
             }
@@ -380,6 +440,11 @@ fn find_libraries() -> Result<()> {
 fn message(e: cu::DriverError) -> String {
     let text = e.error_string().ok().map(|text| text.to_string_lossy().into_owned());
     text.unwrap_or_else(|| e.to_string())
+}
+
+/// As [`call`], of NCCL, whose errors say nothing by themselves.
+fn nccl_failed(what: &str) -> impl Fn(nccl::NcclError) -> CudaError + use<'_> {
+    move |e| CudaError::Call { what: what.to_owned(), message: format!("{e:?}") }
 }
 
 /// Says what was to be done when a call failed.

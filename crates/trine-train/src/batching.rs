@@ -45,7 +45,11 @@ impl BatchPlan {
     /// The sizes of the parts in which a step's batch goes through the model. They differ by one
     /// sequence at most.
     pub fn parts(&self, step: usize) -> impl Iterator<Item = usize> + use<> {
-        let size = self.size(step);
+        self.parts_of(self.size(step))
+    }
+
+    /// The sizes of the parts in which so many sequences go through the model.
+    pub fn parts_of(&self, size: usize) -> impl Iterator<Item = usize> + use<> {
         let parts = size.div_ceil(self.part);
         (0..parts).map(move |i| (i + 1) * size / parts - i * size / parts)
     }

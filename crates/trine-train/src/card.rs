@@ -15,6 +15,7 @@ use trine_format::ModelFile;
 use crate::config::{DeviceConfig, MasterPrecision, MomentStorage};
 use crate::fused::Precision;
 use crate::optimizer::{Gradients, Optimizer, in_place};
+use crate::parallel::Group;
 use crate::schedule::Rates;
 use crate::{Bitnet, Params, RunConfig, TrainError};
 
@@ -22,6 +23,9 @@ use crate::{Bitnet, Params, RunConfig, TrainError};
 pub(crate) struct Card {
     engine: Engine,
     names: Vec<(String, usize)>,
+    group: Arc<dyn Group>,
+    /// Whether devices add up gradients among themselves.
+    met: bool,
 }
 
 /// The device that a configuration names, unless that is the CPU.
@@ -31,9 +35,17 @@ pub(crate) struct Card {
 pub fn open(device: DeviceConfig) -> Result<Option<Arc<dyn Backend>>, TrainError> {
     Ok(match device {
         DeviceConfig::Cpu => None,
+        DeviceConfig::Cuda(0) => Some(Arc::new(Driver::open(of_this_process())?)),
         DeviceConfig::Cuda(index) => Some(Arc::new(Driver::open(index)?)),
         DeviceConfig::Emulator => Some(Arc::new(Emulator::open(true)?)),
     })
+}
+
+/// Which GPU is this process's, where its launcher has started several on this machine: one for each.
+fn of_this_process() -> usize {
+    let told = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+    let told = told.iter().find_map(|name| std::env::var(name).ok()?.parse().ok());
+    told.unwrap_or(0)
 }
 
 /// The model in a file that has masters, to be evaluated on a device.
@@ -71,6 +83,23 @@ pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError
     Ok(())
 }
 
+/// Lets the devices of all processes meet, if they can; otherwise numbers go by way of the hosts.
+fn meet(device: &dyn Backend, group: &dyn Group) -> Result<bool, TrainError> {
+    if group.size() == 1 {
+        return Ok(false);
+    }
+    let own = device.meeting()?;
+    let mut without = [f64::from(u8::from(own.is_none()))];
+    group.sum_f64(&mut without)?;
+    if without[0] > 0.0 {
+        return Ok(false);
+    }
+    let mut meeting = own.unwrap_or([0; 128]);
+    group.broadcast(&mut meeting)?;
+    device.meet(&meeting, group.rank(), group.size())?;
+    Ok(true)
+}
+
 impl Card {
     /// Puts a model and its optimizer on a device.
     ///
@@ -81,6 +110,7 @@ impl Card {
         config: &RunConfig,
         model: &Bitnet,
         optimizer: &Optimizer,
+        group: Arc<dyn Group>,
     ) -> Result<Self, TrainError> {
         check(config, model)?;
         let options = Options {
@@ -91,9 +121,10 @@ impl Card {
             recompute: config.train.recompute_activations,
             narrow_masters: config.optimizer.masters == MasterPrecision::Bf16,
         };
+        let met = meet(&*device, &*group)?;
         let engine = Engine::new(device, model.config(), options)?;
         let names = engine.parameters().map(|(name, count)| (name.to_owned(), count)).collect();
-        let mut card = Self { engine, names };
+        let mut card = Self { engine, names, group, met };
         card.put(model, optimizer)?;
         Ok(card)
     }
@@ -135,19 +166,29 @@ impl Card {
         Ok(())
     }
 
-    /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats. The gradients of the sum
-    /// of their losses times `weight` stay on the device.
+    /// Of the tokens of a step's batch that are to be predicted, over all processes: the sum of their losses in
+    /// nats. The gradients of that sum times `weight` stay on the device. `parts` are this process's.
     pub(crate) fn forward_backward(
         &mut self,
         parts: &[Batch],
         weight: f64,
-    ) -> Result<f32, TrainError> {
+    ) -> Result<f64, TrainError> {
         self.engine.begin()?;
-        for part in parts {
+        if parts.iter().all(|part| part.learned() == 0) {
+            self.engine.add_nothing()?;
+        }
+        for part in parts.iter().filter(|part| part.learned() > 0) {
             self.engine.add(part, weight as f32)?;
         }
-        let tokens: usize = parts.iter().map(Batch::learned).sum();
-        Ok((self.engine.loss()? / tokens as f64) as f32)
+        if self.met {
+            self.engine.sum_gradients()?;
+        } else if self.group.size() > 1 {
+            let group = &*self.group;
+            self.engine.change_gradients(|part| Ok::<_, TrainError>(group.sum(part)?))?;
+        }
+        let mut loss = [self.engine.loss()?];
+        self.group.sum_f64(&mut loss)?;
+        Ok(loss[0])
     }
 
     /// The norm of each parameter's gradient.

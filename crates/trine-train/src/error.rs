@@ -75,6 +75,22 @@ pub enum TrainError {
         /// The number that is not finite or too large, and a parameter.
         what: String,
     },
+    /// Processes that train one run hold different parameters: see [`crate::parallel`].
+    #[error(
+        "at step {step} {differing} of {size} processes hold other parameters than the first: the run \
+         cannot go on with them"
+    )]
+    Apart {
+        /// Steps made.
+        step: usize,
+        /// How many processes differ from the first.
+        differing: usize,
+        /// How many there are.
+        size: usize,
+    },
+    /// Processes that train one run cannot go on together.
+    #[error(transparent)]
+    Group(#[from] crate::parallel::GroupError),
     /// A model on disk is not usable.
     #[error(transparent)]
     Format(#[from] trine_format::FormatError),

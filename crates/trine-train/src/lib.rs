@@ -22,6 +22,7 @@
 //! | [`stability`] | numbers that are not finite, losses that leap |
 //! | [`checkpoint`] | a Hugging Face directory plus optimizer state, written atomically, with checksums |
 //! | [`trainer`], [`observer`] | the loop, resume; its events |
+//! | [`parallel`] | several processes that train one run |
 //! | [`diagnostics`], [`samples`] | shares and flips of trits, scales, activations; texts on the way |
 //! | [`tensorboard`] | the metrics as event files |
 //! | [`plan`] | what a run will need, before it begins |
@@ -49,6 +50,7 @@ pub mod naive;
 pub mod observer;
 pub mod ops;
 pub mod optimizer;
+pub mod parallel;
 pub mod params;
 pub mod plan;
 pub mod preference;

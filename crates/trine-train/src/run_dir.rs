@@ -14,21 +14,28 @@ use crate::{Bitnet, RunConfig, TrainError, checkpoint, machine};
 /// `metrics.jsonl`: one JSON object a step, validation or event, each with its `step`.
 pub(crate) struct Metrics {
     path: PathBuf,
-    file: File,
+    /// None where another process writes it.
+    file: Option<File>,
 }
 
 impl Metrics {
     /// Opens the metrics of a run, which may not have any yet.
     pub(crate) fn open(run_dir: &Path) -> Result<Self, TrainError> {
         let path = run_dir.join("metrics.jsonl");
-        let file = append(&path)?;
+        let file = Some(append(&path)?);
         Ok(Self { path, file })
+    }
+
+    /// Of a process that writes none.
+    pub(crate) fn of_another(run_dir: &Path) -> Self {
+        Self { path: run_dir.join("metrics.jsonl"), file: None }
     }
 
     /// Adds a line.
     pub(crate) fn log(&mut self, line: &Value) -> Result<(), TrainError> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         // One write, so that a kill leaves no half line but where the system does.
-        self.file.write_all(format!("{line}\n").as_bytes()).map_err(write_error(&self.path))
+        file.write_all(format!("{line}\n").as_bytes()).map_err(write_error(&self.path))
     }
 
     /// Drops the lines of steps after `step`, which are going to be made again, and what `drop`
@@ -38,6 +45,9 @@ impl Metrics {
         step: usize,
         drop: impl Fn(&Value) -> bool,
     ) -> Result<(), TrainError> {
+        if self.file.is_none() {
+            return Ok(());
+        }
         let read = |source| TrainError::Read { path: self.path.clone(), source };
         let mut kept = Vec::new();
         for line in BufReader::new(File::open(&self.path).map_err(read)?).split(b'\n') {
@@ -50,7 +60,7 @@ impl Metrics {
             }
         }
         AtomicFile::replace(&self.path, &kept)?;
-        self.file = append(&self.path)?;
+        self.file = Some(append(&self.path)?);
         Ok(())
     }
 

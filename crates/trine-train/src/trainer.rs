@@ -20,12 +20,17 @@
 //! A batch whose loss or gradient is not finite, or whose loss leaps, never reaches a parameter;
 //! `train.on_spike` says what happens then. In `metrics.jsonl` it is a line with an `event`, `skip`
 //! or `rewind`, which names the reason and a parameter.
+//!
+//! Several processes may train one run: see [`crate::parallel`].
 
+mod builder;
 mod preferences;
 mod start;
 mod step;
+mod together;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
@@ -36,15 +41,18 @@ use trine_tokenizer::Tokenizer;
 use crate::base::Base;
 use crate::batching::BatchPlan;
 use crate::card::{self, Card};
-use crate::checkpoint::{self, TrainerState};
+use crate::checkpoint::{self, Found, TrainerState};
 use crate::config::{DeviceConfig, FinetuneConfig};
 use crate::fused::{self, Engine, Precision};
 use crate::optimizer::Optimizer;
+use crate::parallel::{Group, Sums};
 use crate::run_dir::{self, Metrics, write_error};
 use crate::teaching::Teaching;
 use crate::watch::Watch;
 use crate::{Bitnet, RunConfig, TrainError};
 use start::Start;
+
+pub use builder::TrainerBuilder;
 
 pub use crate::observer::{Observer, Outcome, StepReport};
 pub use crate::stability::{Action, Anomaly};
@@ -53,6 +61,10 @@ pub use crate::stability::{Action, Anomaly};
 pub struct Trainer {
     config: RunConfig,
     run_dir: PathBuf,
+    /// The processes that train it; all but the first write nothing.
+    group: Arc<dyn Group>,
+    /// Sums their gradients.
+    sums: Sums,
     batches: Batches,
     plan: BatchPlan,
     /// Held-out text of each source.
@@ -83,6 +95,11 @@ pub struct Trainer {
 }
 
 impl Trainer {
+    /// How a run is begun or taken up otherwise than by one process alone.
+    pub fn builder() -> TrainerBuilder {
+        TrainerBuilder::default()
+    }
+
     /// Starts a run in directory `run_dir`, which must not hold one yet.
     ///
     /// `data` is one dataset or a mixture of several; where they lie is not looked at.
@@ -94,7 +111,7 @@ impl Trainer {
         data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        Self::begin(config, data.into(), None, run_dir)
+        Self::builder().create(config, data, run_dir)
     }
 
     /// As [`Self::create`], with a model to begin with: a run whose configuration has `[finetune]`.
@@ -107,15 +124,23 @@ impl Trainer {
         base: Base,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        Self::begin(config, data.into(), Some(base), run_dir)
+        Self::builder().finetune(config, data, base, run_dir)
     }
 
     fn begin(
+        builder: TrainerBuilder,
         mut config: RunConfig,
         data: Mixture,
         base: Option<Base>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
+        let TrainerBuilder { group } = builder;
+        together::check(&config, &*group)?;
+        if !group.leads() {
+            // The first process begins the run, the others take it up.
+            group.barrier()?;
+            return Self::go_on(group, config, data, base, run_dir, None);
+        }
         if run_dir.join("config.toml").exists() {
             return Err(run_dir::in_the_way(run_dir));
         }
@@ -133,9 +158,10 @@ impl Trainer {
         std::fs::create_dir_all(run_dir.join("checkpoints")).map_err(write_error(run_dir))?;
         run_dir::write_about(run_dir, &data, &parts.0, start.base())?;
         let config_toml = config.to_toml();
-        let trainer = Self::assemble(config, data, run_dir, start, parts, None)?;
+        let trainer = Self::assemble(group, config, data, run_dir, start, parts, None)?;
         // Last, because this file is what makes the directory a run.
         AtomicFile::replace(&run_dir.join("config.toml"), config_toml.as_bytes())?;
+        trainer.group.barrier()?;
         Ok(trainer)
     }
 
@@ -151,7 +177,7 @@ impl Trainer {
         data: impl Into<Mixture>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        Self::take_up_from(config, data.into(), None, run_dir)
+        Self::builder().resume(config, data, run_dir)
     }
 
     /// As [`Self::resume`], of a run that began with a model.
@@ -164,19 +190,37 @@ impl Trainer {
         base: Base,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        Self::take_up_from(config, data.into(), Some(base), run_dir)
+        Self::builder().resume_finetune(config, data, base, run_dir)
     }
 
     fn take_up_from(
-        mut config: RunConfig,
+        builder: TrainerBuilder,
+        config: RunConfig,
         data: Mixture,
         base: Option<Base>,
         run_dir: &Path,
     ) -> Result<Self, TrainError> {
-        let found = checkpoint::latest_whole(run_dir)?;
-        if found.is_none() {
-            run_dir::check_never_saved(&config, run_dir)?;
-        }
+        let TrainerBuilder { group } = builder;
+        together::check(&config, &*group)?;
+        let found = together::latest_whole(&*group, run_dir, || {
+            let found = checkpoint::latest_whole(run_dir)?;
+            if found.is_none() {
+                run_dir::check_never_saved(&config, run_dir)?;
+            }
+            Ok(found)
+        })?;
+        Self::go_on(group, config, data, base, run_dir, found)
+    }
+
+    /// Goes on from a checkpoint, or begins again without one.
+    fn go_on(
+        group: Arc<dyn Group>,
+        mut config: RunConfig,
+        data: Mixture,
+        base: Option<Base>,
+        run_dir: &Path,
+        found: Option<Found>,
+    ) -> Result<Self, TrainError> {
         if config.train.precision == Precision::Auto {
             // Chosen when the run began.
             let begun = RunConfig::load(&run_dir.join("config.toml"), &[])?;
@@ -192,7 +236,8 @@ impl Trainer {
             }
         };
         let path = found.as_ref().map(|found| found.path.clone());
-        let mut trainer = Self::assemble(config, data, run_dir, start, (model, optimizer), path)?;
+        let parts = (model, optimizer);
+        let mut trainer = Self::assemble(group, config, data, run_dir, start, parts, path)?;
         for e in found.map(|found| found.damaged).unwrap_or_default() {
             let at = state.step;
             trainer.warnings.push(format!("{e}; going on from the whole checkpoint of step {at}"));
@@ -202,6 +247,7 @@ impl Trainer {
     }
 
     fn assemble(
+        group: Arc<dyn Group>,
         config: RunConfig,
         data: Mixture,
         run_dir: &Path,
@@ -231,13 +277,19 @@ impl Trainer {
             let path = start.base().map_or(run_dir, Base::path).to_owned();
             return Err(TrainError::Checkpoint { path, message: message.to_owned() });
         }
-        let watch = Watch::new(&config, &model, tokenizer.clone(), &val[0])?;
+        let watch = match group.leads() {
+            true => Watch::new(&config, &model, tokenizer.clone(), &val[0])?,
+            false => {
+                let config = together::unwatched(&config);
+                Watch::new(&config, &model, tokenizer.clone(), &val[0])?
+            }
+        };
         let mut batches = Batches::mixed(train, batch, seq_len, config.seed)?;
         if let Some(boundaries) = boundaries {
             batches = batches.with_documents(boundaries);
         }
         let card = match card::open(config.train.device)? {
-            Some(device) => Some(Card::new(device, &config, &model, &optimizer)?),
+            Some(device) => Some(Card::new(device, &config, &model, &optimizer, group.clone())?),
             None => None,
         };
         let options = fused::Options {
@@ -245,6 +297,7 @@ impl Trainer {
             recompute: config.train.recompute_activations,
         };
         Ok(Self {
+            sums: Sums::new(model.trained()),
             engine: Engine::new(options, model.config().quantization != Quantization::None),
             card,
             batches,
@@ -261,7 +314,11 @@ impl Trainer {
                 None => None,
             },
             start,
-            metrics: Metrics::open(run_dir)?,
+            metrics: match group.leads() {
+                true => Metrics::open(run_dir)?,
+                false => Metrics::of_another(run_dir),
+            },
+            group,
             watch,
             run_dir: run_dir.to_owned(),
             state: TrainerState::default(),
@@ -310,15 +367,22 @@ impl Trainer {
     /// Batches that the policy for spikes does not get over, data with ids outside the vocabulary, a
     /// disk that refuses, another process that trains in the directory.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-        let _lock = run_dir::lock(&self.run_dir)?;
-        checkpoint::clean(&self.run_dir)?;
-        if std::mem::take(&mut self.resumed) {
+        let leads = self.group.leads();
+        let _lock = leads.then(|| run_dir::lock(&self.run_dir)).transpose()?;
+        // From here on all processes have read what they begin with.
+        self.check_alike()?;
+        if leads {
+            checkpoint::clean(&self.run_dir)?;
+        }
+        if std::mem::take(&mut self.resumed) && leads {
             self.take_up()?;
         }
         for warning in std::mem::take(&mut self.warnings) {
             observer.on_warning(&warning);
         }
-        self.watch.begin(&self.config, &self.run_dir, self.state.step + 1)?;
+        if leads {
+            self.watch.begin(&self.config, &self.run_dir, self.state.step + 1)?;
+        }
         let train = self.config.train.clone();
         if self.validation_is_missing() && self.validated(observer)? {
             self.checkpoint(observer)?;
@@ -329,7 +393,7 @@ impl Trainer {
             }
             let step = self.state.step;
             let last = step == train.steps;
-            let stop = !last && observer.should_stop();
+            let stop = !last && self.any(observer.should_stop())?;
             let milestone = train.milestone_every > 0 && step.is_multiple_of(train.milestone_every);
             let mut save = milestone || last || stop || step.is_multiple_of(train.checkpoint_every);
             if last || step.is_multiple_of(train.eval_every) && !stop {
@@ -403,7 +467,11 @@ impl Trainer {
 
     /// Saves a checkpoint, then deletes what is no longer kept.
     fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        observer.on_checkpoint(&self.save()?);
+        let path = self.save()?;
+        if !self.group.leads() {
+            return Ok(());
+        }
+        observer.on_checkpoint(&path);
         if let Err(e) = checkpoint::prune(&self.run_dir, &self.state, &self.config.train) {
             observer.on_warning(&format!("an old checkpoint stays: {e}"));
         }
@@ -465,10 +533,12 @@ impl Trainer {
         engine: &mut Engine,
         mut card: Option<&mut Card>,
     ) -> Result<(f32, Vec<f32>), TrainError> {
-        let (mut total, mut tokens, mut means) = (0.0, 0, Vec::new());
+        let (mut total, mut tokens, mut means) = (0.0, 0.0, Vec::new());
         for val in &self.val {
             let (mut sum, mut count) = (0.0, 0);
-            for batch in self.validation_batches_of(val)? {
+            // Each process has one in `size` batches.
+            let (rank, size) = (self.group.rank(), self.group.size());
+            for batch in self.validation_batches_of(val)?.skip(rank).step_by(size) {
                 let batch = batch?;
                 let loss = if let Some(card) = &mut card {
                     card.evaluate(&batch)?
@@ -482,16 +552,19 @@ impl Trainer {
                 sum += f64::from(loss) * batch.learned() as f64;
                 count += batch.learned();
             }
+            let mut sums = [sum, count as f64];
+            self.group.sum_f64(&mut sums)?;
+            let [sum, count] = sums;
             (total, tokens) = (total + sum, tokens + count);
-            means.push((sum / count as f64) as f32);
+            means.push((sum / count) as f32);
         }
-        Ok(((total / tokens as f64) as f32, means))
+        Ok(((total / tokens) as f32, means))
     }
 
     /// Writes a checkpoint of the run as it is now and returns its directory.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk refuses, and processes whose parameters are not the same.
     pub fn save(&mut self) -> Result<PathBuf, TrainError> {
         let path = checkpoint::path_of_step(&self.run_dir, self.state.step);
         if let Some(card) = &self.card {
@@ -500,7 +573,11 @@ impl Trainer {
         }
         // Rewinds are counted from one checkpoint to the next.
         self.state.rewinds = 0;
-        checkpoint::save(&path, &self.model, &self.tokenizer, &self.optimizer, &self.state)?;
+        self.check_alike()?;
+        if self.group.leads() {
+            checkpoint::save(&path, &self.model, &self.tokenizer, &self.optimizer, &self.state)?;
+        }
+        self.group.barrier()?;
         self.last_checkpoint = Some(path.clone());
         Ok(path)
     }

@@ -7,6 +7,8 @@ mod common;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 
 use trine_data::Dataset;
 use trine_data::chats::{ChatOptions, TooLong};
@@ -14,6 +16,7 @@ use trine_format::peft::Lora;
 use trine_format::{ModelFile, Projection, Weight};
 use trine_tokenizer::Tokenizer;
 use trine_train::config::Objective;
+use trine_train::parallel::Threads;
 use trine_train::{Base, RunConfig, TrainError, Trainer};
 
 use common::Watch;
@@ -361,4 +364,67 @@ fn what_does_not_belong_together_is_refused() {
     // A section without a model.
     let created = Trainer::create(config.clone(), data(), &dir.path().join("new"));
     assert!(created.err().unwrap().to_string().contains("`finetune`"));
+}
+
+/// The losses of a run of two processes, each a thread, or why there is none.
+fn train_by_two(config: &RunConfig, base: &Path, run: &Path) -> Vec<Result<Vec<f32>, TrainError>> {
+    data(&Base::open(base, config).unwrap(), config, run);
+    let one = |group: Threads| {
+        let (base, made) = (Base::open(base, config)?, Dataset::open(&run.join("data"))?);
+        let builder = Trainer::builder().group(Arc::new(group));
+        let mut trainer = builder.finetune(config.clone(), made, base, run)?;
+        let mut watch = Watch::default();
+        trainer.run(&mut watch)?;
+        Ok(watch.losses)
+    };
+    thread::scope(|scope| {
+        let (members, one) = (Threads::group(2), &one);
+        let members: Vec<_> =
+            members.into_iter().map(|member| scope.spawn(move || one(member))).collect();
+        members.into_iter().map(|member| member.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn two_processes_tune_what_one_tunes() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    for (i, ways) in [
+        &["train.precision=f32"][..],
+        &["train.precision=f32", "finetune.method=full", "optimizer.learning_rate=1e-3"],
+        &["train.precision=f32", "finetune.loss=sum", "train.accumulate=4"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = config(dir.path(), &base, ways);
+        let expected = train(&config, &base, &dir.path().join(format!("one-{i}")), None).losses;
+        for found in train_by_two(&config, &base, &dir.path().join(format!("two-{i}"))) {
+            let found = found.unwrap();
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                // A code or a trit may flip over float noise.
+                assert!((found - expected).abs() < 1e-2, "{ways:?}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_learned_by_several_processes_is_refused_by_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    for (i, (ways, key)) in [
+        (&["finetune.objective=dpo"][..], "`finetune.objective`"),
+        (&["finetune.method=full", "finetune.distill.temperature=2.0"], "`finetune.distill`"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = config(dir.path(), &base, ways);
+        for refused in train_by_two(&config, &base, &dir.path().join(format!("run-{i}"))) {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("2 processes"), "{error}");
+        }
+    }
 }

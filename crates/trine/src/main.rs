@@ -9,6 +9,7 @@
 mod adapter;
 mod commands;
 mod data;
+mod launch;
 mod memory;
 mod model;
 mod output;

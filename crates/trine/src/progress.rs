@@ -26,15 +26,20 @@ const SAMPLE_CHARS: usize = 100;
 /// A download of fewer bytes is over before a line about it is read.
 const WORTH_A_LINE: u64 = 1 << 20;
 
-/// Set by ctrl-C; long work looks at it. A second ctrl-C ends the process at once.
-pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+/// Set by ctrl-C, and by SIGUSR1, which launchers and schedulers pass on; long work looks at it. A second
+/// ctrl-C ends the process at once. Where several processes are told, one `speaks`.
+pub(crate) fn interrupt_flag(speaks: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, flag.clone())?;
     let seen = flag.clone();
     ctrlc::set_handler(move || {
         if seen.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        note!("interrupted: saving a checkpoint after this step (again to stop at once)");
+        if speaks {
+            note!("interrupted: saving a checkpoint after this step (again to stop at once)");
+        }
     })?;
     Ok(flag)
 }
@@ -138,6 +143,23 @@ impl Observer for TrainingProgress {
 impl Drop for TrainingProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A training run in a process beside the one that shows it.
+pub(crate) struct Beside {
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Beside {
+    pub(crate) fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self { interrupted }
+    }
+}
+
+impl Observer for Beside {
+    fn should_stop(&mut self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
     }
 }
 

@@ -23,6 +23,9 @@ use activations::{Activations, Extent, Keep};
 
 pub use update::{AdamW, Muon};
 
+/// Numbers that are on the host at a time.
+const PART: usize = 4 << 20;
+
 /// How steps are computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -283,6 +286,43 @@ impl Engine {
         pass.forward()?;
         pass.backward(weight)?;
         self.batches += 1;
+        Ok(())
+    }
+
+    /// Gradients that are zero, of no batch.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn add_nothing(&mut self) -> Result<()> {
+        self.device.clear(self.gradients.at(), self.layout.elements as usize * 4)
+    }
+
+    /// Adds up the gradients of all processes whose devices have met.
+    ///
+    /// # Errors
+    /// When one of them has failed.
+    pub fn sum_gradients(&mut self) -> Result<()> {
+        self.device.sum_over_processes(self.gradients.at(), self.layout.elements as usize)
+    }
+
+    /// Lets `change` rewrite all gradients in parts, as they are kept: to add up those of processes by way of
+    /// the host.
+    ///
+    /// # Errors
+    /// When the device has failed, and those of `change`.
+    pub fn change_gradients<E: From<CudaError>>(
+        &mut self,
+        mut change: impl FnMut(&mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let elements = self.layout.elements as usize;
+        let mut part = vec![0f32; elements.min(PART)];
+        for start in (0..elements).step_by(PART) {
+            let part = &mut part[..PART.min(elements - start)];
+            let at = self.gradients.at() + 4 * start as u64;
+            self.device.download(at, bytemuck::cast_slice_mut(part))?;
+            change(part)?;
+            self.device.upload(at, bytemuck::cast_slice(part))?;
+        }
         Ok(())
     }
 

@@ -64,7 +64,7 @@ impl<'a> Found<'a> {
 }
 
 /// A gradient for every parameter, all in one stretch of memory: single ones would leave gaps.
-fn zeros(params: &Params) -> Result<Gradients> {
+pub(crate) fn zeros(params: &Params) -> Result<Gradients> {
     let all = Tensor::zeros(params.count(), DType::F32, &Device::Cpu)?;
     let (mut gradients, mut start) = (Gradients::new(), 0);
     for (name, var) in params.iter() {

@@ -36,6 +36,7 @@ use crate::Bitnet;
 use crate::ops::view;
 use crate::optimizer::Gradients;
 use distill::Chunk;
+pub(crate) use found::zeros;
 use found::{Found, layer_gradients, parts};
 use head::{Head, Targets};
 use layer::LayerState;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use trine_data::Batch;
 
+use super::together::Totals;
 use super::{Observer, StepReport, Trainer, preferences, tensors};
 use crate::checkpoint::{self, TrainerState};
 use crate::config::{Reduction, SpikePolicy};
@@ -41,11 +42,12 @@ impl Trainer {
         let begin = Instant::now();
         let step = self.state.step;
         let parts = self.parts(step)?;
+        let totals = self.totals(&parts)?;
         if self.card.is_some() {
-            return self.step_on_card(begin, &parts, observer);
+            return self.step_on_card(begin, &parts, totals, observer);
         }
         if self.config.train.update_in_backward {
-            return self.step_in_backward(begin, &parts, observer);
+            return self.step_in_backward(begin, &parts, totals, observer);
         }
         let beta = preferences::beta(self.config.finetune.as_ref());
         let (loss, besides, gradients) = match beta {
@@ -54,8 +56,13 @@ impl Trainer {
                 let besides = json!({ "accuracy": found.accuracy, "margin": found.margin });
                 (found.loss as f32, besides, gradients)
             }
+            None if self.group.size() > 1 => {
+                let (loss, gradients) = self.forward_backward_together(&parts, totals)?;
+                (loss as f32, json!({}), gradients)
+            }
             None => {
-                let (loss, divergences, gradients) = self.forward_backward(&parts)?;
+                let parts: Vec<&Batch> = parts.iter().collect();
+                let (loss, divergences, gradients) = self.forward_backward(&parts, totals)?;
                 let mut besides = json!({});
                 if let Some(Divergences { tokens, relations }) = divergences {
                     besides["divergence"] = json!(tokens);
@@ -63,7 +70,7 @@ impl Trainer {
                         besides["relations_divergence"] = json!(relations);
                     }
                 }
-                (loss, besides, gradients)
+                (loss as f32, besides, gradients)
             }
         };
         let grad_norm = optimizer::global_norm(&gradients)?;
@@ -75,7 +82,7 @@ impl Trainer {
         observer.before_update(step + 1, &self.model, &gradients);
         self.watch.before_update(step + 1, self.model.params(), &gradients)?;
         self.optimizer.update(self.model.trained(), &gradients, grad_norm, rates)?;
-        self.made(Update { begin, loss, grad_norm, rates, besides }, &parts, observer)?;
+        self.made(Update { begin, loss, grad_norm, rates, besides }, totals, observer)?;
         Ok(true)
     }
 
@@ -84,10 +91,11 @@ impl Trainer {
         &mut self,
         begin: Instant,
         parts: &[Batch],
+        totals: Totals,
         observer: &mut dyn Observer,
     ) -> Result<bool, TrainError> {
         let (step, rates) = (self.state.step + 1, self.rates());
-        let (weight, none) = (self.weight(parts), Gradients::new());
+        let (weight, none) = (self.weight(totals), Gradients::new());
         let [batch] = parts else { unreachable!("checked with the configuration") };
         observer.before_update(step, &self.model, &none);
         self.watch.before_update(step, self.model.params(), &none)?;
@@ -121,7 +129,7 @@ impl Trainer {
         }
         let besides = json!({});
         let grad_norm = squares.sqrt();
-        self.made(Update { begin, loss, grad_norm, rates, besides }, parts, observer)?;
+        self.made(Update { begin, loss, grad_norm, rates, besides }, totals, observer)?;
         Ok(true)
     }
 
@@ -130,13 +138,14 @@ impl Trainer {
         &mut self,
         begin: Instant,
         parts: &[Batch],
+        totals: Totals,
         observer: &mut dyn Observer,
     ) -> Result<bool, TrainError> {
         let (step, steps) = (self.state.step + 1, self.config.train.steps);
         let (weight, rates, is_due) =
-            (self.weight(parts), self.rates(), self.watch.is_due(step, steps));
+            (self.weight(totals), self.rates(), self.watch.is_due(step, steps));
         let Some(card) = &mut self.card else { unreachable!("asked about by the caller") };
-        let loss = card.forward_backward(parts, weight)?;
+        let loss = (card.forward_backward(parts, weight)? / totals.learned as f64) as f32;
         let norms = card.norms()?;
         let grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
         let train = &self.config.train;
@@ -155,7 +164,7 @@ impl Trainer {
             card.fetch(&mut self.model)?;
         }
         let besides = json!({});
-        self.made(Update { begin, loss, grad_norm, rates, besides }, parts, observer)?;
+        self.made(Update { begin, loss, grad_norm, rates, besides }, totals, observer)?;
         Ok(true)
     }
 
@@ -166,9 +175,9 @@ impl Trainer {
     }
 
     /// What the loss of each token of a step counts for.
-    fn weight(&self, parts: &[Batch]) -> f64 {
+    pub(super) fn weight(&self, totals: Totals) -> f64 {
         match self.config.finetune.as_ref().map_or(Reduction::Mean, |f| f.loss) {
-            Reduction::Mean => 1.0 / parts.iter().map(Batch::learned).sum::<usize>() as f64,
+            Reduction::Mean => 1.0 / totals.learned as f64,
             Reduction::Sum => 1.0,
         }
     }
@@ -177,12 +186,12 @@ impl Trainer {
     fn made(
         &mut self,
         update: Update,
-        parts: &[Batch],
+        totals: Totals,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let Update { begin, loss, grad_norm, rates, besides } = update;
         let (step, steps) = (self.state.step, self.config.train.steps);
-        let tokens = parts.iter().map(|batch| batch.inputs.len() as u64).sum::<u64>();
+        let tokens = totals.tokens;
         observer.after_update(step + 1, &self.model);
         let batch_size = self.plan.size(step);
         self.state.step += 1;
@@ -234,11 +243,11 @@ impl Trainer {
         Ok(())
     }
 
-    /// The parts of a step's batch.
+    /// The parts of a step's batch, of which this process has its share.
     fn parts(&self, step: usize) -> Result<Vec<Batch>, TrainError> {
-        let mut first = u128::from(self.plan.before(step) + self.state.skipped_sequences);
+        let (mut first, own) = self.own_sequences(step);
         let mut parts = Vec::new();
-        for part in self.plan.parts(step) {
+        for part in self.plan.parts_of(own) {
             parts.push(self.batches.sequences(first, part)?);
             first += part as u128;
         }
@@ -246,13 +255,14 @@ impl Trainer {
     }
 
     /// Of the tokens of a step's batch that are to be predicted: the mean loss in nats, how far they are from
-    /// a teacher where there is one, and the gradients that `finetune.loss` asks for.
-    fn forward_backward(
+    /// a teacher where there is one, and the gradients that `finetune.loss` asks for. Where `parts` are not
+    /// all of the batch, what they contribute to these.
+    pub(super) fn forward_backward(
         &mut self,
-        parts: &[Batch],
-    ) -> Result<(f32, Option<Divergences>, Gradients), TrainError> {
-        let tokens: usize = parts.iter().map(Batch::learned).sum();
-        let weight = self.weight(parts);
+        parts: &[&Batch],
+        totals: Totals,
+    ) -> Result<(f64, Option<Divergences>, Gradients), TrainError> {
+        let weight = self.weight(totals);
         let (mut total, mut diverged, mut sum) = (0.0, None, Gradients::new());
         for batch in parts {
             let (model, engine) = (&self.model, &mut self.engine);
@@ -270,7 +280,7 @@ impl Trainer {
                     (loss, None, found)
                 }
             };
-            let share = batch.learned() as f64 / tokens as f64;
+            let share = batch.learned() as f64 / totals.learned as f64;
             total += share * f64::from(loss);
             if let Some(far) = divergences {
                 diverged = Some(far.scaled(share as f32).plus(diverged));
@@ -281,7 +291,7 @@ impl Trainer {
                 optimizer::accumulate(&mut sum, gradients, 1.0)?;
             }
         }
-        Ok((total as f32, diverged, sum))
+        Ok((total, diverged, sum))
     }
 
     fn remember(&mut self, loss: f32) {

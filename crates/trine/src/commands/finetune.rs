@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::bail;
 use serde_json::json;
 use trine_hub::SCHEME;
 use trine_kernels::limits::Limits;
 use trine_train::config::{FinetuneConfig, Method};
+use trine_train::parallel::Group;
 use trine_train::plan::Plan;
 use trine_train::{Base, RunConfig, Trainer};
 
@@ -15,7 +17,7 @@ use super::bench::machine::available_memory;
 use super::bench::measure_limits;
 use super::train::{self, Run};
 use crate::output::{self, note};
-use crate::{data, model};
+use crate::{data, launch, model};
 
 /// Options of `trine finetune`.
 #[derive(clap::Args)]
@@ -37,6 +39,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    launch::together(|group| run_in(args, group))
+}
+
+fn run_in(args: &Args, group: &Arc<dyn Group>) -> anyhow::Result<ExitCode> {
     let run = match &args.base {
         None => args.run.clone(),
         Some(base) => args.run.with(&format!("finetune.base={base:?}")),
@@ -54,32 +60,45 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     let finetune = finetune.clone();
-    let mut base = Base::open(&model::resolve_model(Path::new(&finetune.base))?, &config)?;
-    if let Some(distill) = finetune.distill.as_ref().filter(|d| !d.teacher.is_empty()) {
-        base = base.with_teacher(&model::resolve_model(Path::new(&distill.teacher))?)?;
-    }
-    if !finetune.adapter.is_empty() {
-        base = base.with_adapter(&model::resolve(Path::new(&finetune.adapter))?)?;
-    }
+    // What is downloaded is downloaded once; and nobody writes before all have seen that there is no run in
+    // the way.
+    group.barrier()?;
+    let base = launch::in_turn(&**group, || {
+        let mut base = Base::open(&model::resolve_model(Path::new(&finetune.base))?, &config)?;
+        if let Some(distill) = finetune.distill.as_ref().filter(|d| !d.teacher.is_empty()) {
+            base = base.with_teacher(&model::resolve_model(Path::new(&distill.teacher))?)?;
+        }
+        if !finetune.adapter.is_empty() {
+            base = base.with_adapter(&model::resolve(Path::new(&finetune.adapter))?)?;
+        }
+        Ok(base)
+    })?;
     let plan = Plan::new(&config, base.config(), base.beside()?.as_ref())?;
     if args.dry_run {
+        if !group.leads() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let limits = measure_limits(trine_kernels::threads());
         return print(&plan, &limits, args.json).map(|()| ExitCode::SUCCESS);
     }
     check_memory(&plan, &config, args.force)?;
-    if finetune.method == Method::Full && !base.has_masters() {
+    if group.leads() && finetune.method == Method::Full && !base.has_masters() {
         note!(
             "{} has trits without masters: those that are made of them begin far from where trits flip. \
              A checkpoint with masters learns sooner",
             finetune.base
         );
     }
+    let trainer = Trainer::builder().group(group.clone());
     let mut trainer = if run.resume {
         let data = data::of_run(&config, &dir)?;
-        Trainer::resume_finetune(config, data, base, &dir)?
+        trainer.resume_finetune(config, data, base, &dir)?
     } else {
-        let data = data::of_finetuning(&config, &base, &dir)?;
-        Trainer::finetune(config, data, base, &dir)?
+        let data = launch::in_turn(&**group, || match group.leads() {
+            true => data::of_finetuning(&config, &base, &dir),
+            false => data::of_run(&config, &dir),
+        })?;
+        trainer.finetune(config, data, base, &dir)?
     };
     train::describe(&trainer, &dir);
     let (code, checkpoint) = train::finish(&mut trainer, &dir, "finetune")?;

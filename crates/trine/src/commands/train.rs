@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::bail;
 use trine_train::config::DeviceConfig;
+use trine_train::parallel::Group;
 use trine_train::trainer::Outcome;
 use trine_train::{RunConfig, Trainer, checkpoint};
 
-use crate::data;
 use crate::output::{self, note};
-use crate::progress::{TrainingProgress, interrupt_flag};
+use crate::progress::{Beside, TrainingProgress, interrupt_flag};
+use crate::{data, launch};
 
 /// Options of `trine train`, and of `trine finetune`.
 #[derive(Clone, clap::Args)]
@@ -52,16 +54,26 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    launch::together(|group| run_in(args, group))
+}
+
+fn run_in(args: &Args, group: &Arc<dyn Group>) -> anyhow::Result<ExitCode> {
     let Run { config, dir } = Run::new(args, "train")?;
+    // Nobody writes before all have seen that there is no run in the way.
+    group.barrier()?;
     if config.finetune.is_some() {
         bail!("{}: has a section [finetune]: use `trine finetune`", args.config.display());
     }
+    let trainer = Trainer::builder().group(group.clone());
     let mut trainer = if args.resume {
         let data = data::of_run(&config, &dir)?;
-        Trainer::resume(config, data, &dir)?
+        trainer.resume(config, data, &dir)?
     } else {
-        let data = data::of_new_run(&config, &dir)?;
-        Trainer::create(config, data, &dir)?
+        let data = launch::in_turn(&**group, || match group.leads() {
+            true => data::of_new_run(&config, &dir),
+            false => data::of_run(&config, &dir),
+        })?;
+        trainer.create(config, data, &dir)?
     };
     describe(&trainer, &dir);
     let (code, checkpoint) = finish(&mut trainer, &dir, "train")?;
@@ -101,11 +113,19 @@ impl Run {
     }
 }
 
-/// Says what is about to be trained.
+/// Says what is about to be trained, and by how many.
 pub(crate) fn describe(trainer: &Trainer, dir: &Path) {
+    let group = trainer.group();
+    if !group.leads() {
+        return;
+    }
+    let processes = match group.size() {
+        1 => String::new(),
+        size => format!("{size} processes, here with "),
+    };
     let cpu = || format!("{} threads, {}", trine_kernels::threads(), trine_kernels::isa());
     note!(
-        "{}: {} parameters, {} training tokens, {}",
+        "{}: {} parameters, {} training tokens, {processes}{}",
         dir.display(),
         output::count(trainer.model().trained().count() as u64),
         output::count(trainer.batches().tokens() as u64),
@@ -113,24 +133,31 @@ pub(crate) fn describe(trainer: &Trainer, dir: &Path) {
     );
 }
 
-/// Trains, and returns the last checkpoint if the run came to its end.
+/// Trains, and returns the last checkpoint if the run came to its end and this process is the first.
 pub(crate) fn finish(
     trainer: &mut Trainer,
     dir: &Path,
     command: &str,
 ) -> anyhow::Result<(ExitCode, Option<PathBuf>)> {
     let outcome = train(trainer)?;
+    let leads = trainer.group().leads();
     if outcome.finished {
-        return Ok((ExitCode::SUCCESS, Some(outcome.checkpoint)));
+        return Ok((ExitCode::SUCCESS, Some(outcome.checkpoint).filter(|_| leads)));
     }
     let step = outcome.state.step;
+    if !leads {
+        return Ok((ExitCode::from(130), None));
+    }
     note!("interrupted at step {step}; go on with: trine {command} {} --resume", dir.display());
     Ok((ExitCode::from(130), None))
 }
 
 /// Runs a trainer to its end with progress on stderr; ctrl-C saves and stops.
 pub(crate) fn train(trainer: &mut Trainer) -> anyhow::Result<Outcome> {
-    let interrupted = interrupt_flag()?;
+    let interrupted = interrupt_flag(trainer.group().leads())?;
+    if !trainer.group().leads() {
+        return Ok(trainer.run(&mut Beside::new(interrupted))?);
+    }
     let steps = trainer.config().train.steps;
     let mut progress = TrainingProgress::new(trainer.state().step, steps, interrupted);
     Ok(trainer.run(&mut progress)?)

@@ -212,3 +212,14 @@ fn the_demo_checks_its_options() {
     place.ok(&TRAIN);
     place.refused_later(&["demo", "--out", "run", "--seed", "9"], &["run of seed 0", "--out"]);
 }
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn several_processes_need_a_build_with_mpi() {
+    let place = Place::with_data();
+    for launcher in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"] {
+        let output = place.command(&TRAIN).env(launcher, "2").output().unwrap();
+        super::Ran::of(output).check_refused(&TRAIN, &["2 processes", "--features mpi"]);
+        assert!(!place.exists("run"));
+    }
+}

@@ -84,6 +84,19 @@ fn an_interrupted_run_saves_and_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
+fn a_scheduler_stops_a_run_by_sigusr1() {
+    let place = Place::with_data();
+    let child = start(&place);
+    signal(&child, "USR1");
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    let at = ran.stderr.lines().last().unwrap();
+    let step = at.strip_prefix("interrupted at step ").and_then(|at| at.split_once(';')).unwrap().0;
+    let step: usize = step.parse().unwrap();
+    assert!(place.exists(&format!("run/checkpoints/step-{step:06}")), "{at}");
+}
+
+#[test]
 fn a_killed_run_has_whole_checkpoints_only_and_goes_on() {
     let place = Place::with_data();
     let mut child = start(&place);
