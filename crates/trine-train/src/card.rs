@@ -83,23 +83,6 @@ pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError
     Ok(())
 }
 
-/// Lets the devices of all processes meet, if they can; otherwise numbers go by way of the hosts.
-fn meet(device: &dyn Backend, group: &dyn Group) -> Result<bool, TrainError> {
-    if group.size() == 1 {
-        return Ok(false);
-    }
-    let own = device.meeting()?;
-    let mut without = [f64::from(u8::from(own.is_none()))];
-    group.sum_f64(&mut without)?;
-    if without[0] > 0.0 {
-        return Ok(false);
-    }
-    let mut meeting = own.unwrap_or([0; 128]);
-    group.broadcast(&mut meeting)?;
-    device.meet(&meeting, group.rank(), group.size())?;
-    Ok(true)
-}
-
 impl Card {
     /// Puts a model and its optimizer on a device.
     ///
@@ -121,12 +104,31 @@ impl Card {
             recompute: config.train.recompute_activations,
             narrow_masters: config.optimizer.masters == MasterPrecision::Bf16,
         };
-        let met = meet(&*device, &*group)?;
         let engine = Engine::new(device, model.config(), options)?;
         let names = engine.parameters().map(|(name, count)| (name.to_owned(), count)).collect();
-        let mut card = Self { engine, names, group, met };
+        let mut card = Self { engine, names, group, met: false };
         card.put(model, optimizer)?;
         Ok(card)
+    }
+
+    /// Lets the devices of all processes meet, if they can; otherwise gradients go by way of the hosts.
+    ///
+    /// # Errors
+    /// A process that is gone, or devices that do not find each other.
+    pub(crate) fn meet(&mut self) -> Result<(), TrainError> {
+        let (device, group) = (self.engine.device(), &*self.group);
+        if self.met || group.size() == 1 {
+            return Ok(());
+        }
+        let own = device.meeting()?;
+        let mut without = [f64::from(u8::from(own.is_none()))];
+        group.sum_f64(&mut without)?;
+        if let (0.0, Some(mut meeting)) = (without[0], own) {
+            group.broadcast(&mut meeting)?;
+            device.meet(&meeting, group.rank(), group.size())?;
+            self.met = true;
+        }
+        Ok(())
     }
 
     /// What the device calls itself.

@@ -370,6 +370,9 @@ impl Trainer {
         let leads = self.group.leads();
         let _lock = leads.then(|| run_dir::lock(&self.run_dir)).transpose()?;
         // From here on all processes have read what they begin with.
+        if let Some(card) = &mut self.card {
+            card.meet()?;
+        }
         self.check_alike()?;
         if leads {
             checkpoint::clean(&self.run_dir)?;

@@ -339,3 +339,37 @@ fn what_several_processes_do_not_do_is_refused_by_its_key() {
         assert!(!dir.path().join("config.toml").exists());
     }
 }
+
+#[test]
+fn gradients_on_several_devices_are_added_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [&EXACT[..], &["train.device=emulator"]].concat();
+    let watch = |_| Seen::default();
+    let alone = train_watched(1, &config(&EXACT), &dir.path().join("alone"), false, watch);
+    let expected = &alone[0].1;
+    for size in [2, 3] {
+        let run = dir.path().join(size.to_string());
+        let batch = if size == 2 { "train.batch_size=4" } else { "train.batch_size=3" };
+        let one = match size {
+            2 => None,
+            _ => {
+                let config = config(&[&EXACT[..], &[batch]].concat());
+                Some(train_watched(1, &config, &dir.path().join("other"), false, watch))
+            }
+        };
+        let expected = one.as_ref().map_or(expected, |one| &one[0].1);
+        let config = config(&[&settings[..], &[batch]].concat());
+        let all = train_watched(size, &config, &run, false, watch);
+        let failed = all.iter().filter_map(|(outcome, _)| outcome.as_ref().err());
+        assert_eq!(failed.map(ToString::to_string).collect::<Vec<_>>(), [""; 0]);
+        for (rank, (_, seen)) in all.iter().enumerate() {
+            let found = [&seen.losses[..], &seen.validations].concat();
+            let expected = [&expected.losses[..], &expected.validations].concat();
+            assert_eq!(found.len(), expected.len(), "process {rank} of {size}");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{size}: {found} for {expected}");
+            }
+            assert_eq!(seen.checkpoints > 0, rank == 0);
+        }
+    }
+}
