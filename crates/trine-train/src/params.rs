@@ -11,6 +11,7 @@ use trine_format::{Dtype, ModelConfig, ModelFile, Quantization, Weight};
 use trine_ternary::Precision;
 
 use crate::TrainError;
+use crate::config::MasterPrecision;
 
 /// Named variables, of f32 or of bf16, in the order of their names: every loop over them is deterministic.
 pub struct Params {
@@ -55,6 +56,19 @@ impl Params {
     /// # Errors
     /// A model without masters, or one that cannot be read.
     pub fn load(file: &ModelFile, device: &Device) -> Result<Self, TrainError> {
+        Self::load_as(file, device, MasterPrecision::F32)
+    }
+
+    /// As [`Self::load`]; with masters of bf16, matrices become these one after the other, so that never all of
+    /// them are f32.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_as(
+        file: &ModelFile,
+        device: &Device,
+        masters: MasterPrecision,
+    ) -> Result<Self, TrainError> {
         let config = file.config();
         if config.quantization == Quantization::Offline {
             return Err(TrainError::Checkpoint {
@@ -66,7 +80,14 @@ impl Params {
         for (name, shape) in shapes(config) {
             let values = file.dense(&name)?.to_f32();
             file.release(&name);
-            vars.insert(name, Var::from_vec(values, shape, device)?);
+            let is_narrow = masters == MasterPrecision::Bf16 && shape.len() > 1;
+            let var = if is_narrow {
+                let values = values.into_iter().map(bf16::from_f32).collect();
+                Var::from_vec::<_, bf16>(values, shape, device)
+            } else {
+                Var::from_vec(values, shape, device)
+            };
+            vars.insert(name, var?);
         }
         Ok(Self { vars })
     }

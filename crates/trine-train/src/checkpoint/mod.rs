@@ -29,7 +29,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 use safetensors::{Dtype as SafeDtype, SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use trine_format::{
-    AtomicDir, AtomicFile, BoxError, DenseTensor, Dtype, TensorSource, TokenizerFiles,
+    AtomicDir, AtomicFile, BoxError, DenseTensor, Dtype, TensorSource, TokenizerFiles, map_file,
 };
 
 use crate::config::MasterPrecision;
@@ -128,19 +128,24 @@ fn write(
 pub fn restore(dir: &Path, optimizer: &mut Optimizer) -> Result<TrainerState, TrainError> {
     let state = read_state(dir)?;
     let path = dir.join(OPTIMIZER);
-    let bytes = std::fs::read(&path).map_err(|source| TrainError::Read { path, source })?;
+    // Moments are the largest part of a checkpoint: what has been copied is given back.
+    let bytes = map_file(&path)?;
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|e| corrupt(dir, format!("{OPTIMIZER}: {e}")))?;
     let load = |name: &str| {
         let view = tensors.tensor(name).ok()?;
         let number = |b: &[u8; 4]| f32::from_le_bytes(*b);
-        match view.dtype() {
+        let start = view.data().as_ptr().addr() - bytes.as_ptr().addr();
+        let range = start..start + view.data().len();
+        let values = match view.dtype() {
             SafeDtype::F32 => {
                 Some(LoadedValues::F32(view.data().as_chunks().0.iter().map(number).collect()))
             }
             SafeDtype::U8 => Some(LoadedValues::U8(view.data().to_vec())),
             _ => None,
-        }
+        };
+        bytes.release(range);
+        values
     };
     optimizer.restore(state.updates, load).map_err(|name| {
         corrupt(dir, format!("{OPTIMIZER}: no {name} of this optimizer's type and size"))

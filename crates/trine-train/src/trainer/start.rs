@@ -125,7 +125,7 @@ impl Start {
             let message = differences(&self.expected, file.config());
             return Err(TrainError::Checkpoint { path: path.to_owned(), message });
         }
-        let mut params = Params::load(&file, &Device::Cpu)?;
+        let mut params = Params::load_as(&file, &Device::Cpu, config.optimizer.masters)?;
         let scheme = scheme(config)?;
         if let Some(scheme) = &scheme {
             stored::load_scales(path, scheme, &self.expected, &mut params)?;
