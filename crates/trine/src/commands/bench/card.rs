@@ -57,6 +57,11 @@ enum Shape {
 }
 
 impl Shape {
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+
     /// The model, and how many tokens a step takes by default.
     fn model(self) -> (ModelConfig, usize) {
         let (hidden, layers, heads, kv_heads, inner, vocab, tokens) = match self {
@@ -272,7 +277,7 @@ impl Report {
         let speed = self.rates[0];
         json!({
             "device": self.name,
-            "shape": format!("{:?}", self.args.shape).to_lowercase(),
+            "shape": self.args.shape.name(),
             "batch": self.sequences,
             "seq": self.args.seq,
             "precision": match self.options.kind { Kind::Bf16 => "bf16", Kind::F32 => "f32" },
