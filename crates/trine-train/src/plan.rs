@@ -9,7 +9,7 @@ use trine_format::{ModelConfig, Projection, Quantization};
 use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
-use crate::config::{MasterPrecision, Method, MomentStorage};
+use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
 use crate::fused::{BLOCK, LEAST_ROWS};
 use crate::{RunConfig, TrainError};
 
@@ -111,15 +111,17 @@ impl Plan {
         // Masters in bf16 are widened a projection at a time.
         let widest = shapes.iter().map(|(out, inp)| out * inp).max().unwrap_or(0);
         let widened = if master == 2 { 4 * widest } else { 0 };
+        // What a card has instead is not counted: this is the memory of the machine.
+        let here = |bytes: u64| if config.train.device == DeviceConfig::Cpu { bytes } else { 0 };
         let memory = Memory {
             // Matrices that stay as they are mostly have 16 bits.
             parameters: master * parameters.trained
                 + 2 * parameters.frozen
                 + parameters.frozen_trits / 4,
-            gradients: 4 * at_once as u64,
+            gradients: here(4 * at_once as u64),
             moments: moment * parameters.trained,
-            activations: activations(config, model, rows, targets.is_some()),
-            buffers: buffers(model, rows) + widened as u64,
+            activations: here(activations(config, model, rows, targets.is_some())),
+            buffers: here(buffers(model, rows) + widened as u64),
             beside: beside.map_or(0, |model| frozen(model, rows)),
         };
         let work = Work::new(model, config.data.seq_len, lora.map(|_| parameters.trained));

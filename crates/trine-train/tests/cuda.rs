@@ -340,3 +340,27 @@ fn what_a_card_cannot_do_is_refused_by_its_key() {
         assert!(error.contains(key) && error.contains("emulator"), "{error}");
     }
 }
+
+/// Of several cards there is none here; one that meets itself shows that NCCL is found and adds up.
+#[test]
+fn a_card_that_meets_itself_adds_up_what_it_has() {
+    let Ok(card) = Driver::open(0) else {
+        eprintln!("skipped: there is no card");
+        return;
+    };
+    let Some(meeting) = card.meeting().unwrap() else {
+        eprintln!("skipped: libnccl was not found");
+        return;
+    };
+    let error = card.sum_over_processes(0, 1).unwrap_err().to_string();
+    assert!(error.contains("not met"), "{error}");
+    card.meet(&meeting, 0, 1).unwrap();
+    let numbers = [1.5f32, -2.0, 0.25];
+    let at = card.allocate(12).unwrap();
+    card.upload(at, bytemuck::cast_slice(&numbers)).unwrap();
+    card.sum_over_processes(at, 3).unwrap();
+    let mut found = [0f32; 3];
+    card.download(at, bytemuck::cast_slice_mut(&mut found)).unwrap();
+    assert_eq!(found, numbers);
+    card.free(at);
+}

@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_json::json;
 use trine_hub::SCHEME;
 use trine_kernels::limits::Limits;
-use trine_train::config::{FinetuneConfig, Method};
+use trine_train::config::{DeviceConfig, FinetuneConfig, Method};
 use trine_train::parallel::Group;
 use trine_train::plan::Plan;
 use trine_train::{Base, RunConfig, Trainer};
@@ -79,7 +79,7 @@ fn run_in(args: &Args, group: &Arc<dyn Group>) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let limits = measure_limits(trine_kernels::threads());
-        return print(&plan, &limits, args.json).map(|()| ExitCode::SUCCESS);
+        return print(&plan, &limits, config.train.device, args.json).map(|()| ExitCode::SUCCESS);
     }
     check_memory(&plan, &config, args.force)?;
     if group.leads() && finetune.method == Method::Full && !base.has_masters() {
@@ -151,7 +151,7 @@ fn check_memory(plan: &Plan, config: &RunConfig, force: bool) -> anyhow::Result<
 }
 
 /// Prints a plan.
-fn print(plan: &Plan, limits: &Limits, as_json: bool) -> anyhow::Result<()> {
+fn print(plan: &Plan, limits: &Limits, device: DeviceConfig, as_json: bool) -> anyhow::Result<()> {
     let (seconds, available) = (plan.seconds(limits), available_memory());
     if as_json {
         let mut all = json!(plan);
@@ -183,9 +183,13 @@ fn print(plan: &Plan, limits: &Limits, as_json: bool) -> anyhow::Result<()> {
     if let Some(available) = available {
         lines.push(format!("free           {}", output::bytes(available)));
     }
-    lines.push(format!(
-        "step           {} tokens, at least {seconds:.2} s at this machine's limits if all are learned",
-        output::count(plan.tokens as u64)
-    ));
+    let tokens = output::count(plan.tokens as u64);
+    lines.push(match device {
+        DeviceConfig::Cpu => format!(
+            "step           {tokens} tokens, at least {seconds:.2} s at this machine's limits if all are \
+             learned"
+        ),
+        device => format!("step           {tokens} tokens on {device}, whose memory is not counted"),
+    });
     output::print_line(&lines.join("\n"))
 }
