@@ -10,22 +10,10 @@
 
 namespace attention_backward_hopper {
 using namespace wgmma;
+using namespace attention;
 
 constexpr u32 OTHERS = 64; // rows of the other side in a tile
 constexpr u32 STAGES = 3; // tiles in shared memory: one that products may still read, the present one, the next one
-
-// What a tile of queries needs of each row; past the end all is 0, as are Q and dO; so dS is.
-template <u32 COUNT> struct Rows {
-    float lse[COUNT];
-    float delta[COUNT];
-    u32 start[COUNT]; // the first key that is seen
-};
-struct alignas(8) Two {
-    float x, y;
-};
-struct alignas(8) TwoWords {
-    u32 x, y;
-};
 
 // c = a b^T over D columns; a is 64 rows of a tile of ROWS rows, the group's; b is a tile of OTHERS rows.
 template <u32 D, u32 ROWS>
@@ -69,16 +57,8 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     const u64 row0 = (u64)part.sequence * T;
     const u32 key_first = key0 + group * 64, key_last = key_first + 63; // the group's
 
-    // Tiles of queries from `first` to before `last` see some of the keys; starts never fall, so those whose
-    // first row does not begin after the last key are the first ones.
-    const u32 first = key0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES;
-    u32 last = tiles;
-    if (starts) {
-        float seen = 0.0f;
-        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
-            if (starts[row0 + i * QUERIES] < key0 + KEYS) seen += 1.0f;
-        last = first + (u32)block_sum(seen);
-    }
+    const u32 first = key0 / QUERIES;
+    const u32 last = end_of_sight<QUERIES, THREADS>(starts ? starts + row0 : nullptr, first, T, key0 + KEYS);
 
     const u32 heads = H / K, end = (part.head + 1) * heads;
     u32 head = part.head * heads, tile = first, stage = 0;
@@ -86,11 +66,9 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         bf16* const to = stages + stage * (2 * TILE);
         copy_tile<D, QUERIES, THREADS>(to, q + row0 * ld + head * d, tile * QUERIES, T, d, ld);
         copy_tile<D, QUERIES, THREADS>(to + TILE, dout + row0 * ldo + head * d, tile * QUERIES, T, d, ldo);
-        const u32 i = threadIdx.x % QUERIES, row = tile * QUERIES + i;
-        const float* const from = (threadIdx.x < QUERIES ? lse : delta) + ((u64)part.sequence * H + head) * T;
-        if (threadIdx.x < 2 * QUERIES)
-            copy_word_async((threadIdx.x < QUERIES ? numbers[stage].lse : numbers[stage].delta) + i, from + min(row, T - 1), row < T);
-        if (starts && threadIdx.x < QUERIES) copy_word_async(numbers[stage].start + i, starts + row0 + min(row, T - 1), true);
+        const u64 at = ((u64)part.sequence * H + head) * T;
+        copy_numbers<QUERIES, THREADS>(numbers[stage], lse + at, delta + at, starts ? starts + row0 : nullptr,
+                                       tile * QUERIES, T);
         copy_commit();
     };
     copy_tile<D, KEYS, THREADS>(keys, k + row0 * ld + part.head * d, key0, T, d, ld);

@@ -10,8 +10,11 @@
 namespace attention_hopper {
 
 using namespace wgmma;
+using namespace attention;
 
-template <u32 D, u32 KEYS, u32 GROUPS>
+constexpr u32 KEYS = 64; // of a tile
+
+template <u32 D, u32 GROUPS>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr u32 QUERIES = 64 * GROUPS, THREADS = 128 * GROUPS;
@@ -107,12 +110,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     };
     const auto pack_weights = [&] {
 #pragma unroll
-        for (u32 c = 0; c < KEYS / 16; c++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                const float* pair = &s[2 * c + j / 2][j % 2 * 2];
-                weights[c][j] = pack_bf16(pair[0], pair[1]);
-            }
+        for (u32 c = 0; c < KEYS / 16; c++) as_left(weights[c], s, 2 * c);
     };
     copy_wait<1>();
     shared_fence();
@@ -187,15 +185,15 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
 // For d <= D. Grid (ceil(T / (64 GROUPS)), B H), 128 GROUPS threads, 1024 + 128 GROUPS D + 8 KEYS D + 256 GROUPS bytes
 // of dynamic shared memory.
-#define ATTENTION_FORWARD_HOPPER(name, D, KEYS, GROUPS, BLOCKS)                                                      \
+#define ATTENTION_FORWARD_HOPPER(name, D, GROUPS, BLOCKS)                                                            \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS)                                               \
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
          float* __restrict__ lse, const u32* __restrict__ starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo,       \
          float scale) {                                                                                              \
-        attention_hopper::forward<D, KEYS, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);           \
+        attention_hopper::forward<D, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                 \
     }
 // D; keys of a tile; groups of four warps, of 64 queries each; blocks that run at once.
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 64, 1, 4)
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 64, 3, 1)
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 1, 4)
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 3, 1)
 
 #endif

@@ -101,7 +101,7 @@ constexpr u32 BOX = 128 * DEPTH; // bytes; maps have boxes of 128 rows
 constexpr u32 STAGE = 3 * BOX; // the rows' codes, and two boxes for the columns' trits
 constexpr u32 STAGES = 4;
 constexpr u32 GROUPS = 2, WARPS = 4 * GROUPS; // that multiply
-constexpr u32 LEAD = 1; // pieces of the depth by which one group is ahead of the other
+constexpr u32 CLUSTER = 2; // blocks
 constexpr u32 TALL = 8; // a band of tiles, the columns of which come one after the other, is as many works tall
 
 // A matrix of rows of 128 bytes in shared memory, from address `at` on, the pieces of 16 bytes in each 8 rows
@@ -180,7 +180,7 @@ __device__ __forceinline__ void store(int (&c)[32][4], u8* room, T* y, u32 row, 
     }
 }
 
-template <u32 CLUSTER, class T>
+template <class T>
 __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap& trits, T* y, u32 M, u32 N, u32 K,
                                          u32 ldc) {
     DYNAMIC_SHARED(memory);
@@ -192,20 +192,16 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = blockIdx.x % CLUSTER;
     const u32 tall = (M + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), wide = (N + COLUMNS - 1) / COLUMNS;
     const u32 clusters = gridDim.x / CLUSTER, first = blockIdx.x / CLUSTER;
-    const auto sync = [] {
-        if (CLUSTER > 1) cluster_barrier();
-        else __syncthreads();
-    };
 
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; s++) {
             barrier_init(full + s, 1);
             barrier_init(empty + s, WARPS * CLUSTER); // both blocks read what comes to both
         }
-        barrier_init(begun, 4);
+        barrier_init(begun, WARPS / GROUPS);
         barrier_init_fence();
     }
-    sync();
+    cluster_barrier();
 
     u32 step = 0; // pieces of the depth, of all tiles
     if (warp == WARPS) {
@@ -218,12 +214,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                     barrier_wait(empty + s, step / STAGES % 2 ^ 1);
                     barrier_expect(full + s, STAGE);
                     copy_box(to, codes, at.row + own * ROWS, k, full + s);
-                    if (CLUSTER > 1) {
-                        copy_box_to_both(to + (1 + own) * BOX, trits, at.column + own * 128, k, full + s);
-                    } else {
-                        copy_box(to + BOX, trits, at.column, k, full + s);
-                        copy_box(to + 2 * BOX, trits, at.column + 128, k, full + s);
-                    }
+                    copy_box_to_both(to + (1 + own) * BOX, trits, at.column + own * 128, k, full + s);
                 }
             }
         __syncwarp();
@@ -233,9 +224,8 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
         const auto release = [&](u32 step) {
             if (lane < CLUSTER) barrier_arrive(empty + step % STAGES, lane);
         };
-        // One group begins later, so that it multiplies while the other one stores.
-        const u32 lead = min(LEAD, (K + DEPTH - 1) / DEPTH);
-        if (lead > 0 && group == 1 && first < tall * wide) barrier_wait(begun, 0);
+        // One group begins a piece of the depth later, so that it multiplies while the other one stores.
+        if (group == 1 && first < tall * wide) barrier_wait(begun, 0);
         for (u32 work = first; work < tall * wide; work += clusters) {
             int c[32][4];
             for (u32 k = 0; k < K; k += DEPTH, step++) {
@@ -250,7 +240,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                 group_commit();
                 group_wait<1>();
                 if (k > 0) release(step - 1);
-                if (step + 1 == lead && group == 0 && lane == 0) barrier_arrive(begun, own);
+                if (step == 0 && group == 0 && lane == 0) barrier_arrive(begun, own);
             }
             group_wait<0>();
 #pragma unroll
@@ -263,7 +253,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
         }
     }
     // A block stays while the other one may arrive at its barriers.
-    sync();
+    cluster_barrier();
 }
 
 } // namespace product_int8
@@ -272,13 +262,13 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
 // boxes of 128 rows and 128 bytes in which pieces of 16 change places within 128 bytes. At least one element of
 // each dimension. Grid (a multiple of the cluster, at most as many blocks as run at once), 288 threads,
 // 230,528 bytes of dynamic shared memory.
-#define PRODUCT_INT8(name, CLUSTER, T)                                                                               \
-    extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(288, 1)                             \
+#define PRODUCT_INT8(name, T)                                                                                        \
+    extern "C" __global__ void __cluster_dims__(product_int8::CLUSTER, 1, 1) __launch_bounds__(288, 1)               \
     name(const __grid_constant__ TensorMap codes, const __grid_constant__ TensorMap trits, T* __restrict__ y, u32 M, \
          u32 N, u32 K, u32 ldc) {                                                                                    \
-        product_int8::multiply<CLUSTER>(codes, trits, y, M, N, K, ldc);                                              \
+        product_int8::multiply(codes, trits, y, M, N, K, ldc);                                                       \
     }
-PRODUCT_INT8(product_int8_bf16, 2, bf16)
-PRODUCT_INT8(product_int8_f32, 2, float)
+PRODUCT_INT8(product_int8_bf16, bf16)
+PRODUCT_INT8(product_int8_f32, float)
 
 #endif

@@ -99,74 +99,22 @@ __device__ __forceinline__ u64 further(u64 matrix, u32 bytes) {
 template <u32 ROWS> __device__ __forceinline__ u32 columns(u32 c) { return c / 4 * (ROWS * 128) + c % 4 * 32; }
 __device__ __forceinline__ u32 rows(u32 c) { return c * 16 * 128; }
 
-// Rows `first` and on of a matrix of width d to a tile, without waiting for them; zeros beyond row T and column d.
 template <u32 D, u32 ROWS, u32 THREADS>
 __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
-    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES;
-    static_assert(STEP % 8 == 0, "places change alike");
-    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-    bf16* to = tile + place<ROWS>(row, piece);
-    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
-    const u32 end = 8 * piece < d ? T : 0;
-#pragma unroll
-    for (u32 i = 0; i < ROWS; i += STEP)
-        if (i + STEP <= ROWS || i + row < ROWS) copy_async(to + i * 64, from + (u64)i * ld, first + row + i < end);
+    bf16* const to = tile + place<ROWS>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
+    copy_pieces<D, ROWS, THREADS, 64>(to, x, first, T, d, ld);
 }
 
-// As copy_async, 4 bytes: numbers of rows begin anywhere.
-__device__ __forceinline__ void copy_word_async(void* shared, const void* global, bool valid) {
-#ifndef EMULATED
-    const int bytes = valid ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
-#else
-    *(u32*)shared = valid ? *(const u32*)global : 0;
-#endif
-}
-
-// A warp's 16 rows and D columns of a result, times two factors, of rows 0 to 7 and 8 to 15, by way of rows `own` and
-// on of a tile, which are the warp's alone. `out` is where the first of them goes; `count` of them are stored.
+// A warp's 16 rows of a result, times x in rows 0 to 7 and times y in rows 8 to 15, by way of rows `own` and on of a
+// tile, which are the warp's alone. `out` is where the first of them goes; `count` of them are stored.
 template <u32 D, u32 ROWS>
 __device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 count, u32 d, const float (&c)[D / 8][4], float x,
                                            float y, bf16* tile, u32 own) {
-    constexpr u32 PIECES = D / 8;
-    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (u32 n = 0; n < PIECES; n++) {
-        *(u32*)(tile + place<ROWS>(own + g, n) + 2 * t) = pack_bf16(c[n][0] * x, c[n][1] * x);
-        *(u32*)(tile + place<ROWS>(own + g + 8, n) + 2 * t) = pack_bf16(c[n][2] * y, c[n][3] * y);
-    }
+    const auto at = [&](u32 row, u32 piece) { return tile + place<ROWS>(own + row, piece); };
+    put_rows(c, x, y, at);
     __syncwarp();
-#pragma unroll 4
-    for (u32 i = lane; i < 16 * PIECES; i += 32) {
-        const u32 row = i / PIECES, piece = i % PIECES;
-        if (row < count && piece * 8 < d)
-            *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)(tile + place<ROWS>(own + row, piece));
-    }
+    store_pieces<16, D / 8>(out, ld, count, 0, d, at);
 }
-
-// 16 columns of accumulators as the left factor of a product.
-template <int N> __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&c)[N][4], u32 first) {
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) a[j] = pack_bf16(c[first + j / 2][j % 2 * 2], c[first + j / 2][j % 2 * 2 + 1]);
-}
-
-// Which part a block does. Blocks start in the order of their numbers: of SECTION heads (of all sequences)
-// first all tiles 0, then all tiles 1 and so on. So those with the most work begin first, and no more is in
-// use at a time than the L2 cache holds.
-struct Part {
-    u32 tile, head, sequence;
-};
-__device__ __forceinline__ Part part_of_block() {
-    constexpr u32 SECTION = 64;
-    const u32 number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    const u32 section = number / (SECTION * gridDim.x), rest = number % (SECTION * gridDim.x);
-    const u32 heads = min(SECTION, gridDim.y * gridDim.z - section * SECTION);
-    const u32 head = section * SECTION + rest % heads;
-    return {rest / heads, head % gridDim.y, head / gridDim.y};
-}
-
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 } // namespace wgmma
 

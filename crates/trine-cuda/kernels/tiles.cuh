@@ -1,0 +1,78 @@
+// Tiles of a matrix of bf16 in shared memory, on their way to tensor cores and back: what is the same wherever a tile
+// has its elements, and where it has them for `load_matrices`. (wgmma.cuh has them elsewhere.)
+
+// Asks for the thread's part of ROWS rows of D columns from row `first` on of a matrix of width d, without waiting; zeros
+// beyond row T and column d. `to` is where the first piece of 16 bytes goes, which is piece threadIdx.x % (D / 8) of row
+// threadIdx.x / (D / 8); places of rows that are a multiple of 8 apart are PITCH elements a row apart.
+template <u32 D, u32 ROWS, u32 THREADS, u32 PITCH>
+__device__ __forceinline__ void copy_pieces(bf16* to, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
+    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES;
+    static_assert(THREADS % PIECES == 0 && STEP % 8 == 0, "a thread's places are PITCH a row apart");
+    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
+    const u32 end = 8 * piece < d ? T : 0;
+#pragma unroll
+    for (u32 i = 0; i < ROWS; i += STEP)
+        if (i + STEP <= ROWS || i + row < ROWS) copy_async(to + i * PITCH, from + (u64)i * ld, first + row + i < end);
+}
+
+// 16 rows and 8 N columns of a warp's accumulators, to a tile: times x in rows 0 to 7, times y in rows 8 to 15.
+// `place` says where a piece of 16 bytes of one of the rows goes.
+template <u32 N, class Place>
+__device__ __forceinline__ void put_rows(const float (&c)[N][4], float x, float y, Place place) {
+    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (u32 n = 0; n < N; n++) {
+        *(u32*)(place(g, n) + 2 * t) = pack_bf16(c[n][0] * x, c[n][1] * x);
+        *(u32*)(place(g + 8, n) + 2 * t) = pack_bf16(c[n][2] * y, c[n][3] * y);
+    }
+}
+
+// ROWS rows of a tile to global memory by a warp, PIECES pieces of 16 bytes of each, from `first` on: of those that
+// exist, which are `count` rows and d columns. `out` is where the first row begins, `place` as for put_rows.
+template <u32 ROWS, u32 PIECES, class Place>
+__device__ __forceinline__ void store_pieces(bf16* out, u32 ld, u32 count, u32 first, u32 d, Place place) {
+#pragma unroll 4
+    for (u32 i = threadIdx.x % 32; i < ROWS * PIECES; i += 32) {
+        const u32 row = i / PIECES, piece = first + i % PIECES;
+        if (row < count && piece * 8 < d)
+            *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)place(row, piece);
+    }
+}
+
+// The 16 columns from 8 n of a warp's accumulators, as the left factor of a product.
+template <u32 N> __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&c)[N][4], u32 n) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) a[j] = pack_bf16(c[n + j / 2][j % 2 * 2], c[n + j / 2][j % 2 * 2 + 1]);
+}
+
+namespace mma {
+
+// A tile has rows of D elements. Pieces of 16 bytes change places within their row, so that the same piece of 8 rows
+// in sequence lies in 8 different parts of 128 bytes, which is what can be read at once.
+template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
+    return row * D + (piece ^ (D >= 64 ? row % 8 : row / 2 % 4)) * 8;
+}
+// From the place of piece 0 or 1 of some row to that of the piece 2 c further.
+template <u32 D> __device__ __forceinline__ u32 further(u32 at, u32 c) {
+    return (at ^ c % (D >= 64 ? 4 : 2) * 16) + c / 4 * 64;
+}
+
+template <u32 D, u32 ROWS, u32 THREADS>
+__device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
+    bf16* const to = tile + place<D>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
+    copy_pieces<D, ROWS, THREADS, D>(to, x, first, T, d, ld);
+}
+
+// Where a lane points when four matrices of 16 rows and 16 columns are loaded: one below the other first, for the left
+// factor of a product, or a right one that is to be transposed; one beside the other first, for the right factor.
+template <u32 D> __device__ __forceinline__ u32 below() {
+    const u32 lane = threadIdx.x % 32;
+    return place<D>(lane % 16, lane / 16);
+}
+template <u32 D> __device__ __forceinline__ u32 beside() {
+    const u32 lane = threadIdx.x % 32;
+    return place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
+} // namespace mma
