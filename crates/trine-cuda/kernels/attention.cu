@@ -12,11 +12,23 @@
 namespace attention_forward {
 
 using namespace attention;
-using namespace mma;
 
 constexpr u32 QUERIES = 128; // of a block
 constexpr u32 KEYS = 64; // of a tile
 constexpr u32 THREADS = 128;
+// A tile in shared memory has rows of D elements. Pieces of 16 bytes change places within their row, so that
+// the same piece of 8 rows in sequence lies in 8 different parts of 128 bytes, which is what can be read at once.
+template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
+    return row * D + (piece ^ (D >= 64 ? row % 8 : row / 2 % 4)) * 8;
+}
+
+// Rows `first` and on of a matrix of width d to a tile, without waiting for them; zeros beyond row T and column d.
+template <u32 D, u32 ROWS>
+__device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
+    bf16* const to = tile + place<D>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
+    copy_pieces<D, ROWS, THREADS, D>(to, x, first, T, d, ld);
+}
+
 template <u32 D>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
@@ -38,11 +50,11 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const u32 keys_first = starts ? starts[(u64)b * T + block_first] / KEYS * KEYS : 0;
     see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
 
-    copy_tile<D, QUERIES, THREADS>(queries, q, block_first, T, d, ld);
+    copy_tile<D, QUERIES>(queries, q, block_first, T, d, ld);
     const auto tile = [&](u32 key) { return tiles + key / KEYS % 2 * (2 * KEYS * D); };
     const auto copy_keys_and_values = [&](u32 key) {
-        copy_tile<D, KEYS, THREADS>(tile(key), k, key, T, d, ld);
-        copy_tile<D, KEYS, THREADS>(tile(key) + KEYS * D, v, key, T, d, ld);
+        copy_tile<D, KEYS>(tile(key), k, key, T, d, ld);
+        copy_tile<D, KEYS>(tile(key) + KEYS * D, v, key, T, d, ld);
     };
     copy_keys_and_values(keys_first);
     copy_commit();
@@ -54,7 +66,9 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     float sum[2][D / 8][4] = {};
     float most[2][2] = {{-1e38f, -1e38f}, {-1e38f, -1e38f}}, total[2][2] = {};
     const float factor = scale * LOG2_E;
-    const u32 left = below<D>(), right = beside<D>();
+    // What each lane points to when four matrices are loaded from 16 rows and 16 columns: queries and values
+    // one below the other first, keys one beside the other first. With `^ 16 c` it is the c-th 16 columns.
+    const u32 below = place<D>(lane % 16, lane / 16), beside = place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 
     for (u32 key = keys_first; key < keys_end; key += KEYS) {
         bf16* const keys = tile(key);
@@ -70,11 +84,11 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
         for (u32 c = 0; c < D / 16; c++) {
             u32 x[2][4];
 #pragma unroll
-            for (u32 i = 0; i < 2; i++) load_matrices(x[i], queries + (left ^ 16 * c) + i * 16 * D);
+            for (u32 i = 0; i < 2; i++) load_matrices(x[i], queries + (below ^ 16 * c) + i * 16 * D);
 #pragma unroll
             for (u32 n = 0; n < KEYS / 16; n++) {
                 u32 y[4];
-                load_matrices(y, keys + (right ^ 16 * c) + n * 16 * D);
+                load_matrices(y, keys + (beside ^ 16 * c) + n * 16 * D);
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     multiply_add(s[i][2 * n], x[i], y[0], y[1]);
@@ -141,7 +155,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 n = 0; n < D / 16; n++) {
                 u32 y[4];
-                load_matrices_transposed(y, values + (left ^ 16 * n) + c * 16 * D);
+                load_matrices_transposed(y, values + (below ^ 16 * n) + c * 16 * D);
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     multiply_add(sum[i][2 * n], x[i], y[0], y[1]);
@@ -152,26 +166,32 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     }
     copy_wait<0>();
 
-    // Outputs go by way of the place of the warp's own queries.
+    // Outputs take the place of the warp's own queries, to be written in whole pieces of 16 bytes.
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        float inverse[2];
+    for (u32 i = 0; i < 2; i++)
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            const u32 row = first + 16 * i + 8 * half + g;
+            const u32 own = 16 * i + 8 * half + g, row = first + own;
             float all = total[i][half];
             all += __shfl_xor_sync(ALL_LANES, all, 1);
             all += __shfl_xor_sync(ALL_LANES, all, 2);
             if (t == 0 && row < T) lse[(u64)blockIdx.y * T + row] = (most[i][half] + __log2f(all)) * LN_2;
-            inverse[half] = __fdividef(1.0f, all);
+            const float inverse = __fdividef(1.0f, all);
+#pragma unroll
+            for (u32 n = 0; n < D / 8; n++)
+                *(u32*)(queries + place<D>(own, n) + 2 * t) =
+                    pack_bf16(sum[i][n][2 * half] * inverse, sum[i][n][2 * half + 1] * inverse);
         }
-        put_rows(sum[i], inverse[0], inverse[1],
-                 [&](u32 row, u32 piece) { return queries + place<D>(16 * i + row, piece); });
-    }
     __syncwarp();
-    if (first < T)
-        store_pieces<32, D / 8>(out + ((u64)b * T + first) * ldo + h * d, ldo, T - first, 0, d,
-                                [&](u32 row, u32 piece) { return queries + place<D>(row, piece); });
+    constexpr u32 PIECES = D / 8;
+    out += (u64)b * T * ldo + h * d;
+#pragma unroll 4
+    for (u32 i = lane; i < 32 * PIECES; i += 32) {
+        const u32 row = i / PIECES, piece = i % PIECES;
+        if (first + row < T && piece * 8 < d)
+            *(Words*)(out + (u64)(first + row) * ldo + piece * 8) =
+                *(const Words*)(queries + place<D>(row, piece));
+    }
 }
 
 } // namespace attention_forward

@@ -43,7 +43,7 @@ __device__ __forceinline__ void copy_numbers(Rows<QUERIES>& to, const float* lse
         const u32 i = j + threadIdx.x, row = query + i % QUERIES;
         if (j + THREADS > 2 * QUERIES && i >= 2 * QUERIES) break;
         const float* const from = i < QUERIES ? lse : delta;
-        copy_word_async((i < QUERIES ? to.lse : to.delta) + i % QUERIES, from + min(row, T - 1), row < T);
+        copy_word_async((i < QUERIES ? to.lse : to.delta) + i % QUERIES, row < T ? from + row : from, row < T);
         if (i < QUERIES && starts) copy_word_async(to.start + i, starts + min(row, T - 1), true);
     }
 }
@@ -51,13 +51,16 @@ __device__ __forceinline__ void copy_numbers(Rows<QUERIES>& to, const float* lse
 // Tiles of QUERIES queries see some of the keys before `end` from tile `first` to before this one: starts never fall,
 // so those whose first row does not begin after the last key are the first ones. For all threads of a block.
 template <u32 QUERIES, u32 THREADS>
-__device__ __forceinline__ u32 end_of_sight(const u32* starts, u32 first, u32 T, u32 end) {
+__device__ __forceinline__ u32 end_of_sight(const u32* starts, u32 row0, u32 first, u32 T, u32 end) {
     const u32 tiles = (T + QUERIES - 1) / QUERIES;
-    if (!starts) return tiles;
-    float seen = 0.0f;
-    for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
-        if (starts[i * QUERIES] < end) seen += 1.0f;
-    return first + (u32)block_sum(seen);
+    u32 last = tiles;
+    if (starts) {
+        float seen = 0.0f;
+        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
+            if (starts[row0 + i * QUERIES] < end) seen += 1.0f;
+        last = first + (u32)block_sum(seen);
+    }
+    return last;
 }
 
 } // namespace attention

@@ -58,7 +58,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     const u32 key_first = key0 + group * 64, key_last = key_first + 63; // the group's
 
     const u32 first = key0 / QUERIES;
-    const u32 last = end_of_sight<QUERIES, THREADS>(starts ? starts + row0 : nullptr, first, T, key0 + KEYS);
+    const u32 last = end_of_sight<QUERIES, THREADS>(starts, row0, first, T, key0 + KEYS);
 
     const u32 heads = H / K, end = (part.head + 1) * heads;
     u32 head = part.head * heads, tile = first, stage = 0;

@@ -1,5 +1,5 @@
-// Tiles of a matrix of bf16 in shared memory, on their way to tensor cores and back: what is the same wherever a tile
-// has its elements, and where it has them for `load_matrices`. (wgmma.cuh has them elsewhere.)
+// Matrices of bf16 on their way to tiles in shared memory and from tensor cores back, wherever in a tile the pieces of 16
+// bytes lie: they change places, differently for different instructions, so that those read at once are in different banks.
 
 // Asks for the thread's part of ROWS rows of D columns from row `first` on of a matrix of width d, without waiting; zeros
 // beyond row T and column d. `to` is where the first piece of 16 bytes goes, which is piece threadIdx.x % (D / 8) of row
@@ -45,34 +45,3 @@ template <u32 N> __device__ __forceinline__ void as_left(u32 (&a)[4], const floa
 #pragma unroll
     for (u32 j = 0; j < 4; j++) a[j] = pack_bf16(c[n + j / 2][j % 2 * 2], c[n + j / 2][j % 2 * 2 + 1]);
 }
-
-namespace mma {
-
-// A tile has rows of D elements. Pieces of 16 bytes change places within their row, so that the same piece of 8 rows
-// in sequence lies in 8 different parts of 128 bytes, which is what can be read at once.
-template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
-    return row * D + (piece ^ (D >= 64 ? row % 8 : row / 2 % 4)) * 8;
-}
-// From the place of piece 0 or 1 of some row to that of the piece 2 c further.
-template <u32 D> __device__ __forceinline__ u32 further(u32 at, u32 c) {
-    return (at ^ c % (D >= 64 ? 4 : 2) * 16) + c / 4 * 64;
-}
-
-template <u32 D, u32 ROWS, u32 THREADS>
-__device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
-    bf16* const to = tile + place<D>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
-    copy_pieces<D, ROWS, THREADS, D>(to, x, first, T, d, ld);
-}
-
-// Where a lane points when four matrices of 16 rows and 16 columns are loaded: one below the other first, for the left
-// factor of a product, or a right one that is to be transposed; one beside the other first, for the right factor.
-template <u32 D> __device__ __forceinline__ u32 below() {
-    const u32 lane = threadIdx.x % 32;
-    return place<D>(lane % 16, lane / 16);
-}
-template <u32 D> __device__ __forceinline__ u32 beside() {
-    const u32 lane = threadIdx.x % 32;
-    return place<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-}
-
-} // namespace mma
