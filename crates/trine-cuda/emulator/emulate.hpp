@@ -124,8 +124,7 @@ struct Copy {
 struct Product {
     float* c;
     int tiles;
-    bool in_registers; // a; else `a` describes it
-    bool transposed;   // b's rows are columns of c
+    bool in_registers; // a; else `a` describes it, and b's rows are columns of c
     unsigned registers[4];
     unsigned long long a, b;
     bool add;
@@ -854,7 +853,7 @@ inline void multiply_group(Worker* w, unsigned warp, size_t number) {
             }
         }
     for (int k = 0; k < 16; k++)
-        for (int n = 0; n < width; n++) y[k][n] = p.transposed ? described(p.b, n, k, false) : described(p.b, k, n, true);
+        for (int n = 0; n < width; n++) y[k][n] = p.in_registers ? described(p.b, k, n, true) : described(p.b, n, k, false);
     for (int row = 0; row < 16; row++) {
         float z[256] = {};
         float* c[4];
@@ -894,23 +893,19 @@ template <int N> inline void group_wait() {
     });
 }
 template <int TILES> inline void group_multiply(float (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
-    emulation::begin_product({&c[0][0], TILES, false, true, {}, a, b, add != 0, 0, nullptr});
+    emulation::begin_product({&c[0][0], TILES, false, {}, a, b, add != 0, 0, nullptr});
 }
-template <int TILES> inline void group_multiply(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b, int add) {
-    emulation::begin_product({&c[0][0], TILES, true, true, {a[0], a[1], a[2], a[3]}, 0, b, add != 0, 0, nullptr});
+template <int TILES> inline void group_multiply(int (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
+    emulation::begin_product({nullptr, TILES, false, {}, a, b, add != 0, 0, &c[0][0]});
 }
 template <int TILES> inline void group_multiply_add(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b) {
-    emulation::begin_product({&c[0][0], TILES, true, false, {a[0], a[1], a[2], a[3]}, 0, b, true, 0, nullptr});
+    emulation::begin_product({&c[0][0], TILES, true, {a[0], a[1], a[2], a[3]}, 0, b, true, 0, nullptr});
 }
 
 // ---- The twins of the beginning of product_int8.cu ----
 //
 // Copies come when no thread can go on without them, the last one first. A map is
 // (address, columns, rows, bytes from row to row, columns of a box, rows of a box).
-
-template <int TILES> inline void group_multiply(int (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
-    emulation::begin_product({nullptr, TILES, false, true, {}, a, b, add != 0, 0, &c[0][0]});
-}
 
 namespace emulation {
 inline Barrier& barrier_at(const unsigned long long* p) {

@@ -47,7 +47,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr u32 THREADS = 128 * GROUPS, KEYS = 64 * GROUPS, QUERIES = OTHERS, TILE = OTHERS * D;
     DYNAMIC_SHARED(memory);
-    bf16* const keys = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16* const keys = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16 *const values = keys + KEYS * D, *const stages = values + KEYS * D;
     Rows<QUERIES>* const numbers = (Rows<QUERIES>*)(stages + STAGES * 2 * TILE);
 
@@ -160,7 +160,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
                                            u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr u32 THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS, KEYS = OTHERS, TILE = OTHERS * D;
     DYNAMIC_SHARED(memory);
-    bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16* const queries = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16 *const gradients = queries + QUERIES * D, *const stages = gradients + QUERIES * D;
     Rows<QUERIES>& r = *(Rows<QUERIES>*)(stages + STAGES * 2 * TILE); // lse times -log2(e)
 

@@ -20,7 +20,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     constexpr u32 QUERIES = 64 * GROUPS, THREADS = 128 * GROUPS;
     DYNAMIC_SHARED(memory);
     constexpr u32 TILE = KEYS * D;
-    bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024); // tiles begin at 1024
+    bf16* const queries = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16* const tiles = queries + QUERIES * D; // keys, keys, values, values
     u32* const see_from = (u32*)(tiles + 4 * TILE); // the first key that each query sees
     const auto keys = [&](u32 key) { return tiles + key / KEYS % 2 * TILE; };
