@@ -32,7 +32,8 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, 
 template <u32 D>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
-    [[maybe_unused]] constexpr int UNROLL = D == 64 ? 2 : D / 16; // of the products of queries and keys; all of 64 would spill
+    // Of the products of queries and keys; with all of them at 64, registers would not be enough.
+    [[maybe_unused]] constexpr int UNROLL = D == 64 ? 2 : D / 16;
     DYNAMIC_SHARED(memory);
     bf16* queries = (bf16*)memory;
     bf16* tiles = queries + QUERIES * D; // keys, values; and again

@@ -13,8 +13,8 @@ namespace attention_backward {
 
 using namespace attention;
 
-// Tiles in shared memory have the same pieces in the same places as those of attention.cu, counted in bytes, which takes
-// fewer registers here. The byte at which a piece begins:
+// Tiles in shared memory have their pieces where those of attention.cu have them, but count in bytes, which takes fewer
+// registers here. The byte at which a piece begins:
 template <int D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
     if (D == 32) return row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
     return row * (2 * D) + ((piece ^ (row & 7)) << 4);
@@ -114,14 +114,13 @@ template <int M, int N> __device__ __forceinline__ void clear(float (&c)[M][N][4
 template <int D, int M, int N>
 __device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 rows, u32 column, u32 d, const float (&c)[M][N][4],
                                            float factor, u8* tile) {
+    const auto at = [&](u32 row, u32 piece) { return (bf16*)(tile + place<D>(row, piece)); };
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
-        put_rows(c[m], factor, factor,
-                 [&](u32 row, u32 piece) { return (bf16*)(tile + m * 32 * D + place<D>(row, column / 8 + piece)); });
+        put_rows(c[m], factor, factor, [&](u32 row, u32 piece) { return at(row, column / 8 + piece) + m * 16 * D; });
     __syncwarp();
-    store_pieces<16 * M, N>(out, ld, rows, column / 8, d,
-                            [&](u32 row, u32 piece) { return (bf16*)(tile + place<D>(row, piece)); });
+    store_pieces<16 * M, N>(out, ld, rows, column / 8, d, at);
 }
 
 // Waits until two warps, 2n and 2n + 1, are here.
@@ -165,7 +164,6 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     const u32 key_first = key0 + own, key_last = key_first + 16 * M - 1; // the warp's
 
     const u32 first = key0 / QUERIES, last = end_of_sight<QUERIES, THREADS>(starts, row0, first, T, key0 + KEYS);
-
     if (!starts)
         for (u32 i = threadIdx.x; i < 2 * QUERIES; i += THREADS) rows[i / QUERIES].start[i % QUERIES] = 0;
     auto fetch = [&](u32 head, u32 tile, u32 stage) {
@@ -504,9 +502,9 @@ ATTENTION_BACKWARD_Q(d64, 64, 2, 4, 32, true, 2)
 ATTENTION_BACKWARD_Q(d128, 128, 2, 4, 32, false, 2)
 
 namespace attention_backward {
-static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
-                  keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 && queries_shared_bytes<64, 2, 4, 32>() == 50688 &&
-                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 && queries_shared_bytes<128, 2, 4, 32>() == 99840 &&
-                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840,
+static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 &&
+                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 &&
+                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
+                  queries_shared_bytes<64, 2, 4, 32>() == 50688 && queries_shared_bytes<128, 2, 4, 32>() == 99840,
               "as the table says");
 } // namespace attention_backward

@@ -4,8 +4,9 @@
 //
 // A group of four warps owns 64 rows of the result, and takes 64 rows of the other side at a time. P and dS lie in
 // its registers just as the next product wants its left factor, so they never pass through shared memory. The
-// tensor cores are kept busy by the next product while the last one's numbers are worked on: P beside dP, dS
-// beside P^T dO (as FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
+// tensor cores are kept busy by the next product while the last one's numbers are worked on (as FlashAttention-3,
+// Shah et al. 2024, arXiv 2407.08608): for dK and dV, dS beside P^T dO; for dQ, P beside dP. More than that takes more
+// registers, and what was faster on an H200 is here.
 #if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 namespace attention_backward_hopper {
@@ -34,10 +35,11 @@ __device__ __forceinline__ void multiply_add(float (&sum)[D / 8][4], const u32 (
     group_commit();
 }
 
-// Shared memory of either kernel: to begin at 1024; two tiles of 64 GROUPS rows; stages of two tiles; Rows.
+// Shared memory of either kernel: to begin at 1024; two tiles of 64 GROUPS rows; stages of two tiles; Rows, of each
+// stage or of the tile of queries.
 template <u32 D, u32 GROUPS> constexpr u32 shared_bytes() {
-    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * 2 * OTHERS * 2 * D +
-           (GROUPS > STAGES ? GROUPS : STAGES) * sizeof(Rows<OTHERS>);
+    static_assert(GROUPS <= STAGES, "as many Rows as stages are enough");
+    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * 2 * OTHERS * 2 * D + STAGES * sizeof(Rows<OTHERS>);
 }
 
 // dK and dV of a tile of keys of one key head and sequence: the transposes of S, P, dP and dS are computed.
@@ -96,7 +98,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
             group_fence();
             multiply<D, KEYS>(s, keys, queries, group);
             group_wait<0>();
-            keep_place(s);
+            keep_place(s); // dP waits until P is rounded: both and the sums would want too many registers
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
                 const Two x = *(const Two*)&r.lse[8 * n + 2 * t], y = {x.x * -LOG2_E, x.y * -LOG2_E};
@@ -126,9 +128,10 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
                 const Two y = *(const Two*)&r.delta[8 * n + 2 * t];
-                // P as rounded; so its floats need no registers while dP is computed
+                // P as it was rounded, so that its floats need no registers while dP is computed.
                 const u32* const x = &left_p[n / 2][n % 2 * 2];
-                s[n][0] = low_bf16(x[0]), s[n][1] = high_bf16(x[0]), s[n][2] = low_bf16(x[1]), s[n][3] = high_bf16(x[1]);
+                s[n][0] = low_bf16(x[0]), s[n][1] = high_bf16(x[0]);
+                s[n][2] = low_bf16(x[1]), s[n][3] = high_bf16(x[1]);
                 dp[n][0] = s[n][0] * (dp[n][0] - y.x), dp[n][1] = s[n][1] * (dp[n][1] - y.y);
                 dp[n][2] = s[n][2] * (dp[n][2] - y.x), dp[n][3] = s[n][3] * (dp[n][3] - y.y);
             }
@@ -153,12 +156,13 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     store_rows<D, KEYS>(dv + out, ld, count, d, sum_v, 1.0f, 1.0f, values, 16 * warp);
 }
 
-// dQ of a tile of queries of one head and sequence.
-template <u32 D, u32 GROUPS, bool LEAN>
+// dQ of a tile of queries of one head and sequence. If LEAN, the last product of a tile is waited for at once and not
+// beside the next tile's first ones, which takes fewer registers.
+template <u32 D, bool LEAN>
 __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                            const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
                                            u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
-    constexpr u32 THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS, KEYS = OTHERS, TILE = OTHERS * D;
+    constexpr u32 THREADS = 256, QUERIES = 128, KEYS = OTHERS, TILE = OTHERS * D;
     DYNAMIC_SHARED(memory);
     bf16* const queries = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16 *const gradients = queries + QUERIES * D, *const stages = gradients + QUERIES * D;
@@ -272,19 +276,19 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
         attention_backward_hopper::of_keys<D, GROUPS>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d, ld, ldo,  \
                                                       scale);                                                          \
     }
-#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, GROUPS, LEAN, BLOCKS)                                                     \
-    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_q_hopper_##NAME(             \
+#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, LEAN, BLOCKS)                                                             \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) attention_backward_q_hopper_##NAME(                      \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
-        attention_backward_hopper::of_queries<D, GROUPS, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
-                                                               ldo, scale);                                            \
+        attention_backward_hopper::of_queries<D, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld, ldo,     \
+                                                       scale);                                                         \
     }
 
-// D; groups of four warps; for q, LEAN; blocks that run at once.
+// D; for kv, groups of four warps; for q, LEAN; blocks that run at once.
 ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 1, 3)
 ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, 1)
-ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, true, 2)
-ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, false, 1)
+ATTENTION_BACKWARD_HOPPER_Q(d64, 64, true, 2)
+ATTENTION_BACKWARD_HOPPER_Q(d128, 128, false, 1)
 
 namespace attention_backward_hopper {
 static_assert(shared_bytes<64, 1>() == 68864 && shared_bytes<128, 2>() == 167168 && shared_bytes<64, 2>() == 85248,

@@ -76,7 +76,10 @@ constexpr u32 BOX = 128 * DEPTH; // bytes; maps have boxes of 128 rows
 constexpr u32 STAGE = 3 * BOX; // the rows' codes, and two boxes for the columns' trits
 constexpr u32 STAGES = 4;
 constexpr u32 GROUPS = 2, WARPS = 4 * GROUPS; // that multiply
-constexpr u32 CLUSTER = 2; // blocks
+constexpr u32 CLUSTER = 2; // blocks, which are neighbours
+// Shared memory: to begin at 1024; the stages; 4096 bytes for each warp's stores; room for 16 barriers.
+constexpr u32 SHARED = 1024 + STAGES * STAGE + WARPS * 4096 + 16 * sizeof(u64);
+static_assert(SHARED == 230528 && 2 * STAGES + 1 <= 16, "as is said over the kernels");
 constexpr u32 TALL = 8; // a band of tiles, the columns of which come one after the other, is as many works tall
 
 // Works are tiles, or pairs of them one under the other: the first row and column of one.
@@ -152,7 +155,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                                          u32 ldc) {
     DYNAMIC_SHARED(memory);
     u8* const stages = memory + before_tiles(shared_address(memory));
-    u8* const rooms = stages + STAGES * STAGE; // 4096 bytes for each warp's stores
+    u8* const rooms = stages + STAGES * STAGE; // for stores
     u64* const full = (u64*)(rooms + WARPS * 4096); // a barrier of each stage: its bytes have come,
     u64* const empty = full + STAGES; // and it may be written
     u64* const begun = empty + STAGES; // the first group has begun

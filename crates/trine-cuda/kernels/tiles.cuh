@@ -1,9 +1,9 @@
-// Matrices of bf16 on their way to tiles in shared memory and from tensor cores back, wherever in a tile the pieces of 16
-// bytes lie: they change places, differently for different instructions, so that those read at once are in different banks.
+// Matrices of bf16 on their way to tiles in shared memory, and from tensor cores back. Pieces of 16 bytes change places
+// in a tile, so that those that are read at once lie in different banks: differently for mma.sync and for wgmma.
 
-// Asks for the thread's part of ROWS rows of D columns from row `first` on of a matrix of width d, without waiting; zeros
-// beyond row T and column d. `to` is where the first piece of 16 bytes goes, which is piece threadIdx.x % (D / 8) of row
-// threadIdx.x / (D / 8); places of rows that are a multiple of 8 apart are PITCH elements a row apart.
+// The thread's part of ROWS rows of D columns, from row `first` on of a matrix of width d, to a tile, without waiting
+// for them; zeros beyond row T and column d. A thread has piece threadIdx.x % (D / 8) of rows threadIdx.x / (D / 8) and
+// on; `to` is where the first of them goes, and rows that are a multiple of 8 apart are PITCH elements a row apart.
 template <u32 D, u32 ROWS, u32 THREADS, u32 PITCH>
 __device__ __forceinline__ void copy_pieces(bf16* to, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
     constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES;

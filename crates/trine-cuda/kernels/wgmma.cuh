@@ -84,11 +84,12 @@ __device__ __forceinline__ u32 of_warp(u32 x) { return __shfl_sync(ALL_LANES, x,
 // ---- Tiles ----
 
 // The columns of a tile of ROWS rows lie in panels of 64, which is 128 bytes a row, one panel after the other;
-// pieces of 16 bytes change places within these 128, as wgmma wants it. Tiles begin at multiples of 1024 bytes; to the
-// first of these in shared memory there are from an address
+// pieces of 16 bytes change places within these 128, as wgmma wants it. Tiles begin at multiples of 1024 bytes.
+
+// Bytes from an address in shared memory to where a tile may begin.
 __device__ __forceinline__ u32 before_tiles(u32 address) { return (1024 - address % 1024) % 1024; }
 
-// Elements to the piece of a row.
+// Elements from the beginning of a tile to a piece of a row.
 template <u32 ROWS> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
     return piece / 8 * (ROWS * 64) + row * 64 + (piece % 8 ^ row % 8) * 8;
 }
