@@ -1,87 +1,21 @@
-"""Checks the attention kernels, on the emulator, against plain sums in float64.
+"""Checks the kernels of attention, forward in bf16 and both ways in f32, against plain sums in float64.
 
-python check_attention.py [library] [words...]: builds emulate.cpp unless a library is named (a word that ends
-in .so); other words choose the checks whose name holds one of them."""
+python check_attention.py [library] [words...]: words choose the checks whose name holds one of them."""
 
 import ctypes
-import os
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-GUARD = 64  # elements before and after every array, which no kernel may write
+from common import Array, arguments, ceil, from_bf16, to_bf16
 
-
-def build():
-    library = os.path.join(tempfile.mkdtemp(), "libemulate.so")
-    command = "g++ -O2 -std=c++17 -DEMULATED -shared -fPIC -pthread".split()
-    subprocess.run(command + [os.path.join(HERE, "emulate.cpp"), "-o", library], check=True)
-    return library
-
-
-class Array:
-    """An array for kernels, full of NaN where nothing is given, with guards around it; 16-byte aligned."""
-
-    def __init__(self, values=None, shape=None, dtype=np.float32):
-        shape = np.shape(values) if shape is None else shape
-        size = int(np.prod(shape))
-        self.all = np.zeros((size + 2 * GUARD) * dtype().itemsize + 16, np.uint8)
-        self.all[:] = 0xFF
-        start = -self.all.ctypes.data % 16
-        self.all = self.all[start : start + (size + 2 * GUARD) * dtype().itemsize].view(dtype)
-        self.data = self.all[GUARD : GUARD + size].reshape(shape)
-        if values is not None:
-            self.data[...] = values
-
-    def guarded(self):
-        for guard in (self.all[:GUARD], self.all[-GUARD:]):
-            assert (guard.view(np.uint8) == 0xFF).all(), "written beside an array"
-
-
-def to_bf16(x):
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-class Emulator:
-    def __init__(self, path):
-        self.library = ctypes.CDLL(path)
-
-    def launch(self, name, grid, block, shared, *args):
-        """Arguments: Array (or Array and an offset in elements), None, int (u32), float (f32), or a ctypes value."""
-        values, arrays = [], []
-        for a in args:
-            offset = 0
-            if isinstance(a, tuple):
-                a, offset = a
-            if a is None:
-                values.append(ctypes.c_void_p(None))
-            elif isinstance(a, Array):
-                arrays.append(a)
-                values.append(ctypes.c_void_p(a.data.ctypes.data + offset * a.data.itemsize))
-            elif isinstance(a, float):
-                values.append(ctypes.c_float(a))
-            elif isinstance(a, int):
-                values.append(ctypes.c_uint32(a))
-            else:
-                values.append(a)
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
-        grid, block = (tuple(x) + (1,) * (3 - len(x)) for x in (grid, block))
-        rc = self.library.emulate_launch(name.encode(), *grid, *block, shared, pointers)
-        assert rc == 0, f"no kernel {name}"
-        for a in arrays:
-            a.guarded()
-
-
-def ceil(x, y):
-    return -(-x // y)
+# In bf16, by the end of the name: width of the heads, queries of a block, threads, bytes of shared memory.
+FORWARD = {
+    "bf16_d32": (32, 128, 128, 25088),
+    "bf16_d64": (64, 128, 128, 49664),
+    "bf16_d128": (128, 128, 128, 98816),
+    "hopper_d64": (64, 64, 128, 42240),
+    "hopper_d128": (128, 192, 384, 116480),
+}
 
 
 class Case:
@@ -194,17 +128,13 @@ def check_bf16(e):
         qkv = Array(to_bf16(c.qkv), dtype=np.uint16)
         starts = None if c.starts is None else Array(c.starts, dtype=np.uint32)
         q, k, v = (qkv, 0), (qkv, H * d), (qkv, (H + K) * d)
-        for kernel, D, threads, shared in (
-            ("bf16_d32", 32, 128, 768 * 32 + 512), ("bf16_d64", 64, 128, 768 * 64 + 512),
-            ("bf16_d128", 128, 128, 768 * 128 + 512), ("hopper_d64", 64, 256, 768 * 64 + 1536),
-            ("hopper_d128", 128, 256, 1280 * 128 + 1536),
-        ):  # fmt: skip
+        for kernel, (D, tile, threads, shared) in FORWARD.items():
             if D < d:
                 continue
             results = []
             for _ in range(2):
                 out, lse = Array(shape=c.out.shape, dtype=np.uint16), Array(shape=c.lse.shape)
-                e.launch(f"attention_forward_{kernel}", (ceil(T, 128), B * H), (threads,), shared,
+                e.launch(f"attention_forward_{kernel}", (ceil(T, tile), B * H), (threads,), shared,
                          q, k, v, out, lse, starts, T, H, K, d, c.ld, c.ldo, c.scale)  # fmt: skip
                 results.append([out.data, lse.data])
             label = f"of B {B}, T {T}, H {H}, K {K}, d {d}, {kernel}"
@@ -228,10 +158,7 @@ def check_bf16(e):
 CHECKS = {"f32": check_f32, "bf16": check_bf16}
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    library = next((w for w in words if w.endswith(".so")), None) or build()
-    words = [w for w in words if not w.endswith(".so")]
-    emulator = Emulator(library)
+    emulator, words = arguments()
     for name, check in CHECKS.items():
         if not words or any(w in name for w in words):
             check(emulator)

@@ -1,16 +1,14 @@
-"""Checks the products of int8, on the emulator, against sums in int64.
+"""Checks the products of int8 against sums in float64, which are exact.
 
-python check_product_int8.py [library] [words...]: builds emulate.cpp unless a library is named (a word that ends
-in .so); other words choose the checks whose name holds one of them."""
+python check_product_int8.py [library] [names of kernels...]"""
 
 import ctypes
-import sys
 
 import numpy as np
 
-from check_attention import Array, Emulator, build, to_bf16
+from common import Array, arguments, to_bf16
 
-SHARED = 1024 + 4 * 49152 + 128 + 8 * 4096
+THREADS, SHARED = 288, 230528
 
 
 def tensor_map(x, rows, columns, stride):
@@ -34,7 +32,7 @@ def check(emulator, rng, name, M, N, K, blocks, spare=(0, 0, 0), extreme=False):
     wide = "f32" in name
     y = Array(shape=(M, ldc), dtype=np.float32 if wide else np.uint16)
     maps = tensor_map(a, M, K, lda), tensor_map(b, N, K, ldb)
-    emulator.launch(name, (blocks,), (288,), SHARED, *maps, y, M, N, K, ldc)
+    emulator.launch(name, (blocks,), (THREADS,), SHARED, *maps, y, M, N, K, ldc)
     y.guarded()
     sums = (codes[:, :K].astype(np.float64) @ trits[:, :K].astype(np.float64).T).astype(np.float32)
     right = sums if wide else to_bf16(sums)
@@ -45,13 +43,11 @@ def check(emulator, rng, name, M, N, K, blocks, spare=(0, 0, 0), extreme=False):
 
 
 def main():
-    words = sys.argv[1:]
-    library = next((w for w in words if w.endswith(".so")), None) or build()
-    words = [w for w in words if not w.endswith(".so")]
-    emulator, rng = Emulator(library), np.random.default_rng(0)
+    emulator, words = arguments()
+    rng = np.random.default_rng(0)
     for kind in ("bf16", "f32"):
         name = f"product_int8_{kind}"
-        if words and not any(w == name for w in words):
+        if words and name not in words:
             continue
         for M, N, K, blocks, spare in (
             (1, 1, 16, 2, (0, 0, 0)),

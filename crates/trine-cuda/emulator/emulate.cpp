@@ -2,6 +2,8 @@
 //   g++ -O2 -std=c++17 -DEMULATED -shared -fPIC emulate.cpp -o libemulate.so
 #include "emulate.hpp"
 #include "../kernels/device.cuh"
+#include "../kernels/rows.cuh"
+#include "../kernels/tiles.cuh"
 
 // A file of kernels, and a line for each of them.
 
@@ -9,6 +11,8 @@
 KERNEL(attention_forward_f32)
 KERNEL(attention_backward_queries_f32)
 KERNEL(attention_backward_keys_f32)
+
+#include "../kernels/attention.cuh"
 
 #include "../kernels/attention.cu"
 KERNEL(attention_forward_bf16_d32)
@@ -43,8 +47,6 @@ KERNEL(attention_backward_kv_hopper_d64)
 KERNEL(attention_backward_kv_hopper_d128)
 KERNEL(attention_backward_q_hopper_d64)
 KERNEL(attention_backward_q_hopper_d128)
-
-#include "../kernels/rows.cuh"
 
 #include "../kernels/norm.cu"
 KERNEL(norm_f32_f32_2)

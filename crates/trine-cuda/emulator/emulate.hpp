@@ -6,11 +6,12 @@
 // by chance on a card shows here always, or is refused, with a message and `abort`:
 // - a barrier that not every thread of a block reaches; a shuffle, ldmatrix or mma that not all 32 lanes
 //   reach, or in whose place some lane does something else;
-// - ldmatrix or copy_async with an address that is not a multiple of 16 bytes (other 16-byte accesses fault;
-//   `-fsanitize=alignment -fsanitize-undefined-trap-on-error` finds them all);
+// - ldmatrix or copy_async with an address that is not a multiple of 16 bytes, copy_word_async with one that is not
+//   of 4 (other 16-byte accesses fault; `-fsanitize=alignment -fsanitize-undefined-trap-on-error` finds them all);
 // - memory written past the end of the dynamic shared memory.
-// Dynamic shared memory is full of NaN before each block, and what copy_async writes is NaN until
-// copy_wait; a copy by TMA comes when no thread can go on without it. Blocks of odd number run their threads backwards, so that a missing barrier shows.
+// Dynamic shared memory is full of NaN before each block, and what copy_async writes is NaN until copy_wait; a copy
+// by TMA comes when no thread can go on without it. Blocks of odd number run their threads backwards, so that a
+// missing barrier shows.
 #pragma once
 
 #include <atomic>
@@ -115,16 +116,15 @@ struct Context {
 // A copy on its way to shared memory.
 struct Copy {
     void* to;
-    const void* from;
-    unsigned group;
+    const void* from; // null for zeros
+    unsigned bytes, group;
 };
 
 // A product that runs beside other work: c (16 x 8 tiles for each warp) = a b, or that added to c.
 struct Product {
     float* c;
     int tiles;
-    bool in_registers; // a; else `a` describes it
-    bool transposed;   // b's rows are columns of c
+    bool in_registers; // a; else `a` describes it, and b's rows are columns of c
     unsigned registers[4];
     unsigned long long a, b;
     bool add;
@@ -686,8 +686,8 @@ inline unsigned max(unsigned x, int y) { return max(x, (unsigned)y); }
 inline unsigned shared_address(const void* p) { return (unsigned)((const unsigned char*)p - emulation::own_shared()); }
 
 namespace emulation {
-inline void aligned(const char* operation, const void* p) {
-    if ((uintptr_t)p % 16) fail("%s with an address that is not a multiple of 16 (%p)", operation, p);
+inline void aligned(const char* operation, const void* p, unsigned bytes) {
+    if ((uintptr_t)p % bytes) fail("%s with an address that is not a multiple of %u (%p)", operation, bytes, p);
 }
 inline unsigned short element(const Slot* slots, int matrix, int row, int column) {
     unsigned short x;
@@ -697,7 +697,7 @@ inline unsigned short element(const Slot* slots, int matrix, int row, int column
 } // namespace emulation
 
 inline void load_matrices(unsigned (&r)[4], const void* row) {
-    emulation::aligned("load_matrices", row);
+    emulation::aligned("load_matrices", row, 16);
     emulation::Lane l;
     l.own.pointer = row;
     l.meet("load_matrices");
@@ -707,7 +707,7 @@ inline void load_matrices(unsigned (&r)[4], const void* row) {
 }
 
 inline void load_matrices_transposed(unsigned (&r)[4], const void* row) {
-    emulation::aligned("load_matrices_transposed", row);
+    emulation::aligned("load_matrices_transposed", row, 16);
     emulation::Lane l;
     l.own.pointer = row;
     l.meet("load_matrices_transposed");
@@ -750,12 +750,23 @@ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, uns
     });
 }
 
+namespace emulation {
+inline void begin_copy(void* shared, const void* global, bool valid, unsigned bytes) {
+    memset(shared, 0xff, bytes);
+    Fiber* f = worker->current;
+    f->copies.push_back({shared, valid ? global : nullptr, bytes, f->group});
+}
+} // namespace emulation
+
 inline void copy_async(void* shared, const void* global, bool valid) {
-    emulation::aligned("copy_async to shared memory", shared);
-    if (valid) emulation::aligned("copy_async from global memory", global);
-    memset(shared, 0xff, 16);
-    emulation::Fiber* f = emulation::worker->current;
-    f->copies.push_back({shared, valid ? global : nullptr, f->group});
+    emulation::aligned("copy_async to shared memory", shared, 16);
+    if (valid) emulation::aligned("copy_async from global memory", global, 16);
+    emulation::begin_copy(shared, global, valid, 16);
+}
+inline void copy_word_async(void* shared, const void* global, bool valid) {
+    emulation::aligned("copy_word_async to shared memory", shared, 4);
+    if (valid) emulation::aligned("copy_word_async from global memory", global, 4);
+    emulation::begin_copy(shared, global, valid, 4);
 }
 inline void copy_commit() { emulation::worker->current->group++; }
 template <int N> inline void copy_wait() {
@@ -765,9 +776,9 @@ template <int N> inline void copy_wait() {
         if (c.group + N < f->group) {
             f->unfenced = true;
             if (c.from)
-                memcpy(c.to, c.from, 16);
+                memcpy(c.to, c.from, c.bytes);
             else
-                memset(c.to, 0, 16);
+                memset(c.to, 0, c.bytes);
         } else {
             f->copies[kept++] = c;
         }
@@ -842,7 +853,7 @@ inline void multiply_group(Worker* w, unsigned warp, size_t number) {
             }
         }
     for (int k = 0; k < 16; k++)
-        for (int n = 0; n < width; n++) y[k][n] = p.transposed ? described(p.b, n, k, false) : described(p.b, k, n, true);
+        for (int n = 0; n < width; n++) y[k][n] = p.in_registers ? described(p.b, k, n, true) : described(p.b, n, k, false);
     for (int row = 0; row < 16; row++) {
         float z[256] = {};
         float* c[4];
@@ -882,23 +893,19 @@ template <int N> inline void group_wait() {
     });
 }
 template <int TILES> inline void group_multiply(float (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
-    emulation::begin_product({&c[0][0], TILES, false, true, {}, a, b, add != 0, 0, nullptr});
+    emulation::begin_product({&c[0][0], TILES, false, {}, a, b, add != 0, 0, nullptr});
 }
-template <int TILES> inline void group_multiply(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b, int add) {
-    emulation::begin_product({&c[0][0], TILES, true, true, {a[0], a[1], a[2], a[3]}, 0, b, add != 0, 0, nullptr});
+template <int TILES> inline void group_multiply(int (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
+    emulation::begin_product({nullptr, TILES, false, {}, a, b, add != 0, 0, &c[0][0]});
 }
 template <int TILES> inline void group_multiply_add(float (&c)[TILES][4], const unsigned (&a)[4], unsigned long long b) {
-    emulation::begin_product({&c[0][0], TILES, true, false, {a[0], a[1], a[2], a[3]}, 0, b, true, 0, nullptr});
+    emulation::begin_product({&c[0][0], TILES, true, {a[0], a[1], a[2], a[3]}, 0, b, true, 0, nullptr});
 }
 
 // ---- The twins of the beginning of product_int8.cu ----
 //
 // Copies come when no thread can go on without them, the last one first. A map is
 // (address, columns, rows, bytes from row to row, columns of a box, rows of a box).
-
-template <int TILES> inline void group_multiply(int (&c)[TILES][4], unsigned long long a, unsigned long long b, int add) {
-    emulation::begin_product({nullptr, TILES, false, true, {}, a, b, add != 0, 0, &c[0][0]});
-}
 
 namespace emulation {
 inline Barrier& barrier_at(const unsigned long long* p) {

@@ -9,36 +9,31 @@
 // natural logarithm of the sum of the exponentials of a row's scaled scores. Row t of a sequence sees keys
 // starts[b T + t] .. t; starts never fall within a sequence; no starts stand for 0. d is a multiple of 8, and
 // all rows begin at multiples of 16 bytes.
-namespace attention {
+namespace attention_forward {
+
+using namespace attention;
 
 constexpr u32 QUERIES = 128; // of a block
 constexpr u32 KEYS = 64; // of a tile
 constexpr u32 THREADS = 128;
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
 // A tile in shared memory has rows of D elements. Pieces of 16 bytes change places within their row, so that
 // the same piece of 8 rows in sequence lies in 8 different parts of 128 bytes, which is what can be read at once.
-template <u32 D> __device__ __forceinline__ u32 turn(u32 row) { return D >= 64 ? row % 8 : row / 2 % 4; }
 template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
-    return row * D + (piece ^ turn<D>(row)) * 8;
+    return row * D + (piece ^ (D >= 64 ? row % 8 : row / 2 % 4)) * 8;
 }
 
 // Rows `first` and on of a matrix of width d to a tile, without waiting for them; zeros beyond row T and column d.
 template <u32 D, u32 ROWS>
 __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
-    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES; // STEP is a multiple of 8: turns are alike
-    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-    bf16* to = tile + place<D>(row, piece);
-    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
-    const u32 end = 8 * piece < d ? T : 0;
-#pragma unroll
-    for (u32 i = 0; i < ROWS; i += STEP) copy_async(to + i * D, from + (u64)i * ld, first + row + i < end);
+    bf16* const to = tile + place<D>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
+    copy_pieces<D, ROWS, THREADS, D>(to, x, first, T, d, ld);
 }
 
 template <u32 D>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
-    [[maybe_unused]] constexpr int UNROLL = D == 64 ? 2 : D / 16; // of the products of queries and keys; all of 64 would spill
+    // Of the products of queries and keys; with all of them at 64, registers would not be enough.
+    [[maybe_unused]] constexpr int UNROLL = D == 64 ? 2 : D / 16;
     DYNAMIC_SHARED(memory);
     bf16* queries = (bf16*)memory;
     bf16* tiles = queries + QUERIES * D; // keys, values; and again
@@ -200,7 +195,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     }
 }
 
-} // namespace attention
+} // namespace attention_forward
 
 // For d <= D. Grid (ceil(T / 128), B H), 128 threads, 768 D + 512 bytes of dynamic shared memory.
 #define ATTENTION_FORWARD(name, D, BLOCKS)                                                                           \
@@ -208,7 +203,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
          float* __restrict__ lse, const u32* __restrict__ starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo,       \
          float scale) {                                                                                              \
-        attention::forward<D>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                                \
+        attention_forward::forward<D>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                        \
     }
 ATTENTION_FORWARD(attention_forward_bf16_d32, 32, 3)
 ATTENTION_FORWARD(attention_forward_bf16_d64, 64, 3)

@@ -11,10 +11,10 @@
 
 namespace attention_backward {
 
-constexpr float LOG2E = 1.4426950408889634f;
+using namespace attention;
 
-// Tiles in shared memory have rows of D bf16, in pieces of 16 bytes; a row's pieces change places by the row's
-// number, so that the eight rows of a matrix lie in different banks. The byte at which a piece begins:
+// Tiles in shared memory have their pieces where those of attention.cu have them, but count in bytes, which takes fewer
+// registers here. The byte at which a piece begins:
 template <int D> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
     if (D == 32) return row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
     return row * (2 * D) + ((piece ^ (row & 7)) << 4);
@@ -36,17 +36,6 @@ __device__ __forceinline__ void copy_tile(u8* tile, const bf16* x, u32 ld, u32 r
         const bool valid = row < rows && piece * 8 < d;
         copy_async(tile + place<D>(row, piece), valid ? x + (u64)row * ld + piece * 8 : x, valid);
     }
-}
-
-// As copy_async, 4 bytes: numbers of rows begin anywhere.
-__device__ __forceinline__ void copy_word_async(void* shared, const void* global, bool valid) {
-#ifndef EMULATED
-    const int bytes = valid ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
-#else
-    *(u32*)shared = valid ? *(const u32*)global : 0;
-#endif
 }
 
 // Where a lane reads matrices in a tile: as the left factor of a product, or as the right one that is to be
@@ -92,12 +81,7 @@ __device__ __forceinline__ void multiply_rows(float (&c)[M][N][4], A left, const
 template <int M, int N> __device__ __forceinline__ Left<M> as_left(const float (&c)[M][N][4], int n) {
     Left<M> a;
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-        a.x[m][0] = pack_bf16(c[m][n][0], c[m][n][1]);
-        a.x[m][1] = pack_bf16(c[m][n][2], c[m][n][3]);
-        a.x[m][2] = pack_bf16(c[m][n + 1][0], c[m][n + 1][1]);
-        a.x[m][3] = pack_bf16(c[m][n + 1][2], c[m][n + 1][3]);
-    }
+    for (int m = 0; m < M; m++) ::as_left(a.x[m], c[m], n);
     return a;
 }
 
@@ -130,63 +114,14 @@ template <int M, int N> __device__ __forceinline__ void clear(float (&c)[M][N][4
 template <int D, int M, int N>
 __device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 rows, u32 column, u32 d, const float (&c)[M][N][4],
                                            float factor, u8* tile) {
-    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const auto at = [&](u32 row, u32 piece) { return (bf16*)(tile + place<D>(row, piece)); };
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            u8* const p = tile + m * 32 * D + place<D>(g, column / 8 + n) + 4 * t;
-            *(u32*)p = pack_bf16(c[m][n][0] * factor, c[m][n][1] * factor);
-            *(u32*)(p + 16 * D) = pack_bf16(c[m][n][2] * factor, c[m][n][3] * factor);
-        }
+        put_rows(c[m], factor, factor, [&](u32 row, u32 piece) { return at(row, column / 8 + piece) + m * 16 * D; });
     __syncwarp();
-    for (u32 i = lane; i < 16 * M * N; i += 32) {
-        const u32 row = i / N, piece = column / 8 + i % N;
-        if (row < rows && piece * 8 < d)
-            *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)(tile + place<D>(row, piece));
-    }
+    store_pieces<16 * M, N>(out, ld, rows, column / 8, d, at);
 }
-
-// Which part a block does. Blocks start in the order of their numbers: of SECTION heads (of all sequences)
-// first all tiles 0, then all tiles 1 and so on. So those with the most work begin first, and no more is in
-// use at a time than the L2 cache holds.
-struct Part {
-    u32 tile, head, sequence;
-};
-__device__ __forceinline__ Part part_of_block() {
-    constexpr u32 SECTION = 64;
-    const u32 number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    const u32 section = number / (SECTION * gridDim.x), rest = number % (SECTION * gridDim.x);
-    const u32 heads = min(SECTION, gridDim.y * gridDim.z - section * SECTION);
-    const u32 head = section * SECTION + rest % heads;
-    return {rest / heads, head % gridDim.y, head / gridDim.y};
-}
-
-// What a tile of queries needs of each row. Past the end lse and delta are 0, as are Q and dO; so dP and dS are.
-template <int QUERIES> struct Rows {
-    float lse[QUERIES];
-    float delta[QUERIES];
-    u32 start[QUERIES]; // the first key that is seen
-};
-// Asks for the Rows from row `query0` of a sequence; starts that are null are left as they are.
-template <int QUERIES, int THREADS>
-__device__ __forceinline__ void copy_rows(Rows<QUERIES>& to, const float* lse, const float* delta, const u32* starts,
-                                          u32 query0, u32 T) {
-#pragma unroll
-    for (u32 i = threadIdx.x; i < 2 * QUERIES; i += THREADS) {
-        const u32 row = query0 + i % QUERIES;
-        const float* const from = i < QUERIES ? lse : delta;
-        copy_word_async(i < QUERIES ? &to.lse[i] : &to.delta[i - QUERIES], row < T ? from + row : from, row < T);
-        if (i < QUERIES && starts) copy_word_async(&to.start[i], starts + min(row, T - 1), true);
-    }
-}
-struct alignas(8) Two {
-    float x, y;
-};
-struct alignas(8) TwoWords {
-    u32 x, y;
-};
 
 // Waits until two warps, 2n and 2n + 1, are here.
 __device__ __forceinline__ void pair_barrier() {
@@ -228,17 +163,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     const u32 own = warp / SHARE * 16 * M, half = warp % SHARE;
     const u32 key_first = key0 + own, key_last = key_first + 16 * M - 1; // the warp's
 
-    // Tiles of queries from `first` to before `last` see some of the keys; starts never fall, so those whose
-    // first row does not begin after the last key are the first ones.
-    const u32 first = key0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES;
-    u32 last = tiles;
-    if (starts) {
-        float seen = 0.0f;
-        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
-            if (starts[row0 + i * QUERIES] < key0 + KEYS) seen += 1.0f;
-        last = first + (u32)block_sum(seen);
-    }
-
+    const u32 first = key0 / QUERIES, last = end_of_sight<QUERIES, THREADS>(starts, row0, first, T, key0 + KEYS);
     if (!starts)
         for (u32 i = threadIdx.x; i < 2 * QUERIES; i += THREADS) rows[i / QUERIES].start[i % QUERIES] = 0;
     auto fetch = [&](u32 head, u32 tile, u32 stage) {
@@ -248,7 +173,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         copy_tile<D, QUERIES, THREADS>(to + QUERIES * ROW, dout + (u64)(row0 + query0) * ldo + head * d, ldo,
                                        T - query0, d);
         const u64 at = ((u64)part.sequence * H + head) * T;
-        copy_rows<QUERIES, THREADS>(rows[stage], lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
+        copy_numbers<QUERIES, THREADS>(rows[stage], lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
         copy_commit();
     };
 
@@ -262,7 +187,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         for (int m = 0; m < M; m++) load_matrices(a.x[m], from + further<D>(own * ROW + left, k) + m * 16 * ROW);
         return a;
     };
-    const float factor = scale * LOG2E;
+    const float factor = scale * LOG2_E;
 
     copy_tile<D, KEYS, THREADS>(keys, k + (u64)(row0 + key0) * ld + part.head * d, ld, T - key0, d);
     copy_tile<D, KEYS, THREADS>(values, v + (u64)(row0 + key0) * ld + part.head * d, ld, T - key0, d);
@@ -302,7 +227,7 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
                     for (int n = k * EACH; n < (k + 1) * EACH && n < N; n++) {
                         const Two y = *(const Two*)&r.lse[c + 8 * n + 2 * t];
-                        const float x0 = y.x * LOG2E, x1 = y.y * LOG2E;
+                        const float x0 = y.x * LOG2_E, x1 = y.y * LOG2_E;
 #pragma unroll
                         for (int m = 0; m < M; m++) {
                             p[m][n][0] = exp2_fast(p[m][n][0] * factor - x0);
@@ -426,7 +351,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     copy_tile<D, QUERIES, THREADS>(queries, q + (u64)(row0 + query0) * ld + part.head * d, ld, T - query0, d);
     copy_tile<D, QUERIES, THREADS>(gradients, dout + (u64)(row0 + query0) * ldo + part.head * d, ldo, T - query0, d);
     const u64 at = ((u64)part.sequence * H + part.head) * T;
-    copy_rows<QUERIES, THREADS>(rows, lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
+    copy_numbers<QUERIES, THREADS>(rows, lse + at, delta + at, starts ? starts + row0 : nullptr, query0, T);
     if (!starts)
         for (u32 i = threadIdx.x; i < QUERIES; i += THREADS) rows.start[i] = 0;
     auto fetch = [&](u32 tile, u32 stage) {
@@ -448,7 +373,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
     clear(sum);
     const u32 left = left_place<D>(), right = right_place<D>();
     const u32 own = 16 * M * warp * ROW + left, own_row = 16 * M * warp + g;
-    const float factor = scale * LOG2E;
+    const float factor = scale * LOG2_E;
     auto load_left = [&](const u8* from, int k) {
         Left<M> a;
 #pragma unroll
@@ -486,7 +411,7 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
             for (int half = 0; half < 2; half++) {
                 const u32 row = own_row + 16 * m + 8 * half;
                 const float y = -rows.delta[row];
-                row_lse[m][half] = rows.lse[row] * LOG2E;
+                row_lse[m][half] = rows.lse[row] * LOG2_E;
 #pragma unroll
                 for (int n = 0; n < N; n++) s[m][n][2 * half] = s[m][n][2 * half + 1] = y;
             }
@@ -577,9 +502,9 @@ ATTENTION_BACKWARD_Q(d64, 64, 2, 4, 32, true, 2)
 ATTENTION_BACKWARD_Q(d128, 128, 2, 4, 32, false, 2)
 
 namespace attention_backward {
-static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
-                  keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 && queries_shared_bytes<64, 2, 4, 32>() == 50688 &&
-                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 && queries_shared_bytes<128, 2, 4, 32>() == 99840 &&
-                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840,
+static_assert(keys_shared_bytes<32, 2, 4, 1, 64, 32>() == 34304 && keys_shared_bytes<64, 2, 4, 1, 64, 32>() == 67072 &&
+                  keys_shared_bytes<128, 2, 8, 2, 64, 32>() == 165376 &&
+                  keys_shared_bytes<128, 1, 4, 1, 64, 64>() == 99840 && queries_shared_bytes<32, 2, 4, 32>() == 26112 &&
+                  queries_shared_bytes<64, 2, 4, 32>() == 50688 && queries_shared_bytes<128, 2, 4, 32>() == 99840,
               "as the table says");
 } // namespace attention_backward

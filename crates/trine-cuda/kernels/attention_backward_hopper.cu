@@ -4,53 +4,25 @@
 //
 // A group of four warps owns 64 rows of the result, and takes 64 rows of the other side at a time. P and dS lie in
 // its registers just as the next product wants its left factor, so they never pass through shared memory. The
-// tensor cores are kept busy by the next product while the last one's numbers are worked on: P beside dP, dS
-// beside P^T dO (as FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
+// tensor cores are kept busy by the next product while the last one's numbers are worked on (as FlashAttention-3,
+// Shah et al. 2024, arXiv 2407.08608): for dK and dV, dS beside P^T dO; for dQ, P beside dP. More than that takes more
+// registers, and what was faster on an H200 is here.
 #if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 namespace attention_backward_hopper {
 using namespace wgmma;
-
-template <bool B> struct Flag {
-    static constexpr bool value = B;
-};
+using namespace attention;
 
 constexpr u32 OTHERS = 64; // rows of the other side in a tile
 constexpr u32 STAGES = 3; // tiles in shared memory: one that products may still read, the present one, the next one
 
-// What a tile of queries needs of each row; past the end all is 0, as are Q and dO; so dS is.
-template <u32 COUNT> struct Rows {
-    float lse[COUNT];
-    float delta[COUNT];
-    u32 start[COUNT]; // the first key that is seen
-};
-struct alignas(8) Two {
-    float x, y;
-};
-struct alignas(8) TwoWords {
-    u32 x, y;
-};
-
-// The tiles of a group's own 64 rows in a tile of ROWS rows, as a left factor that registers hold.
+// c = a b^T over D columns; a is 64 rows of a tile of ROWS rows, the group's; b is a tile of OTHERS rows.
 template <u32 D, u32 ROWS>
-__device__ __forceinline__ void hold(u32 (&to)[D / 16][4], const bf16* tile) {
-    const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
-#pragma unroll
-    for (u32 c = 0; c < D / 16; c++) load_matrices(to[c], tile + place<ROWS>(row, 2 * c + lane / 16));
-}
-
-// c = a b^T over D columns; a is the group's 64 rows of a tile of ROWS rows, or held; b is a tile of OTHERS rows.
-template <u32 D, u32 ROWS, bool HELD>
-__device__ __forceinline__ void multiply(float (&c)[OTHERS / 8][4], const bf16* a, const u32 (&held)[HELD ? D / 16 : 1][4],
-                                         const bf16* b, u32 group) {
+__device__ __forceinline__ void multiply(float (&c)[OTHERS / 8][4], const bf16* a, const bf16* b, u32 group) {
     const u64 x = matrix<ROWS>(shared_address(a) + group * (64 * 128)), y = matrix<OTHERS>(shared_address(b));
 #pragma unroll
-    for (u32 i = 0; i < D / 16; i++) {
-        if constexpr (HELD)
-            group_multiply(c, held[i], further(y, columns<OTHERS>(i)), i > 0);
-        else
-            group_multiply(c, further(x, columns<ROWS>(i)), further(y, columns<OTHERS>(i)), i > 0);
-    }
+    for (u32 i = 0; i < D / 16; i++)
+        group_multiply(c, further(x, columns<ROWS>(i)), further(y, columns<OTHERS>(i)), i > 0);
     group_commit();
 }
 
@@ -63,20 +35,21 @@ __device__ __forceinline__ void multiply_add(float (&sum)[D / 8][4], const u32 (
     group_commit();
 }
 
-// Shared memory of either kernel: to begin at 1024; two tiles of 64 GROUPS rows; stages of two tiles; Rows.
+// Shared memory of either kernel: to begin at 1024; two tiles of 64 GROUPS rows; stages of two tiles; Rows, of each
+// stage or of the tile of queries.
 template <u32 D, u32 GROUPS> constexpr u32 shared_bytes() {
-    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * 2 * OTHERS * 2 * D +
-           (GROUPS > STAGES ? GROUPS : STAGES) * sizeof(Rows<OTHERS>);
+    static_assert(GROUPS <= STAGES, "as many Rows as stages are enough");
+    return 1024 + 2 * 64 * GROUPS * 2 * D + STAGES * 2 * OTHERS * 2 * D + STAGES * sizeof(Rows<OTHERS>);
 }
 
 // dK and dV of a tile of keys of one key head and sequence: the transposes of S, P, dP and dS are computed.
-template <u32 D, u32 GROUPS, u32 HELD, bool LEAN>
+template <u32 D, u32 GROUPS>
 __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                         const float* lse, const float* delta, const u32* starts, bf16* dk, bf16* dv,
                                         u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr u32 THREADS = 128 * GROUPS, KEYS = 64 * GROUPS, QUERIES = OTHERS, TILE = OTHERS * D;
     DYNAMIC_SHARED(memory);
-    bf16* const keys = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16* const keys = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16 *const values = keys + KEYS * D, *const stages = values + KEYS * D;
     Rows<QUERIES>* const numbers = (Rows<QUERIES>*)(stages + STAGES * 2 * TILE);
 
@@ -86,16 +59,8 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     const u64 row0 = (u64)part.sequence * T;
     const u32 key_first = key0 + group * 64, key_last = key_first + 63; // the group's
 
-    // Tiles of queries from `first` to before `last` see some of the keys; starts never fall, so those whose
-    // first row does not begin after the last key are the first ones.
-    const u32 first = key0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES;
-    u32 last = tiles;
-    if (starts) {
-        float seen = 0.0f;
-        for (u32 i = first + threadIdx.x; i < tiles; i += THREADS)
-            if (starts[row0 + i * QUERIES] < key0 + KEYS) seen += 1.0f;
-        last = first + (u32)block_sum(seen);
-    }
+    const u32 first = key0 / QUERIES;
+    const u32 last = end_of_sight<QUERIES, THREADS>(starts, row0, first, T, key0 + KEYS);
 
     const u32 heads = H / K, end = (part.head + 1) * heads;
     u32 head = part.head * heads, tile = first, stage = 0;
@@ -103,11 +68,9 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
         bf16* const to = stages + stage * (2 * TILE);
         copy_tile<D, QUERIES, THREADS>(to, q + row0 * ld + head * d, tile * QUERIES, T, d, ld);
         copy_tile<D, QUERIES, THREADS>(to + TILE, dout + row0 * ldo + head * d, tile * QUERIES, T, d, ldo);
-        const u32 i = threadIdx.x % QUERIES, row = tile * QUERIES + i;
-        const float* const from = (threadIdx.x < QUERIES ? lse : delta) + ((u64)part.sequence * H + head) * T;
-        if (threadIdx.x < 2 * QUERIES)
-            copy_word_async((threadIdx.x < QUERIES ? numbers[stage].lse : numbers[stage].delta) + i, from + min(row, T - 1), row < T);
-        if (starts && threadIdx.x < QUERIES) copy_word_async(numbers[stage].start + i, starts + row0 + min(row, T - 1), true);
+        const u64 at = ((u64)part.sequence * H + head) * T;
+        copy_numbers<QUERIES, THREADS>(numbers[stage], lse + at, delta + at, starts ? starts + row0 : nullptr,
+                                       tile * QUERIES, T);
         copy_commit();
     };
     copy_tile<D, KEYS, THREADS>(keys, k + row0 * ld + part.head * d, key0, T, d, ld);
@@ -118,13 +81,6 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 
     float sum_k[D / 8][4] = {}, sum_v[D / 8][4] = {}, s[QUERIES / 8][4], dp[QUERIES / 8][4];
     u32 left_p[QUERIES / 16][4], left_s[QUERIES / 16][4];
-    u32 held_keys[HELD & 1 ? D / 16 : 1][4], held_values[HELD & 2 ? D / 16 : 1][4];
-    if constexpr (HELD != 0) {
-        copy_wait<0>();
-        __syncthreads();
-        if constexpr ((HELD & 1) != 0) hold<D, KEYS>(held_keys, keys);
-        if constexpr ((HELD & 2) != 0) hold<D, KEYS>(held_values, values);
-    }
     const float factor = scale * LOG2_E;
 
     for (;;) {
@@ -140,10 +96,9 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 
         if (key_first < query + QUERIES && key_last >= r.start[0] && key_first < T) {
             group_fence();
-            multiply<D, KEYS, (HELD & 1) != 0>(s, keys, held_keys, queries, group);
-            if (!LEAN) multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, gradients, group);
-            group_wait<LEAN ? 0 : 1>();
-            keep_place(s);
+            multiply<D, KEYS>(s, keys, queries, group);
+            group_wait<0>();
+            keep_place(s); // dP waits until P is rounded: both and the sums would want too many registers
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
                 const Two x = *(const Two*)&r.lse[8 * n + 2 * t], y = {x.x * -LOG2_E, x.y * -LOG2_E};
@@ -166,17 +121,17 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
 #pragma unroll
             for (u32 c = 0; c < QUERIES / 16; c++) as_left(left_p[c], s, 2 * c);
             group_fence();
-            if (LEAN) multiply<D, KEYS, (HELD & 2) != 0>(dp, values, held_values, gradients, group);
+            multiply<D, KEYS>(dp, values, gradients, group);
             multiply_add<D>(sum_v, left_p, gradients);
             group_wait<1>();
             keep_place(dp);
 #pragma unroll
             for (u32 n = 0; n < QUERIES / 8; n++) {
                 const Two y = *(const Two*)&r.delta[8 * n + 2 * t];
-                if (LEAN) { // P as rounded; so its floats need no registers while dP is computed
-                    const u32 *const x = &left_p[n / 2][n % 2 * 2];
-                    s[n][0] = low_bf16(x[0]), s[n][1] = high_bf16(x[0]), s[n][2] = low_bf16(x[1]), s[n][3] = high_bf16(x[1]);
-                }
+                // P as it was rounded, so that its floats need no registers while dP is computed.
+                const u32* const x = &left_p[n / 2][n % 2 * 2];
+                s[n][0] = low_bf16(x[0]), s[n][1] = high_bf16(x[0]);
+                s[n][2] = low_bf16(x[1]), s[n][3] = high_bf16(x[1]);
                 dp[n][0] = s[n][0] * (dp[n][0] - y.x), dp[n][1] = s[n][1] * (dp[n][1] - y.y);
                 dp[n][2] = s[n][2] * (dp[n][2] - y.x), dp[n][3] = s[n][3] * (dp[n][3] - y.y);
             }
@@ -201,14 +156,15 @@ __device__ __forceinline__ void of_keys(const bf16* q, const bf16* k, const bf16
     store_rows<D, KEYS>(dv + out, ld, count, d, sum_v, 1.0f, 1.0f, values, 16 * warp);
 }
 
-// dQ of a tile of queries of one head and sequence.
-template <u32 D, u32 GROUPS, u32 HELD, bool LEAN>
+// dQ of a tile of queries of one head and sequence. If LEAN, the last product of a tile is waited for at once and not
+// beside the next tile's first ones, which takes fewer registers.
+template <u32 D, bool LEAN>
 __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                                            const float* lse, const float* delta, const u32* starts, bf16* dq, u32 T,
                                            u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
-    constexpr u32 THREADS = 128 * GROUPS, QUERIES = 64 * GROUPS, KEYS = OTHERS, TILE = OTHERS * D;
+    constexpr u32 THREADS = 256, QUERIES = 128, KEYS = OTHERS, TILE = OTHERS * D;
     DYNAMIC_SHARED(memory);
-    bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024);
+    bf16* const queries = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16 *const gradients = queries + QUERIES * D, *const stages = gradients + QUERIES * D;
     Rows<QUERIES>& r = *(Rows<QUERIES>*)(stages + STAGES * 2 * TILE); // lse times -log2(e)
 
@@ -243,13 +199,6 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
     float sum[D / 8][4] = {}, s[KEYS / 8][4], dp[KEYS / 8][4];
     u32 left[KEYS / 16][4];
-    u32 held_queries[HELD & 1 ? D / 16 : 1][4], held_gradients[HELD & 2 ? D / 16 : 1][4];
-    if constexpr (HELD != 0) {
-        copy_wait<0>();
-        __syncthreads();
-        if constexpr ((HELD & 1) != 0) hold<D, QUERIES>(held_queries, queries);
-        if constexpr ((HELD & 2) != 0) hold<D, QUERIES>(held_gradients, gradients);
-    }
     const float factor = scale * LOG2_E;
 
     for (;; tile++) {
@@ -263,8 +212,8 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 
         if (key0 <= query_last && query_first < T && key0 + KEYS > start_first) {
             group_fence();
-            multiply<D, QUERIES, (HELD & 1) != 0>(s, queries, held_queries, keys, group);
-            multiply<D, QUERIES, (HELD & 2) != 0>(dp, gradients, held_gradients, values, group);
+            multiply<D, QUERIES>(s, queries, keys, group);
+            multiply<D, QUERIES>(dp, gradients, values, group);
             group_wait<1>();
             keep_place(s);
             const u32 own = 16 * warp + g; // and 8 on: the thread's rows
@@ -314,28 +263,36 @@ __device__ __forceinline__ void of_queries(const bf16* q, const bf16* k, const b
 } // namespace attention_backward_hopper
 
 // For d <= D; arguments as in attention_backward.cu. Grids are (T / rows of a tile, rounded up; heads; B), heads
-// being K for ..._kv and H for ..._q.
-#define ATTENTION_BACKWARD_HOPPER_KV(NAME, D, GROUPS, HELD, LEAN, BLOCKS)                                                  \
+// being K for ..._kv and H for ..._q. Rows of a tile, threads of a block, and bytes of dynamic shared memory:
+//   kv d64    64  128   68864
+//   kv d128  128  256  167168
+//   q  d64   128  256   85248
+//   q  d128  128  256  167168
+
+#define ATTENTION_BACKWARD_HOPPER_KV(NAME, D, GROUPS, BLOCKS)                                                          \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_kv_hopper_##NAME(            \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dk, bf16* dv, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {             \
-        attention_backward_hopper::of_keys<D, GROUPS, HELD, LEAN>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d,     \
-                                                            ld, ldo, scale);                                           \
+        attention_backward_hopper::of_keys<D, GROUPS>(q, k, v, dout, lse, delta, starts, dk, dv, T, H, K, d, ld, ldo,  \
+                                                      scale);                                                          \
     }
-#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, GROUPS, HELD, LEAN, BLOCKS)                                                   \
-    extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS) attention_backward_q_hopper_##NAME(             \
+#define ATTENTION_BACKWARD_HOPPER_Q(NAME, D, LEAN, BLOCKS)                                                             \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) attention_backward_q_hopper_##NAME(                      \
         const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse, const float* delta,           \
         const u32* starts, bf16* dq, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {                       \
-        attention_backward_hopper::of_queries<D, GROUPS, HELD, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld,  \
-                                                               ldo, scale);                                            \
+        attention_backward_hopper::of_queries<D, LEAN>(q, k, v, dout, lse, delta, starts, dq, T, H, K, d, ld, ldo,     \
+                                                       scale);                                                         \
     }
 
-// D; groups of four warps; whether registers hold the block's own rows, 1 for Q or K, 2 for the
-// gradients or V, 3 for both; whether few registers are taken, for
-// which products are waited for earlier; blocks that run at once.
-ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 1, 0, true, 3)
-ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, 0, true, 1)
-ATTENTION_BACKWARD_HOPPER_Q(d64, 64, 2, 0, true, 2)
-ATTENTION_BACKWARD_HOPPER_Q(d128, 128, 2, 0, false, 1)
+// D; for kv, groups of four warps; for q, LEAN; blocks that run at once.
+ATTENTION_BACKWARD_HOPPER_KV(d64, 64, 1, 3)
+ATTENTION_BACKWARD_HOPPER_KV(d128, 128, 2, 1)
+ATTENTION_BACKWARD_HOPPER_Q(d64, 64, true, 2)
+ATTENTION_BACKWARD_HOPPER_Q(d128, 128, false, 1)
+
+namespace attention_backward_hopper {
+static_assert(shared_bytes<64, 1>() == 68864 && shared_bytes<128, 2>() == 167168 && shared_bytes<64, 2>() == 85248,
+              "as the table says");
+} // namespace attention_backward_hopper
 
 #endif

@@ -1,8 +1,8 @@
 // Causal attention in bf16, forward, with what only sm_90a has: products of 64 rows by four warps at once,
 // which read shared memory by themselves and run beside other work (wgmma). Inputs and outputs as in attention.cu.
 //
-// A block has 128 queries, 64 for each of its two groups of four warps; keys and values come in tiles of 128.
-// While a group's weights of one tile are multiplied by the values, the weights of the next tile are
+// A block has 64 queries for each of its groups of four warps; keys and values come in tiles of 64. While a
+// group's weights of one tile are multiplied by the values, the weights of the next tile are
 // computed from its scores, which were multiplied just before (FlashAttention-3, Shah et al. 2024, arXiv
 // 2407.08608, section 3.2).
 #if defined(EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -10,14 +10,22 @@
 namespace attention_hopper {
 
 using namespace wgmma;
+using namespace attention;
 
-template <u32 D, u32 KEYS, u32 GROUPS>
+constexpr u32 KEYS = 64; // of a tile
+
+// Shared memory: to begin at 1024; the queries; twice keys and values; the first key that each query sees.
+template <u32 D, u32 GROUPS> constexpr u32 shared_bytes() {
+    return 1024 + 64 * GROUPS * 2 * D + 4 * KEYS * 2 * D + 64 * GROUPS * 4;
+}
+
+template <u32 D, u32 GROUPS>
 __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                                         const u32* starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo, float scale) {
     constexpr u32 QUERIES = 64 * GROUPS, THREADS = 128 * GROUPS;
     DYNAMIC_SHARED(memory);
     constexpr u32 TILE = KEYS * D;
-    bf16* const queries = (bf16*)(memory + (1024 - shared_address(memory) % 1024) % 1024); // tiles begin at 1024
+    bf16* const queries = (bf16*)(memory + before_tiles(shared_address(memory)));
     bf16* const tiles = queries + QUERIES * D; // keys, keys, values, values
     u32* const see_from = (u32*)(tiles + 4 * TILE); // the first key that each query sees
     const auto keys = [&](u32 key) { return tiles + key / KEYS % 2 * TILE; };
@@ -41,7 +49,8 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     copy_tile<D, KEYS, THREADS>(keys(keys_first), k, keys_first, T, d, ld);
     copy_commit();
     copy_tile<D, KEYS, THREADS>(values(keys_first), v, keys_first, T, d, ld);
-    if (keys_first + KEYS < keys_end) copy_tile<D, KEYS, THREADS>(keys(keys_first + KEYS), k, keys_first + KEYS, T, d, ld);
+    if (keys_first + KEYS < keys_end)
+        copy_tile<D, KEYS, THREADS>(keys(keys_first + KEYS), k, keys_first + KEYS, T, d, ld);
     copy_commit();
     if (threadIdx.x < QUERIES)
         see_from[threadIdx.x] = starts ? starts[(u64)b * T + min(block_first + threadIdx.x, T - 1)] : 0;
@@ -54,11 +63,11 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const float factor = scale * LOG2_E;
 
     const auto multiply_keys = [&](u32 key) {
-        const u64 x = matrix<QUERIES>(shared_address(queries) + group * (64 * 128)), y = matrix<KEYS>(shared_address(keys(of_warp(key))));
+        const u64 x = matrix<QUERIES>(shared_address(queries) + group * (64 * 128));
+        const u64 y = matrix<KEYS>(shared_address(keys(of_warp(key))));
 #pragma unroll
-        for (u32 c = 0; c < D / 16; c++) {
+        for (u32 c = 0; c < D / 16; c++)
             group_multiply(s, further(x, columns<QUERIES>(c)), further(y, columns<KEYS>(c)), c > 0);
-        }
         group_commit();
     };
     const auto multiply_values = [&](u32 key) {
@@ -107,12 +116,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     };
     const auto pack_weights = [&] {
 #pragma unroll
-        for (u32 c = 0; c < KEYS / 16; c++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                const float* pair = &s[2 * c + j / 2][j % 2 * 2];
-                weights[c][j] = pack_bf16(pair[0], pair[1]);
-            }
+        for (u32 c = 0; c < KEYS / 16; c++) as_left(weights[c], s, 2 * c);
     };
     copy_wait<1>();
     shared_fence();
@@ -185,17 +189,23 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
 } // namespace attention_hopper
 
-// For d <= D. Grid (ceil(T / (64 GROUPS)), B H), 128 GROUPS threads, 1024 + 128 GROUPS D + 8 KEYS D + 256 GROUPS bytes
-// of dynamic shared memory.
-#define ATTENTION_FORWARD_HOPPER(name, D, KEYS, GROUPS, BLOCKS)                                                      \
+// For d <= D. Grid (ceil(T / queries of a block), B H). Queries of a block, its threads, and bytes of dynamic shared
+// memory:
+//   d64    64  128   42240
+//   d128  192  384  116480
+#define ATTENTION_FORWARD_HOPPER(name, D, GROUPS, BLOCKS)                                                            \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS, BLOCKS)                                               \
     name(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ out, \
          float* __restrict__ lse, const u32* __restrict__ starts, u32 T, u32 H, u32 K, u32 d, u32 ld, u32 ldo,       \
          float scale) {                                                                                              \
-        attention_hopper::forward<D, KEYS, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);           \
+        attention_hopper::forward<D, GROUPS>(q, k, v, out, lse, starts, T, H, K, d, ld, ldo, scale);                 \
     }
-// D; keys of a tile; groups of four warps, of 64 queries each; blocks that run at once.
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 64, 1, 4)
-ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 64, 3, 1)
+// D; groups of four warps, of 64 queries each; blocks that run at once.
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d64, 64, 1, 4)
+ATTENTION_FORWARD_HOPPER(attention_forward_hopper_d128, 128, 3, 1)
+
+namespace attention_hopper {
+static_assert(shared_bytes<64, 1>() == 42240 && shared_bytes<128, 3>() == 116480, "as the table says");
+} // namespace attention_hopper
 
 #endif

@@ -1,4 +1,5 @@
 // Cross entropy of some rows of logits, and its gradient in their place.
+namespace loss {
 
 // e to the power of x; of bf16, as exact as these need it.
 template <class T> __device__ __forceinline__ float exponential(float x);
@@ -53,13 +54,15 @@ __device__ __forceinline__ void cross_entropy(T* logits, const u32* targets, flo
     }
 }
 
+} // namespace loss
+
 extern "C" __global__ void cross_entropy_f32(float* logits, const u32* targets, float weight, float* losses,
                                              float* margins, u32 vocab, u32 stride, u32 cached) {
-    cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
+    loss::cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
 }
 extern "C" __global__ void cross_entropy_bf16(bf16* logits, const u32* targets, float weight, float* losses, float* margins,
                                               u32 vocab, u32 stride, u32 cached) {
-    cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
+    loss::cross_entropy(logits, targets, weight, losses, margins, vocab, stride, cached);
 }
 
 // Adds the sum of `x` (n,) to `total`. One block of 1024.

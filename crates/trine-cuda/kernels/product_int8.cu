@@ -21,29 +21,6 @@ using namespace wgmma;
 
 // ---- What else is new in sm_90a; the emulation is in emulate.hpp. ----
 #ifndef EMULATED
-#define SUM(i) "+r"(c[i][0]), "+r"(c[i][1]), "+r"(c[i][2]), "+r"(c[i][3])
-#define SUMS(i) SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3), SUM(i + 4), SUM(i + 5), SUM(i + 6), SUM(i + 7)
-// c (64 x 256) = a (64 x 32) times b (256 x 32) transposed, or that added to c, in int8 and int32. Warp w of a
-// group has rows 16 w .., c[n] of them and of columns 8 n .. as `multiply_add` has them.
-__device__ __forceinline__ void group_multiply(int (&c)[32][4], u64 a, u64 b, int add) {
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-                 "}, %128, %129, p;}"
-                 : SUMS(0), SUMS(8), SUMS(16), SUMS(24) : "l"(a), "l"(b), "r"(add));
-}
-#undef SUM
-#undef SUMS
-// Lets nothing that uses x pass from one side of this line to the other.
-__device__ __forceinline__ void keep_place(int& x) { asm volatile("" : "+r"(x)::"memory"); }
-
 // A barrier in shared memory, whose phase ends when `count` arrivals have come and all bytes that were expected.
 __device__ __forceinline__ void barrier_init(u64* barrier, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
@@ -92,8 +69,6 @@ __device__ __forceinline__ void copy_box_to_both(u8* to, const TensorMap& map, u
                  "r"(shared_address(barrier)), "h"((u16)3)
                  : "memory");
 }
-#else
-__device__ __forceinline__ void keep_place(int&) {}
 #endif
 
 constexpr u32 ROWS = 128, COLUMNS = 256, DEPTH = 128; // of a tile, and of what is copied of its factors at a time
@@ -101,15 +76,11 @@ constexpr u32 BOX = 128 * DEPTH; // bytes; maps have boxes of 128 rows
 constexpr u32 STAGE = 3 * BOX; // the rows' codes, and two boxes for the columns' trits
 constexpr u32 STAGES = 4;
 constexpr u32 GROUPS = 2, WARPS = 4 * GROUPS; // that multiply
-constexpr u32 LEAD = 1; // pieces of the depth by which one group is ahead of the other
+constexpr u32 CLUSTER = 2; // blocks, which are neighbours
+// Shared memory: to begin at 1024; the stages; 4096 bytes for each warp's stores; room for 16 barriers.
+constexpr u32 SHARED = 1024 + STAGES * STAGE + WARPS * 4096 + 16 * sizeof(u64);
+static_assert(SHARED == 230528 && 2 * STAGES + 1 <= 16, "as is said over the kernels");
 constexpr u32 TALL = 8; // a band of tiles, the columns of which come one after the other, is as many works tall
-
-// A matrix of rows of 128 bytes in shared memory, from address `at` on, the pieces of 16 bytes in each 8 rows
-// having changed places as copies and products want it.
-__device__ __forceinline__ u64 matrix(u32 at) {
-    constexpr u64 rows = 1024, in_128_bytes = 1;
-    return (u64)(at >> 4) | 1 << 16 | rows >> 4 << 32 | in_128_bytes << 62;
-}
 
 // Works are tiles, or pairs of them one under the other: the first row and column of one.
 struct Place {
@@ -149,10 +120,9 @@ __device__ __forceinline__ void store(int (&c)[32][4], u8* room, T* y, u32 row, 
         keep_place(to);
         keep_place(from);
 #pragma unroll
-        for (u32 n = 0; n < WIDTH / 8; n++) {
+        for (u32 n = 0; n < WIDTH / 8; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) keep_place(c[done / 8 + n][i]);
-        }
 #pragma unroll
         for (u32 n = 0; n < WIDTH / 8; n++)
 #pragma unroll
@@ -180,32 +150,28 @@ __device__ __forceinline__ void store(int (&c)[32][4], u8* room, T* y, u32 row, 
     }
 }
 
-template <u32 CLUSTER, class T>
+template <class T>
 __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap& trits, T* y, u32 M, u32 N, u32 K,
                                          u32 ldc) {
     DYNAMIC_SHARED(memory);
-    u8* const stages = memory + (1024 - shared_address(memory) % 1024) % 1024;
-    u8* const rooms = stages + STAGES * STAGE; // 4096 bytes for each warp's stores
+    u8* const stages = memory + before_tiles(shared_address(memory));
+    u8* const rooms = stages + STAGES * STAGE; // for stores
     u64* const full = (u64*)(rooms + WARPS * 4096); // a barrier of each stage: its bytes have come,
     u64* const empty = full + STAGES; // and it may be written
     u64* const begun = empty + STAGES; // the first group has begun
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = blockIdx.x % CLUSTER;
     const u32 tall = (M + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), wide = (N + COLUMNS - 1) / COLUMNS;
     const u32 clusters = gridDim.x / CLUSTER, first = blockIdx.x / CLUSTER;
-    const auto sync = [] {
-        if (CLUSTER > 1) cluster_barrier();
-        else __syncthreads();
-    };
 
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < STAGES; s++) {
             barrier_init(full + s, 1);
             barrier_init(empty + s, WARPS * CLUSTER); // both blocks read what comes to both
         }
-        barrier_init(begun, 4);
+        barrier_init(begun, WARPS / GROUPS);
         barrier_init_fence();
     }
-    sync();
+    cluster_barrier();
 
     u32 step = 0; // pieces of the depth, of all tiles
     if (warp == WARPS) {
@@ -218,12 +184,7 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
                     barrier_wait(empty + s, step / STAGES % 2 ^ 1);
                     barrier_expect(full + s, STAGE);
                     copy_box(to, codes, at.row + own * ROWS, k, full + s);
-                    if (CLUSTER > 1) {
-                        copy_box_to_both(to + (1 + own) * BOX, trits, at.column + own * 128, k, full + s);
-                    } else {
-                        copy_box(to + BOX, trits, at.column, k, full + s);
-                        copy_box(to + 2 * BOX, trits, at.column + 128, k, full + s);
-                    }
+                    copy_box_to_both(to + (1 + own) * BOX, trits, at.column + own * 128, k, full + s);
                 }
             }
         __syncwarp();
@@ -233,37 +194,33 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
         const auto release = [&](u32 step) {
             if (lane < CLUSTER) barrier_arrive(empty + step % STAGES, lane);
         };
-        // One group begins later, so that it multiplies while the other one stores.
-        const u32 lead = min(LEAD, (K + DEPTH - 1) / DEPTH);
-        if (lead > 0 && group == 1 && first < tall * wide) barrier_wait(begun, 0);
+        // One group begins a piece of the depth later, so that it multiplies while the other one stores.
+        if (group == 1 && first < tall * wide) barrier_wait(begun, 0);
         for (u32 work = first; work < tall * wide; work += clusters) {
             int c[32][4];
             for (u32 k = 0; k < K; k += DEPTH, step++) {
                 const u32 s = step % STAGES;
-                const u32 x = shared_address(stages + s * STAGE + group * (BOX / 2));
-                const u32 z = shared_address(stages + s * STAGE + BOX);
+                const u64 x = matrix<ROWS>(shared_address(stages + s * STAGE + group * (BOX / 2)));
+                const u64 z = matrix<COLUMNS>(shared_address(stages + s * STAGE + BOX));
                 barrier_wait(full + s, step / STAGES % 2);
                 group_fence();
 #pragma unroll
                 for (u32 i = 0; i < DEPTH / 32; i++)
-                    group_multiply(c, matrix(x + 32 * i), matrix(z + 32 * i), k + i > 0);
+                    group_multiply(c, further(x, 32 * i), further(z, 32 * i), k + i > 0);
                 group_commit();
                 group_wait<1>();
                 if (k > 0) release(step - 1);
-                if (step + 1 == lead && group == 0 && lane == 0) barrier_arrive(begun, own);
+                if (step == 0 && group == 0 && lane == 0) barrier_arrive(begun, own);
             }
             group_wait<0>();
-#pragma unroll
-            for (u32 n = 0; n < 32; n++)
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) keep_place(c[n][i]);
+            keep_place(c);
             release(step - 1);
             const Place at = place(work, tall, wide, ROWS * CLUSTER);
             store(c, rooms + warp * 4096, y, at.row + own * ROWS + warp * 16, at.column, M, N, ldc);
         }
     }
     // A block stays while the other one may arrive at its barriers.
-    sync();
+    cluster_barrier();
 }
 
 } // namespace product_int8
@@ -272,13 +229,13 @@ __device__ __forceinline__ void multiply(const TensorMap& codes, const TensorMap
 // boxes of 128 rows and 128 bytes in which pieces of 16 change places within 128 bytes. At least one element of
 // each dimension. Grid (a multiple of the cluster, at most as many blocks as run at once), 288 threads,
 // 230,528 bytes of dynamic shared memory.
-#define PRODUCT_INT8(name, CLUSTER, T)                                                                               \
-    extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(288, 1)                             \
+#define PRODUCT_INT8(name, T)                                                                                        \
+    extern "C" __global__ void __cluster_dims__(product_int8::CLUSTER, 1, 1) __launch_bounds__(288, 1)               \
     name(const __grid_constant__ TensorMap codes, const __grid_constant__ TensorMap trits, T* __restrict__ y, u32 M, \
          u32 N, u32 K, u32 ldc) {                                                                                    \
-        product_int8::multiply<CLUSTER>(codes, trits, y, M, N, K, ldc);                                              \
+        product_int8::multiply(codes, trits, y, M, N, K, ldc);                                                       \
     }
-PRODUCT_INT8(product_int8_bf16, 2, bf16)
-PRODUCT_INT8(product_int8_f32, 2, float)
+PRODUCT_INT8(product_int8_bf16, bf16)
+PRODUCT_INT8(product_int8_f32, float)
 
 #endif

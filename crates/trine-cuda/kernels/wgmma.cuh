@@ -17,58 +17,61 @@ template <int N> __device__ __forceinline__ void group_wait() {
 // After what this thread wrote to shared memory, and before the barrier that products by other warps follow.
 __device__ __forceinline__ void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-#define SUM(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SUMS_0 SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SUM(6), SUM(7)
-#define SUMS_8 SUM(8), SUM(9), SUM(10), SUM(11), SUM(12), SUM(13), SUM(14), SUM(15)
+#define SUM(type, i) "+" type(c[i][0]), "+" type(c[i][1]), "+" type(c[i][2]), "+" type(c[i][3])
+#define SUMS(type, i)                                                                                                \
+    SUM(type, i), SUM(type, i + 1), SUM(type, i + 2), SUM(type, i + 3), SUM(type, i + 4), SUM(type, i + 5),          \
+        SUM(type, i + 6), SUM(type, i + 7)
 #define NAMES_0                                                                                                      \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                         \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_32                                                                                                     \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                               \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_64                                                                                                     \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                               \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                               \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "                   \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// c (64 x 128, or x 64) = a (64 x 16) times b (128 x 16, or 64 x 16) transposed, or that added to c. Warp w of a group
-// has rows 16 w .., c[n] of them and of columns 8 n .. as `multiply_add` has them. a and b are described by `matrix`;
-// or each warp has its rows of a as `multiply_add` has them.
-__device__ __forceinline__ void group_multiply(float (&c)[16][4], u64 a, u64 b, int add) {
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_0 ", " NAMES_32
-                 "}, %64, %65, p, 1, 1, 0, 0;}"
-                 : SUMS_0, SUMS_8 : "l"(a), "l"(b), "r"(add));
-}
+// Warp w of a group has rows 16 w .. of a product c, c[n] of them and of columns 8 n .. as `multiply_add` has them.
+
+// c (64 x 64) = a (64 x 16) times b (64 x 16) transposed, or that added to c; a and b are described by `matrix`.
 __device__ __forceinline__ void group_multiply(float (&c)[8][4], u64 a, u64 b, int add) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_0 "}, %32, %33, p, 1, 1, 0, 0;}"
-                 : SUMS_0 : "l"(a), "l"(b), "r"(add));
+                 : SUMS("f", 0) : "l"(a), "l"(b), "r"(add));
 }
-__device__ __forceinline__ void group_multiply(float (&c)[8][4], const u32 (&a)[4], u64 b, int add) {
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_0
-                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
-                 : SUMS_0 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+// c (64 x 256) = a (64 x 32) times b (256 x 32) transposed, or that added to c, of int8 and in int32.
+__device__ __forceinline__ void group_multiply(int (&c)[32][4], u64 a, u64 b, int add) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NAMES_0 ", " NAMES_32 ", " NAMES_64
+                 "}, %128, %129, p;}"
+                 : SUMS("r", 0), SUMS("r", 8), SUMS("r", 16), SUMS("r", 24) : "l"(a), "l"(b), "r"(add));
 }
-// c (64 x 128, or x 64) += a (64 x 16) b (16 x 128, or x 64), a in registers.
-__device__ __forceinline__ void group_multiply_add(float (&c)[16][4], const u32 (&a)[4], u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_0 ", " NAMES_32
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : SUMS_0, SUMS_8 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+// c (64 x 64, or x 128) += a (64 x 16) b (16 x 64, or x 128); each warp has its rows of a as `multiply_add` has them.
 __device__ __forceinline__ void group_multiply_add(float (&c)[8][4], const u32 (&a)[4], u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_0
                  "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : SUMS_0 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : SUMS("f", 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void group_multiply_add(float (&c)[16][4], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_0 ", " NAMES_32
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : SUMS("f", 0), SUMS("f", 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 #undef SUM
-#undef SUMS_0
-#undef SUMS_8
+#undef SUMS
 #undef NAMES_0
 #undef NAMES_32
+#undef NAMES_64
+
 // Lets nothing that uses x pass from one side of this line to the other.
 __device__ __forceinline__ void keep_place(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+__device__ __forceinline__ void keep_place(int& x) { asm volatile("" : "+r"(x)::"memory"); }
 #else
-__device__ __forceinline__ void keep_place(float&) {}
+template <class T> __device__ __forceinline__ void keep_place(T&) {}
 #endif
-template <int N> __device__ __forceinline__ void keep_place(float (&x)[N][4]) {
+template <class T, int N> __device__ __forceinline__ void keep_place(T (&x)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
@@ -82,6 +85,11 @@ __device__ __forceinline__ u32 of_warp(u32 x) { return __shfl_sync(ALL_LANES, x,
 
 // The columns of a tile of ROWS rows lie in panels of 64, which is 128 bytes a row, one panel after the other;
 // pieces of 16 bytes change places within these 128, as wgmma wants it. Tiles begin at multiples of 1024 bytes.
+
+// Bytes from an address in shared memory to where a tile may begin.
+__device__ __forceinline__ u32 before_tiles(u32 address) { return (1024 - address % 1024) % 1024; }
+
+// Elements from the beginning of a tile to a piece of a row.
 template <u32 ROWS> __device__ __forceinline__ u32 place(u32 row, u32 piece) {
     return piece / 8 * (ROWS * 64) + row * 64 + (piece % 8 ^ row % 8) * 8;
 }
@@ -102,71 +110,20 @@ __device__ __forceinline__ u32 rows(u32 c) { return c * 16 * 128; }
 // Rows `first` and on of a matrix of width d to a tile, without waiting for them; zeros beyond row T and column d.
 template <u32 D, u32 ROWS, u32 THREADS>
 __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* x, u32 first, u32 T, u32 d, u32 ld) {
-    constexpr u32 PIECES = D / 8, STEP = THREADS / PIECES;
-    static_assert(STEP % 8 == 0, "places change alike");
-    const u32 row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-    bf16* to = tile + place<ROWS>(row, piece);
-    const bf16* from = x + ((u64)(first + row) * ld + piece * 8);
-    const u32 end = 8 * piece < d ? T : 0;
-#pragma unroll
-    for (u32 i = 0; i < ROWS; i += STEP)
-        if (i + STEP <= ROWS || i + row < ROWS) copy_async(to + i * 64, from + (u64)i * ld, first + row + i < end);
+    bf16* const to = tile + place<ROWS>(threadIdx.x / (D / 8), threadIdx.x % (D / 8));
+    copy_pieces<D, ROWS, THREADS, 64>(to, x, first, T, d, ld);
 }
 
-// As copy_async, 4 bytes: numbers of rows begin anywhere.
-__device__ __forceinline__ void copy_word_async(void* shared, const void* global, bool valid) {
-#ifndef EMULATED
-    const int bytes = valid ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
-#else
-    *(u32*)shared = valid ? *(const u32*)global : 0;
-#endif
-}
-
-// A warp's 16 rows and D columns of a result, times two factors, of rows 0 to 7 and 8 to 15, by way of rows `own` and
-// on of a tile, which are the warp's alone. `out` is where the first of them goes; `count` of them are stored.
+// A warp's 16 rows of a result, times x in rows 0 to 7 and times y in rows 8 to 15, by way of rows `own` and on of a
+// tile, which are the warp's alone. `out` is where the first of them goes; `count` of them are stored.
 template <u32 D, u32 ROWS>
 __device__ __forceinline__ void store_rows(bf16* out, u32 ld, u32 count, u32 d, const float (&c)[D / 8][4], float x,
                                            float y, bf16* tile, u32 own) {
-    constexpr u32 PIECES = D / 8;
-    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (u32 n = 0; n < PIECES; n++) {
-        *(u32*)(tile + place<ROWS>(own + g, n) + 2 * t) = pack_bf16(c[n][0] * x, c[n][1] * x);
-        *(u32*)(tile + place<ROWS>(own + g + 8, n) + 2 * t) = pack_bf16(c[n][2] * y, c[n][3] * y);
-    }
+    const auto at = [&](u32 row, u32 piece) { return tile + place<ROWS>(own + row, piece); };
+    put_rows(c, x, y, at);
     __syncwarp();
-#pragma unroll 4
-    for (u32 i = lane; i < 16 * PIECES; i += 32) {
-        const u32 row = i / PIECES, piece = i % PIECES;
-        if (row < count && piece * 8 < d)
-            *(Words*)(out + (u64)row * ld + piece * 8) = *(const Words*)(tile + place<ROWS>(own + row, piece));
-    }
+    store_pieces<16, D / 8>(out, ld, count, 0, d, at);
 }
-
-// 16 columns of accumulators as the left factor of a product.
-template <int N> __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&c)[N][4], u32 first) {
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) a[j] = pack_bf16(c[first + j / 2][j % 2 * 2], c[first + j / 2][j % 2 * 2 + 1]);
-}
-
-// Which part a block does. Blocks start in the order of their numbers: of SECTION heads (of all sequences)
-// first all tiles 0, then all tiles 1 and so on. So those with the most work begin first, and no more is in
-// use at a time than the L2 cache holds.
-struct Part {
-    u32 tile, head, sequence;
-};
-__device__ __forceinline__ Part part_of_block() {
-    constexpr u32 SECTION = 64;
-    const u32 number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    const u32 section = number / (SECTION * gridDim.x), rest = number % (SECTION * gridDim.x);
-    const u32 heads = min(SECTION, gridDim.y * gridDim.z - section * SECTION);
-    const u32 head = section * SECTION + rest % heads;
-    return {rest / heads, head % gridDim.y, head / gridDim.y};
-}
-
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 } // namespace wgmma
 

@@ -8,9 +8,10 @@ macro_rules! sources {
 }
 
 /// All kernels. They are one program, in this order.
-pub(crate) const KERNELS: [(&str, &str); 17] = sources!("kernels":
+pub(crate) const KERNELS: [(&str, &str); 19] = sources!("kernels":
     "device.cuh",
     "rows.cuh",
+    "tiles.cuh",
     "norm.cu",
     "gate.cu",
     "rope.cu",
@@ -20,6 +21,7 @@ pub(crate) const KERNELS: [(&str, &str); 17] = sources!("kernels":
     "muon.cu",
     "attention_f32.cu",
     "attention_delta.cu",
+    "attention.cuh",
     "attention.cu",
     "wgmma.cuh",
     "attention_hopper.cu",
