@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the CUDA kernels on a machine without a card: emulated on the CPU against plain sums, and compiled for the cards
-# that are supported. About three minutes.
+# that are supported. About three minutes, and Rust's compilation.
 #
 # Needs a C++ compiler ($CXX, or c++) and a Python ($PYTHON, or python3) with numpy; for compilation also NVRTC, CUDA's
 # run-time compiler (libnvrtc of CUDA 13 or 12.8 on), which is looked for where libraries are, in CUDA's directory and

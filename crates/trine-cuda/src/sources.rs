@@ -31,7 +31,8 @@ pub(crate) const KERNELS: [(&str, &str); 19] = sources!("kernels":
 );
 
 /// What stands in for a card's compiler and the card.
-pub(crate) const EMULATOR: [(&str, &str); 2] = sources!("emulator": "emulate.hpp", "emulate.cpp");
+pub(crate) const EMULATOR: [(&str, &str); 3] =
+    sources!("emulator": "emulate.hpp", "instructions.hpp", "emulate.cpp");
 
 /// The kernels as a compiler for cards takes them.
 pub(crate) fn program() -> String {
