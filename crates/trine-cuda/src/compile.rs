@@ -46,7 +46,7 @@ fn compile(architecture: &str) -> Result<Vec<u8>> {
         "--device-as-default-execution-space".to_owned(),
     ];
     // SAFETY: the program is the one that was made, and destroyed after this.
-    let compiled = unsafe {
+    unsafe {
         let compiled = match nvrtc::compile_program(program, &options) {
             Ok(()) => machine_code(program).map_err(failed),
             Err(_) => {
@@ -58,8 +58,7 @@ fn compile(architecture: &str) -> Result<Vec<u8>> {
         };
         nvrtc::destroy_program(program).map_err(failed)?;
         compiled
-    };
-    compiled
+    }
 }
 
 /// # Safety

@@ -555,8 +555,8 @@ fn upload_all<const N: usize>(device: &Arc<dyn Backend>, all: [&[u8]; N]) -> Res
 /// Threads of a block that has a row of `width` in registers, and how many groups of four each has.
 fn row_block(width: usize) -> (usize, usize) {
     let groups = match width {
-        ..=4096 => 2,
-        ..=7168 => 4,
+        0..=4096 => 2,
+        4097..=7168 => 4,
         _ => 8,
     };
     (width.div_ceil(4 * groups).next_multiple_of(32), groups)
