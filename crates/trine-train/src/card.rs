@@ -1,7 +1,7 @@
 //! A run's steps on a device other than the CPU: `train.device`.
 //!
 //! The device has parameters, moments and gradients; the model and the optimizer of the run are what they
-//! were when they were last [fetched](Card::fetch), which the trainer does whenever something is to be made
+//! were when they were last fetched, which the trainer does whenever something is to be made
 //! of them: a checkpoint, diagnostics, samples.
 
 use std::collections::BTreeMap;
