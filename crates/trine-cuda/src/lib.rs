@@ -21,6 +21,7 @@
 //! | [`backend`] | what a device does: memory, kernels, products |
 //! | [`driver`] | a card |
 //! | [`emulator`] | the kernels on a CPU |
+//! | [`profiled`] | how long each kernel takes |
 //! | [`compile`] | kernels to machine code |
 //! | [`engine`] | a model's parameters on a device, steps, updates |
 
@@ -32,6 +33,7 @@ pub mod emulator;
 pub mod engine;
 mod error;
 mod layout;
+pub mod profiled;
 mod sources;
 
 pub use backend::{Backend, Kind};
@@ -39,3 +41,4 @@ pub use driver::Driver;
 pub use emulator::Emulator;
 pub use engine::{AdamW, Engine, Muon, Options};
 pub use error::CudaError;
+pub use profiled::Profiled;

@@ -10,14 +10,13 @@ use candle_core::Device;
 use trine_cuda::{AdamW, Backend, Driver, Emulator, Engine, Kind, Options};
 use trine_data::{Batch, Dataset, IGNORED};
 use trine_format::{HiddenAct, ModelConfig, Quantization};
-use trine_tokenizer::Tokenizer;
 use trine_train::config::OptimizerConfig;
 use trine_train::fused::{self, Precision};
 use trine_train::optimizer::{Gradients, Optimizer, global_norm};
 use trine_train::schedule::Rates;
 use trine_train::{Bitnet, Params, RunConfig, Trainer};
 
-use common::Watch;
+use common::{Watch, dataset};
 
 fn config() -> ModelConfig {
     ModelConfig {
@@ -271,13 +270,6 @@ max_tokens = 4
 fn run_config(settings: &[&str]) -> RunConfig {
     let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
     RunConfig::parse(RUN, Path::new("test.toml"), &settings).unwrap()
-}
-
-fn dataset(dir: &Path) -> Dataset {
-    let text = "the cat sat on the mat and the dog ate the hat. ".repeat(60);
-    let tokenizer = Tokenizer::characters(&text).unwrap();
-    std::fs::create_dir_all(dir).unwrap();
-    Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
 }
 
 #[test]

@@ -11,11 +11,10 @@ use std::path::Path;
 
 use trine_data::Dataset;
 use trine_format::{Dtype, ModelFile};
-use trine_tokenizer::Tokenizer;
 use trine_train::trainer::Observer;
 use trine_train::{RunConfig, TrainError, Trainer, checkpoint};
 
-use common::Watch;
+use common::{Watch, dataset};
 
 // Projections of at least 4096 elements, so that 8-bit moments are 8-bit.
 const CONFIG: &str = "
@@ -44,13 +43,6 @@ checkpoint_every = 5
 fn config(settings: &[&str]) -> RunConfig {
     let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
     RunConfig::parse(CONFIG, Path::new("test.toml"), &settings).unwrap()
-}
-
-fn dataset(dir: &Path) -> Dataset {
-    let text = "the cat sat on the mat and the dog ate the hat. ".repeat(60);
-    let tokenizer = Tokenizer::characters(&text).unwrap();
-    fs::create_dir_all(dir).unwrap();
-    Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
 }
 
 fn create(config: &RunConfig, run: &Path) -> Trainer {

@@ -1,5 +1,9 @@
 //! What tests of whole runs share.
 
+use std::path::Path;
+
+use trine_data::Dataset;
+use trine_tokenizer::Tokenizer;
 use trine_train::diagnostics::Diagnostics;
 use trine_train::samples::Sample;
 use trine_train::trainer::{Observer, StepReport};
@@ -38,4 +42,13 @@ impl Observer for Watch {
     fn should_stop(&mut self) -> bool {
         self.stop_after.is_some_and(|steps| self.losses.len() >= steps)
     }
+}
+
+/// A small text of which a model learns something in a few steps.
+#[allow(dead_code, reason = "some tests have texts of their own")]
+pub(crate) fn dataset(dir: &Path) -> Dataset {
+    let text = "the cat sat on the mat and the dog ate the hat. ".repeat(60);
+    let tokenizer = Tokenizer::characters(&text).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    Dataset::from_text(dir, &tokenizer, &text, 0.1).unwrap()
 }

@@ -34,7 +34,12 @@ fn steps_are_timed_on_a_device() {
     let place = Place::new();
     let args = ["bench", "train", "--device", "emulator", "--shape", "tiny", "-r", "1"];
     let args = [&args[..], &["--batch", "1", "--seq", "32"]].concat();
-    let found = json(&place.ok(&[&args[..], &["--json"]].concat()));
+    let found = json(&place.ok(&[&args[..], &["--kernels", "--json"]].concat()));
+    let kernels = found["kernels"].as_array().unwrap();
+    let named = |name: &str| kernels.iter().find(|kernel| kernel["name"] == name).unwrap();
+    // Two layers have two each, and a norm before the head.
+    assert_eq!(named("norm_f32_bf16_2")["times"], 5);
+    assert_eq!(named("adamw")["times"], 1);
     assert!(found["tok_s"].as_f64().unwrap() > 0.0 && found["full_tok_s"].as_f64().unwrap() > 0.0);
     assert_eq!((&found["shape"], &found["batch"]), (&"tiny".into(), &1.into()));
     assert!(place.ok(&args).contains("full precision"));

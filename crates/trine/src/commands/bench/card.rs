@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use trine_cuda::backend::{Buffer, Product};
-use trine_cuda::{AdamW, Backend, Engine, Kind, Options};
+use trine_cuda::profiled::Time;
+use trine_cuda::{AdamW, Backend, Engine, Kind, Options, Profiled};
 use trine_data::Batch;
 use trine_format::{HiddenAct, ModelConfig, Quantization};
 use trine_kernels::limits::Rate;
@@ -35,6 +36,9 @@ pub(super) struct CardArgs {
     /// Tokens of a sequence on a device
     #[arg(long, value_name = "N", default_value_t = 2048)]
     seq: usize,
+    /// Also time every kernel of a ternary step on a device, each by itself
+    #[arg(long, requires = "device")]
+    kernels: bool,
 }
 
 /// Shapes with sub-norms, squared ReLU and a tied head, of other programs' benchmarks.
@@ -213,6 +217,8 @@ pub(super) fn run(
     json: bool,
 ) -> anyhow::Result<()> {
     let device = card::open(args.device)?.context("--device: expected another one than the CPU")?;
+    let profiled = Arc::new(Profiled::new(device)?);
+    let device: Arc<dyn Backend> = profiled.clone();
     let (config, tokens) = args.shape.model();
     let sequences = args.batch.unwrap_or((tokens / args.seq).max(1));
     if args.seq == 0 || sequences == 0 {
@@ -228,7 +234,7 @@ pub(super) fn run(
         Kind::Bf16 if args.device != DeviceConfig::Emulator => Some(limit(&device)?),
         _ => None,
     };
-    let (mut rates, mut memory) = (Vec::new(), 0);
+    let (mut rates, mut kernels, mut memory) = (Vec::new(), Vec::new(), 0);
     for config in kinds {
         let free = device.memory()?.0;
         let mut engine = engine(&device, config, options)?;
@@ -246,13 +252,17 @@ pub(super) fn run(
                 bail!("the loss became {loss}");
             }
         }
+        if args.kernels && kernels.is_empty() {
+            let made = WARM_UP + repetitions + 1;
+            kernels = profiled.watch(|| step(&mut engine, &data, made).map(|_| ()))?;
+        }
         memory = memory.max(free.saturating_sub(device.memory()?.0));
         rates.push(Rate::of(speeds).context("no step was timed")?);
     }
     drop(progress);
     let work = operations(&config, args.seq);
-    let report =
-        Report { args, name: device.name(), options, sequences, rates, memory, work, limit };
+    let name = device.name();
+    let report = Report { args, name, options, sequences, rates, kernels, memory, work, limit };
     output::print_line(&if json { report.json().to_string() } else { report.table() })
 }
 
@@ -263,6 +273,8 @@ struct Report {
     sequences: usize,
     /// Tokens per second, ternary and perhaps in full precision.
     rates: Vec<Rate>,
+    /// What the kernels of a ternary step took.
+    kernels: Vec<Time>,
     /// Bytes of the device.
     memory: usize,
     /// Operations of a token.
@@ -291,6 +303,12 @@ impl Report {
             "product_limit_tflop_s": self.limit.map(|limit| limit / 1e12),
             "fraction_of_limit": self.limit.map(|limit| speed.median * self.work / limit),
             "device_memory_bytes": self.memory,
+            "kernels": self.kernels.iter().map(|time| json!({
+                "name": time.name,
+                "times": time.times,
+                "milliseconds": time.seconds * 1e3,
+                "tflop_s": (time.operations > 0.0).then(|| time.operations / time.seconds / 1e12),
+            })).collect::<Vec<_>>(),
         })
     }
 
@@ -316,7 +334,20 @@ impl Report {
                 limit / 1e12
             );
         }
-        text + &format!("memory      {:.1} GB of the device", self.memory as f64 / 1e9)
+        text += &format!("memory      {:.1} GB of the device", self.memory as f64 / 1e9);
+        for (i, time) in self.kernels.iter().enumerate() {
+            if i == 0 {
+                text += "\n\n|       ms | times | TFLOP/s | kernel of a ternary step, waited for |\n\
+                         | -------: | ----: | ------: | ------------------------------------ |";
+            }
+            let rate = match time.operations {
+                0.0 => String::new(),
+                operations => format!("{:.0}", operations / time.seconds / 1e12),
+            };
+            let Time { name, times, seconds, .. } = time;
+            text += &format!("\n| {:8.2} | {times:5} | {rate:>7} | {name} |", seconds * 1e3);
+        }
+        text
     }
 }
 
