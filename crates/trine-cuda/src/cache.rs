@@ -1,5 +1,5 @@
 //! Machine code that was compiled before, in the user's folder for such things: all kernels take a quarter of a
-//! minute.
+//! minute, for a card and for the emulator.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ pub(crate) fn of<E>(
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
     let Some(folder) = folder() else { return make() };
-    let path = folder.join(format!("{}.cubin", hasher.finalize().to_hex()));
+    let path = folder.join(format!("{}.code", hasher.finalize().to_hex()));
     // The hash of what is in the file stands before it.
     let kept = std::fs::read(&path).ok().and_then(|kept| {
         let (hash, code) = kept.split_at_checked(32)?;
@@ -68,7 +68,7 @@ mod tests {
         for part in key {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
-        let path = folder.join(format!("{}.cubin", hasher.finalize().to_hex()));
+        let path = folder.join(format!("{}.code", hasher.finalize().to_hex()));
         let mut contents = std::fs::read(&path).unwrap();
         contents[50] ^= 1;
         std::fs::write(&path, contents).unwrap();

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 
 use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Product};
+use crate::cache;
 use crate::error::{CudaError, Result};
 use crate::sources::{EMULATOR, KERNELS};
 
@@ -48,25 +49,34 @@ impl Emulator {
 
 /// The library, in a folder that stays as long as the process.
 fn build() -> std::result::Result<(tempfile::TempDir, PathBuf), String> {
-    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    for (folder, files) in [("kernels", &KERNELS[..]), ("emulator", &EMULATOR)] {
-        let folder = dir.path().join(folder);
-        std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
-        for (name, text) in files {
-            std::fs::write(folder.join(name), text).map_err(|e| e.to_string())?;
-        }
-    }
-    let library = dir.path().join("libemulate.so");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let output = Command::new(&compiler)
-        .args(["-O2", "-std=c++17", "-DEMULATED", "-shared", "-fPIC", "-pthread", "-o"])
-        .args([&library, &dir.path().join("emulator/emulate.cpp")])
-        .output()
-        .map_err(|e| format!("{compiler}, a C++ compiler: {e}"))?;
-    match output.status.success() {
-        true => Ok((dir, library)),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
+    let run = |command: &mut Command| {
+        let output = command.output().map_err(|e| format!("{compiler}, a C++ compiler: {e}"))?;
+        match output.status.success() {
+            true => Ok(output.stdout),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    };
+    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let library = dir.path().join("libemulate.so");
+    let version = run(Command::new(&compiler).arg("--version"))?;
+    let texts = KERNELS.iter().chain(&EMULATOR).map(|(_, text)| text.as_bytes());
+    let key: Vec<&[u8]> = texts.chain([compiler.as_bytes(), &version]).collect();
+    let code = cache::of(&key, || {
+        for (folder, files) in [("kernels", &KERNELS[..]), ("emulator", &EMULATOR)] {
+            let folder = dir.path().join(folder);
+            std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
+            for (name, text) in files {
+                std::fs::write(folder.join(name), text).map_err(|e| e.to_string())?;
+            }
+        }
+        let options = ["-O2", "-std=c++17", "-DEMULATED", "-shared", "-fPIC", "-pthread", "-o"];
+        let source = dir.path().join("emulator/emulate.cpp");
+        run(Command::new(&compiler).args(options).args([&library, &source]))?;
+        std::fs::read(&library).map_err(|e| e.to_string())
+    })?;
+    std::fs::write(&library, code).map_err(|e| e.to_string())?;
+    Ok((dir, library))
 }
 
 impl Backend for Emulator {
