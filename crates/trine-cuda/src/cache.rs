@@ -13,17 +13,22 @@ fn folder() -> Option<PathBuf> {
     Some(cache.join("trine"))
 }
 
+/// The file of a key.
+fn name(key: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in key {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    format!("{}.code", hasher.finalize().to_hex())
+}
+
 /// The code of this key, which `make` makes where it is not kept. What cannot be kept is made again.
 pub(crate) fn of<E>(
     key: &[&[u8]],
     make: impl FnOnce() -> Result<Vec<u8>, E>,
 ) -> Result<Vec<u8>, E> {
-    let mut hasher = blake3::Hasher::new();
-    for part in key {
-        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-    }
     let Some(folder) = folder() else { return make() };
-    let path = folder.join(format!("{}.code", hasher.finalize().to_hex()));
+    let path = folder.join(name(key));
     // The hash of what is in the file stands before it.
     let kept = std::fs::read(&path).ok().and_then(|kept| {
         let (hash, code) = kept.split_at_checked(32)?;
@@ -64,16 +69,13 @@ mod tests {
         assert_eq!(get(&key), 1);
         let Some(folder) = folder().filter(|folder| folder.exists()) else { return };
         assert_eq!(get(&key), 1);
-        let mut hasher = blake3::Hasher::new();
-        for part in key {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
-        let path = folder.join(format!("{}.code", hasher.finalize().to_hex()));
+        let path = folder.join(name(&key));
         let mut contents = std::fs::read(&path).unwrap();
         contents[50] ^= 1;
         std::fs::write(&path, contents).unwrap();
         assert_eq!(get(&key), 2);
         assert_eq!(get(&[&key[..], &[b""]].concat()), 3);
         std::fs::remove_file(path).unwrap();
+        std::fs::remove_file(folder.join(name(&[&key[..], &[b""]].concat()))).unwrap();
     }
 }

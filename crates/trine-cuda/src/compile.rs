@@ -18,25 +18,6 @@ pub fn has_compiler() -> bool {
 /// # Errors
 /// No compiler, one that does not know the architecture, or kernels that it refuses.
 pub fn for_architecture(architecture: &str) -> Result<Vec<u8>> {
-    compile(architecture)
-}
-
-/// As [`for_architecture`], kept from one start to the next.
-pub(crate) fn kept_for_architecture(architecture: &str) -> Result<Vec<u8>> {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: the two numbers are written where they are.
-    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(failed)?;
-    let compiler = format!("NVRTC {major}.{minor}");
-    let source = sources::program();
-    let key = [source.as_bytes(), architecture.as_bytes(), compiler.as_bytes()];
-    cache::of(&key, || compile(architecture))
-}
-
-fn failed(e: nvrtc::NvrtcError) -> CudaError {
-    CudaError::Call { what: "CUDA's run-time compiler".to_owned(), message: e.to_string() }
-}
-
-fn compile(architecture: &str) -> Result<Vec<u8>> {
     let source = CString::new(sources::program()).expect("kernels have no zero byte");
     let name = CString::new("trine.cu").expect("a name without a zero byte");
     let program = nvrtc::create_program(&source, Some(&name)).map_err(failed)?;
@@ -59,6 +40,21 @@ fn compile(architecture: &str) -> Result<Vec<u8>> {
         nvrtc::destroy_program(program).map_err(failed)?;
         compiled
     }
+}
+
+/// As [`for_architecture`], kept from one start to the next.
+pub(crate) fn kept_for_architecture(architecture: &str) -> Result<Vec<u8>> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the two numbers are written where they are.
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(failed)?;
+    let compiler = format!("NVRTC {major}.{minor}");
+    let source = sources::program();
+    let key = [source.as_bytes(), architecture.as_bytes(), compiler.as_bytes()];
+    cache::of(&key, || for_architecture(architecture))
+}
+
+fn failed(e: nvrtc::NvrtcError) -> CudaError {
+    CudaError::Call { what: "CUDA's run-time compiler".to_owned(), message: e.to_string() }
 }
 
 /// # Safety

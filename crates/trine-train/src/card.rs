@@ -142,10 +142,11 @@ impl Card {
             let values = var.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
             self.engine.set(name, &values)?;
         }
-        if optimizer.updates() > 0 {
-            for (name, moments) in optimizer.f32_moments() {
-                self.engine.set_moments(name, &moments)?;
-            }
+        if optimizer.updates() == 0 {
+            return Ok(self.engine.clear_moments()?);
+        }
+        for (name, moments) in optimizer.f32_moments() {
+            self.engine.set_moments(name, &moments)?;
         }
         Ok(())
     }

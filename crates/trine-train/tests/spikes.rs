@@ -201,3 +201,28 @@ fn a_run_that_only_spikes_ends_after_so_many_skips_or_rewinds() {
         assert_eq!(watch.anomalies.len(), 3);
     }
 }
+
+#[test]
+fn a_rewind_to_the_beginning_is_the_same_on_a_device() {
+    let run = |device: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let settings =
+            ["train.on_spike=rewind", "train.checkpoint_every=1000", "train.precision=f32"];
+        let settings = [&settings[..], &["train.steps=40", device]].concat();
+        let mut watch = Watch::default();
+        // Where it spikes again, it may end.
+        let _ = create(&config(&settings), dir.path()).run(&mut watch);
+        watch
+    };
+    let (expected, found) = (run("train.device=cpu"), run("train.device=emulator"));
+    let first = |watch: &Watch| (watch.anomalies[0].step, watch.anomalies[0].action);
+    assert_eq!(first(&expected).1, Action::Rewound { to: 0 });
+    assert_eq!(first(&found), first(&expected));
+    // Up to the spike, and some steps from the beginning on, with moments that are zero again.
+    let steps = first(&expected).0 + 5;
+    for ((step, found), (at, expected)) in found.steps.iter().zip(&expected.steps).take(steps) {
+        assert_eq!(step, at);
+        assert!((found / expected - 1.0).abs() < 1e-2, "step {step}: {found} for {expected}");
+    }
+    assert!(found.steps.len() >= steps && expected.steps.len() >= steps);
+}

@@ -72,8 +72,9 @@ pub struct Engine {
     ids: Ids,
     training: Activations,
     evaluation: Activations,
-    /// Whether masters have changed since they were last made into trits.
-    stale: bool,
+    /// Whether masters have changed since they were last made into what is multiplied in training, and into what
+    /// is for evaluation.
+    stale: [bool; 2],
     /// Batches whose gradients have been added up.
     batches: usize,
 }
@@ -158,7 +159,7 @@ impl Engine {
             ids,
             training: Activations::new(&device, options.kind),
             evaluation: Activations::new(&device, Kind::F32),
-            stale: true,
+            stale: [true; 2],
             batches: 0,
             layout,
             device,
@@ -202,7 +203,7 @@ impl Engine {
         } else {
             self.device.upload(at, bytemuck::cast_slice(values))?;
         }
-        self.stale = true;
+        self.stale = [true; 2];
         Ok(())
     }
 
@@ -245,6 +246,15 @@ impl Engine {
             self.device.upload(at, bytemuck::cast_slice(values))?;
         }
         Ok(())
+    }
+
+    /// Makes all moments zero.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn clear_moments(&mut self) -> Result<()> {
+        let bytes = self.layout.elements as usize * 4;
+        self.moments.iter().try_for_each(|moments| self.device.clear(moments.at(), bytes))
     }
 
     /// The gradient of a parameter, of the batches since [`Self::begin`].

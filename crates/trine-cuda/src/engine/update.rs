@@ -7,12 +7,6 @@ use crate::layout;
 /// Parts in which a tensor is summed.
 pub(super) const PARTS: usize = 128;
 
-/// Coefficients of Muon's quintic `a x + b x^3 + c x^5`.
-const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
-
-/// Applications of the quintic.
-const STEPS: usize = 5;
-
 /// An update of Muon (Jordan et al. 2024), of the matrices of the layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Muon {
@@ -22,11 +16,12 @@ pub struct Muon {
     pub keep: f32,
     /// Learning rate.
     pub learning_rate: f64,
-}
-
-/// How far an orthogonal matrix goes at a learning rate of 1 (arXiv 2502.16982, section 2.2).
-fn update_scale(rows: usize, columns: usize) -> f64 {
-    0.2 * (rows.max(columns) as f64).sqrt()
+    /// Of the quintic `a x + b x^3 + c x^5` that makes a matrix orthogonal.
+    pub coefficients: [f32; 3],
+    /// Applications of the quintic.
+    pub steps: usize,
+    /// How far an orthogonal matrix of so many rows and columns goes at a learning rate of 1.
+    pub scale: fn(usize, usize) -> f64,
 }
 
 /// An update of AdamW (arXiv 1711.05101).
@@ -55,7 +50,7 @@ impl Engine {
         let elements = self.layout.copies as usize;
         let copies = if is_training { &mut self.copies } else { &mut self.exact };
         let at = copies.reserve(layout::bytes(elements, kind))?;
-        if is_training && !std::mem::take(&mut self.stale) {
+        if !std::mem::take(&mut self.stale[usize::from(!is_training)]) {
             return Ok(());
         }
         let (masters, table, scales) = (self.masters.at(), self.tables[0].at(), self.scales.at());
@@ -132,7 +127,7 @@ impl Engine {
             update.step_size,
             update.inverse_root_correction2,
             update.chance)?;
-        self.stale = true;
+        self.stale = [true; 2];
         Ok(())
     }
 
@@ -161,7 +156,7 @@ impl Engine {
         launch!(self.device, "sum_parts", [1, 1, 1], 256, 0; parts, PARTS, sum)?;
         let run = |kernel: &str| format!("{kernel}_{}", kind.name());
         launch!(self.device, &run("muon_begin"), [blocks, 1, 1], 256, 0; x, sum, factors, n as u64)?;
-        let [a, b, c] = COEFFICIENTS;
+        let [a, b, c] = muon.coefficients;
         let of = |m, n, k, a_stride, b_stride| Product {
             m,
             n,
@@ -187,7 +182,7 @@ impl Engine {
             true => (of(rows, columns, rows, rows, columns), polynomial, factors),
             false => (of(rows, columns, columns, columns, columns), factors, polynomial),
         };
-        for _ in 0..STEPS {
+        for _ in 0..muon.steps {
             self.device.multiply(&with_itself, factors, factors, gram)?;
             launch!(self.device, &run("cast"), [blocks, 1, 1], 256, 0;
                 gram, polynomial, square as u64)?;
@@ -198,7 +193,7 @@ impl Engine {
             launch!(self.device, &run("muon_add"), [blocks, 1, 1], 256, 0;
                 x, product, a, factors, n as u64)?;
         }
-        let step = (muon.learning_rate * update_scale(rows, columns)) as f32;
+        let step = (muon.learning_rate * (muon.scale)(rows, columns)) as f32;
         launch!(self.device, "muon_update", [blocks, 1, 1], 256, 0;
             self.masters.at(), self.tables[1].at(), at, x, muon.keep, step, update.chance)
     }

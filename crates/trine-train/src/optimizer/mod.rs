@@ -156,7 +156,14 @@ impl Optimizer {
         let muon = (self.config.kind == OptimizerKind::Muon).then(|| {
             let learning_rate = rates.learning_rate * self.config.muon_ratio();
             let keep = (1.0 - learning_rate * rates.weight_decay) as f32;
-            trine_cuda::Muon { momentum: self.config.muon_momentum as f32, keep, learning_rate }
+            trine_cuda::Muon {
+                momentum: self.config.muon_momentum as f32,
+                keep,
+                learning_rate,
+                coefficients: muon::COEFFICIENTS,
+                steps: muon::STEPS,
+                scale: update_scale,
+            }
         });
         let update = trine_cuda::AdamW {
             clip: self.clip(norm),

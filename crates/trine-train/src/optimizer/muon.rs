@@ -21,10 +21,10 @@ use super::moment::Moment;
 use super::rounding::Rounding;
 
 /// Coefficients of the quintic `a x + b x^3 + c x^5`, chosen for a steep rise at 0.
-const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+pub(super) const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Applications of the quintic.
-const STEPS: usize = 5;
+pub(super) const STEPS: usize = 5;
 
 /// Products of Newton-Schulz steps, and the memory that they need. They are of bfloat16 where the CPU has
 /// instructions for it, as in the published program.
