@@ -15,6 +15,7 @@ use trine_kernels::limits::Rate;
 use trine_train::card;
 use trine_train::config::DeviceConfig;
 
+use super::train::{random, random_batch};
 use crate::output;
 use crate::progress::BenchProgress;
 
@@ -107,22 +108,6 @@ fn operations(config: &ModelConfig, tokens: usize) -> f64 {
         + 3 * width * config.intermediate_size;
     let matrices = layers * projections + config.vocab_size * width;
     6.0 * (matrices + layers * tokens * attention) as f64
-}
-
-/// Numbers that look random.
-fn random(mut state: u64) -> impl FnMut() -> u64 {
-    move || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        state >> 33
-    }
-}
-
-fn batch(sequences: usize, seq_len: usize, vocab: usize) -> Batch {
-    let mut next = random(2);
-    let ids: Vec<u32> = (0..=sequences * seq_len).map(|_| (next() % vocab as u64) as u32).collect();
-    let (inputs, targets) = (ids[..ids.len() - 1].to_vec(), ids[1..].to_vec());
-    Batch { inputs, targets, starts: None, batch: sequences, seq_len }
 }
 
 /// A model of random parameters.
@@ -224,7 +209,7 @@ pub(super) fn run(
     if args.seq == 0 || sequences == 0 {
         bail!("--seq and --batch: expected at least 1, found 0");
     }
-    let data = batch(sequences, args.seq, config.vocab_size);
+    let data = random_batch(sequences, args.seq, config.vocab_size, 2);
     let tokens = data.inputs.len() as f64;
     let full = ModelConfig { quantization: Quantization::None, ..config.clone() };
     let kinds = if ternary_only { vec![&config] } else { vec![&config, &full] };

@@ -110,17 +110,25 @@ impl Size {
     }
 }
 
-/// Random ids.
-fn batch(sequences: usize, turn: u64) -> Batch {
-    let mut state = turn;
-    let mut id = || {
+/// Numbers of 31 bits that look random.
+pub(super) fn random(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u32 % VOCAB as u32
-    };
-    let ids: Vec<u32> = (0..=sequences * SEQ_LEN).map(|_| id()).collect();
+        state >> 33
+    }
+}
+
+/// Random ids.
+pub(super) fn random_batch(sequences: usize, seq_len: usize, vocab: usize, turn: u64) -> Batch {
+    let mut next = random(turn);
+    let ids: Vec<u32> = (0..=sequences * seq_len).map(|_| (next() % vocab as u64) as u32).collect();
     let (inputs, targets) = (ids[..ids.len() - 1].to_vec(), ids[1..].to_vec());
-    Batch { inputs, targets, starts: None, batch: sequences, seq_len: SEQ_LEN }
+    Batch { inputs, targets, starts: None, batch: sequences, seq_len }
+}
+
+fn batch(sequences: usize, turn: u64) -> Batch {
+    random_batch(sequences, SEQ_LEN, VOCAB, turn)
 }
 
 /// A model with its optimizer, as the trainer steps it.
