@@ -10,7 +10,8 @@ a prompt that is new and of the same prompt again; the first token of a short pr
 long one goes through. Then many clients ask greedily for a while, half of them leaving in the middle,
 and every answer that stays must be that of the idle server. Exits with 1 when one is not, when
 anything is left running, when connections stay open, or when memory grew by more than a tenth in the
-second half. It ends after the seconds it is given; `--soak` leaves the speeds out.
+second half. It ends after the seconds it is given; `--soak` leaves the speeds out. `--overhead PAIRS`
+only compares one stream with `trine bench` of the same model, in turn.
 """
 
 import argparse
@@ -96,6 +97,44 @@ async def speed(client):
     print(f"first token of a short prompt: alone {idle:.3f} s, beside {long} tokens {busy:.3f} s")
 
 
+async def overhead(client, trine, model, pairs):
+    """What HTTP, tokenizing and detokenizing cost a stream: its tokens after the first, and `trine bench`'s, in turn."""
+    command = [trine, "bench", model, "-p", "0", "-n", "255", "-d", "8", "-r", "1", "--json"]
+
+    async def decode(seed):
+        """Tokens a second after the first, and the share of the whole request that was no pass of the model."""
+        passes, begin = await seconds_in_passes(client), time.perf_counter()
+        _, _, _, used = await client.stream(client.prompt(seed, 8), 256)
+        whole = time.perf_counter() - begin
+        passes = await seconds_in_passes(client) - passes
+        begin = time.perf_counter()
+        await client.stream(client.prompt(seed + 1, 8), 1)
+        return (used - 1) / (whole - (time.perf_counter() - begin)), 1 - passes / whole
+
+    def engine():
+        found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        return found["decode_tok_s"]
+
+    served, alone = [], [engine()]
+    for pair in range(pairs):
+        served.append(await decode(5000 + 2 * pair))
+        alone.append(engine())
+    served, others = zip(*served)
+    # Each stream against the mean of the engine's speeds before and after it: machines are not steady.
+    costs = sorted(1 - one / ((before + after) / 2) for one, before, after in zip(served, alone, alone[1:]))
+    print(
+        f"one stream, tokens after the first: {statistics.median(served):.2f} tok/s, the engine alone "
+        f"{statistics.median(alone):.2f}: {statistics.median(costs):.1%} slower "
+        f"(median of {pairs}, {costs[0]:.1%} to {costs[-1]:.1%})\n"
+        f"outside of the model's passes: {statistics.median(others):.2%} of a request"
+    )
+
+
+async def seconds_in_passes(client):
+    async with client.session.get(f"{client.address}/metrics") as response:
+        return float(re.search(r"^trine_pass_seconds_total (\S+)", await response.text(), re.MULTILINE)[1])
+
+
 async def soak(client, server, clients, seconds):
     """Many clients, half of which leave; returns what went wrong."""
     prompts = [client.prompt(7, 40) + client.prompt(100 + i, 10) for i in range(20)]
@@ -145,6 +184,9 @@ async def run(args, server, address):
             model = (await response.json())["data"][0]
         client = Client(session, address, model["max_model_len"], model["meta"]["vocab_size"])
         before = descriptors(server)
+        if args.overhead:
+            await overhead(client, args.trine, args.model, args.overhead)
+            return []
         if not args.soak:
             await speed(client)
         wrong = await soak(client, server, args.clients, args.seconds)
@@ -163,6 +205,7 @@ def main():
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--running", type=int, default=32)
+    parser.add_argument("--overhead", type=int, metavar="PAIRS", help="only what serving costs one stream, this often")
     parser.add_argument("--soak", action="store_true", help="only the many clients")
     args = parser.parse_args()
     server, address = start(args.trine, args.model, args.running)

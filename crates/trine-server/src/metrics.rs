@@ -112,6 +112,9 @@ pub(crate) fn text(app: &App) -> String {
         head(&mut out, name, "counter", help);
         line(&mut out, name, value);
     }
+    let name = "trine_pass_seconds_total";
+    head(&mut out, name, "counter", "Seconds that these passes took.");
+    line(&mut out, name, stats.pass_time.as_secs_f64());
     let Metrics { first_token, done, per_token, .. } = &app.metrics;
     first_token.write(&mut out, "trine_first_token_seconds", "From request to first token.");
     done.write(&mut out, "trine_answer_seconds", "From request to the whole answer.");

@@ -234,7 +234,9 @@ impl Scheduler {
             let ids = &running.text[seen..][..count];
             steps.push(Step { sequence: &mut running.sequence, ids, logits });
         }
+        let begin = Instant::now();
         let logits = self.shared.model.step(&mut steps);
+        add(&counters.pass_nanoseconds, begin.elapsed().as_nanos() as usize);
         add(&counters.passes, 1);
         let Ok(logits) = logits else {
             // All that a step can be refused for was checked before.

@@ -1,6 +1,7 @@
 //! What an engine does, in numbers that others may read at any time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Counters since the start, and the state after the last pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Passes through the model.
     pub passes: u64,
+    /// Time that they took; the rest of an answer's is choosing ids, and all that is not the engine's.
+    pub pass_time: Duration,
     /// Requests that ended by themselves.
     pub finished: u64,
     /// Requests that were given up: nobody wanted them any more, or their deadline passed.
@@ -35,6 +38,7 @@ pub(super) struct Counters {
     pub(super) cached_tokens: AtomicU64,
     pub(super) generated_tokens: AtomicU64,
     pub(super) passes: AtomicU64,
+    pub(super) pass_nanoseconds: AtomicU64,
     pub(super) finished: AtomicU64,
     pub(super) cancelled: AtomicU64,
 }
@@ -60,6 +64,7 @@ impl Counters {
             cached_tokens: read(&self.cached_tokens),
             generated_tokens: read(&self.generated_tokens),
             passes: read(&self.passes),
+            pass_time: Duration::from_nanos(read(&self.pass_nanoseconds)),
             finished: read(&self.finished),
             cancelled: read(&self.cancelled),
         }

@@ -315,6 +315,7 @@ fn models_health_and_metrics_say_what_is_there() {
     assert_eq!(server.metric("trine_generated_tokens_total"), 12.0);
     assert_eq!(server.metric("trine_prompt_tokens_total"), prompt);
     assert_eq!(server.metric("trine_first_token_seconds_count"), 1.0);
+    assert!(server.metric("trine_pass_seconds_total") > 0.0);
     let chats = "trine_http_responses_total{path=\"/v1/chat/completions\",status=\"200\"}";
     assert_eq!(server.metric(chats), 1.0);
 }
