@@ -2,9 +2,10 @@
 
     pip install openai
     cargo build --release
+    trine synth-model --shape 30m --tokenizer DIR MODEL.gguf        or another model
     python scripts/interop/openai_client.py MODEL [--trine target/release/trine]
 
-MODEL is anything that `trine serve` reads that has a chat template. A server is started at a free
+MODEL is anything that `trine serve` reads that has a chat template and a context of 1,024 tokens. A server is started at a free
 port with a key, and the package, whose clients check types and parse streams, is used as its users
 use it: models, chats whole and streamed, completions with log-probabilities and echo, several
 choices, stop strings, seeds, errors, functions that have to be called and whose results are sent back,
@@ -199,6 +200,9 @@ def main():
     args = parser.parse_args()
     server, address = start(args.trine, args.model)
     try:
+        request = urllib.request.Request(f"{address}/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        if (context := json.load(urllib.request.urlopen(request))["data"][0]["max_model_len"]) < 1024:
+            sys.exit(f"{args.model}: a context of {context} tokens, expected 1024 for calls of functions to end in")
         options = dict(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
         text = blocking(openai.OpenAI(**options))
         tools(openai.OpenAI(**options))
