@@ -124,9 +124,7 @@ impl PackedMatrix {
     /// # Errors
     /// Weights that are not finite, or not `rows * cols` of them.
     pub fn from_weights(weights: &[f32], rows: usize, cols: usize) -> Result<Self, TernaryError> {
-        let buffer = Arc::default();
-        let mut packed =
-            Self { rows: 0, cols: 0, scale: 1.0, packing: Packing::Bits2, buffer, bytes: 0..0 };
+        let mut packed = Self::default();
         packed.refill(weights, rows, cols)?;
         Ok(packed)
     }
@@ -147,10 +145,7 @@ impl PackedMatrix {
         }
         let (packing, scale) = (Packing::Bits2, absmean(weights)?);
         let size = size(rows, cols, packing);
-        if Arc::get_mut(&mut self.buffer).is_none() {
-            self.buffer = Arc::default();
-        }
-        let buffer = Arc::get_mut(&mut self.buffer).expect("a buffer of its own");
+        let buffer = self.own();
         buffer.resize(size);
         let ternarized = |row: usize, trits: &mut [i8]| {
             // All weights are finite and the scale is theirs: the only errors there are.
@@ -160,6 +155,36 @@ impl PackedMatrix {
         (self.rows, self.cols, self.scale, self.packing) = (rows, cols, scale, packing);
         self.bytes = 0..size;
         Ok(())
+    }
+
+    /// Becomes the transpose of `of`, with `factor` times its scale, in the memory of what was here.
+    ///
+    /// # Panics
+    /// When the trits of `of` are not packed in 2 bits.
+    pub fn transpose(&mut self, of: &Self, factor: f32) {
+        assert_eq!(of.packing, Packing::Bits2, "trits that are transposed");
+        let (rows, cols, packing) = (of.cols, of.rows, Packing::Bits2);
+        let size = size(rows, cols, packing);
+        let panel_size = panel_size(cols, packing);
+        let buffer = self.own();
+        buffer.resize(size);
+        if size > 0 {
+            // A line of a panel is a square of sixteen rows and columns, and so is that which it becomes.
+            parallel::for_each_chunk(buffer, panel_size, |p, panel| {
+                let lines = panel.as_chunks_mut::<{ 4 * PANEL }>().0.iter_mut().enumerate();
+                lines.for_each(|(l, line)| *line = transposed(&of.panel(l)[p]));
+            });
+        }
+        (self.rows, self.cols, self.scale, self.packing) = (rows, cols, factor * of.scale, packing);
+        self.bytes = 0..size;
+    }
+
+    /// The memory of this matrix, another if there are more matrices in it.
+    fn own(&mut self) -> &mut AlignedBuf<u8> {
+        if Arc::get_mut(&mut self.buffer).is_none() {
+            self.buffer = Arc::default();
+        }
+        Arc::get_mut(&mut self.buffer).expect("a buffer of its own")
     }
 
     /// Packs matrices of the given shapes `(rows, cols)` into one stretch of memory, one after
@@ -273,6 +298,14 @@ impl PackedMatrix {
     }
 }
 
+impl Default for PackedMatrix {
+    /// No rows and no columns.
+    fn default() -> Self {
+        let (packing, buffer) = (Packing::Bits2, Arc::default());
+        Self { rows: 0, cols: 0, scale: 1.0, packing, buffer, bytes: 0..0 }
+    }
+}
+
 impl From<&TernaryMatrix> for PackedMatrix {
     /// Packs in 2 bits, which is the quickest to make.
     fn from(matrix: &TernaryMatrix) -> Self {
@@ -364,6 +397,23 @@ fn pack_row_of<const D: usize, const BASE: u32>(
     }
 }
 
+/// The square of sixteen rows and columns that a line in 2 bits holds, on its side.
+#[inline(always)]
+fn transposed(line: &Line) -> Line {
+    const CODES: u32 = 0x0303_0303;
+    let words: [u32; PANEL] = std::array::from_fn(|r| u32::from_le_bytes(line.as_chunks().0[r]));
+    let mut turned = [0; 4 * PANEL];
+    for (q, rows) in turned.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        // Byte `i` of word `j`: what row `4 q + i` has in the columns `j`, `4 + j`, `8 + j`, `12 + j`.
+        let word = |j: usize| {
+            (0..4).fold(0, |word, s| word | (words[4 * s + j] >> (2 * q) & CODES) << (2 * s))
+        };
+        let bytes: [[u8; 4]; 4] = std::array::from_fn(|j| word(j).to_le_bytes());
+        *rows = std::array::from_fn(|at| bytes[at % 4][at / 4]);
+    }
+    turned
+}
+
 /// The codes of four trits: their two low bits, which are one less, plus one.
 #[inline(always)]
 fn codes(trits: [i8; 4]) -> u32 {
@@ -400,6 +450,23 @@ mod tests {
                 }
             }
             assert_eq!(m.bytes().as_ptr().align_offset(64), 0);
+        }
+    }
+
+    #[test]
+    fn a_transpose_has_columns_for_rows() {
+        let mut turned = PackedMatrix::default();
+        for (rows, cols) in [(40, 70), (16, 16), (19, 43), (1, 33), (5, 0), (0, 3), (160, 90)] {
+            let trits: Vec<i8> = (0..rows * cols).map(|i| (i * i % 251 % 3) as i8 - 1).collect();
+            let other: Vec<i8> =
+                (0..rows * cols).map(|i| trits[i % rows * cols + i / rows]).collect();
+            let packed = |trits: &[i8], rows, cols| {
+                PackedMatrix::from(&TernaryMatrix::from_trits(trits, rows, cols, 0.5).unwrap())
+            };
+            turned.transpose(&packed(&trits, rows, cols), 0.25);
+            let expected = packed(&other, cols, rows);
+            assert_eq!((turned.rows(), turned.cols(), turned.scale()), (cols, rows, 0.125));
+            assert!(turned.bytes() == expected.bytes(), "{rows} x {cols}");
         }
     }
 

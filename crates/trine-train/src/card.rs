@@ -99,7 +99,7 @@ impl Card {
         let options = Options {
             kind: match config.train.precision {
                 Precision::F32 => Kind::F32,
-                Precision::Auto | Precision::Bf16 => Kind::Bf16,
+                Precision::Auto | Precision::Bf16 | Precision::Int8 => Kind::Bf16,
             },
             recompute: config.train.recompute_activations,
             narrow_masters: config.optimizer.masters == MasterPrecision::Bf16,

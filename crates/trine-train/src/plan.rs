@@ -10,7 +10,7 @@ use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
-use crate::fused::{BLOCK, LEAST_ROWS};
+use crate::fused::{BLOCK, LEAST_ROWS, Precision};
 use crate::{RunConfig, TrainError};
 
 /// What of a model is trained, beside the weights that are not.
@@ -124,7 +124,9 @@ impl Plan {
             buffers: here(buffers(model, rows) + widened as u64),
             beside: beside.map_or(0, |model| frozen(model, rows)),
         };
-        let work = Work::new(model, config.data.seq_len, lora.map(|_| parameters.trained));
+        let precision = config.train.precision.resolved(ternary);
+        let adapters = lora.map(|_| parameters.trained);
+        let work = Work::new(model, config.data.seq_len, adapters, precision);
         let again = config.train.recompute_activations;
         let work = if again { work.with_recomputation() } else { work };
         let tokens = config.train.batch_size * config.data.seq_len;
@@ -192,6 +194,8 @@ pub struct Work {
     forward: f64,
     /// Of gradients, and of the head.
     gradients: f64,
+    /// Of gradients of the inputs of ternary projections, where these are multiplied in int8.
+    inputs: f64,
     /// Of attention: scores and weighted sums once forward, five such products backward.
     attention_forward: f64,
     attention_backward: f64,
@@ -200,7 +204,12 @@ pub struct Work {
 impl Work {
     /// Of sequences of `seq_len` tokens; of a frozen model with so many numbers of `adapters`, or of one
     /// that is trained.
-    pub fn new(config: &ModelConfig, seq_len: usize, adapters: Option<u64>) -> Self {
+    pub fn new(
+        config: &ModelConfig,
+        seq_len: usize,
+        adapters: Option<u64>,
+        precision: Precision,
+    ) -> Self {
         let layers = config.num_hidden_layers as f64;
         let shapes = Projection::ALL.map(|p| config.projection_shape(p));
         let blocks = layers * shapes.iter().map(|(out, inp)| (out * inp) as f64).sum::<f64>();
@@ -208,13 +217,17 @@ impl Work {
         // A query sees half of the sequence.
         let product =
             layers * (config.num_attention_heads * config.head_dim * seq_len) as f64 / 2.0;
+        let int8 = precision == Precision::Int8 && config.quantization != Quantization::None;
+        let gradients = match adapters {
+            None => 2.0 * blocks + 3.0 * head,
+            // The input's gradient alone, and all three products of an adapter.
+            Some(adapters) => blocks + 2.0 * head + 3.0 * adapters as f64,
+        };
+        let inputs = if int8 { blocks } else { 0.0 };
         Self {
             forward: blocks,
-            gradients: match adapters {
-                None => 2.0 * blocks + 3.0 * head,
-                // The input's gradient alone, and all three products of an adapter.
-                Some(adapters) => blocks + 2.0 * head + 3.0 * adapters as f64,
-            },
+            gradients: gradients - inputs,
+            inputs,
             attention_forward: 2.0 * product,
             attention_backward: 5.0 * product,
         }
@@ -227,12 +240,12 @@ impl Work {
         Self { forward: 2.0 * self.forward, attention_forward, ..self }
     }
 
-    /// The fewest seconds a token can take: int8 forward, bfloat16 backward where the CPU has it,
-    /// attention's forward pass in f32.
+    /// The fewest seconds a token can take: int8 forward, backward bfloat16 where the CPU has it, or what
+    /// of it is, attention's forward pass in f32.
     pub fn seconds(&self, limits: &Limits) -> f64 {
         let f32 = limits.f32.median / 2.0;
         let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
-        self.forward / limits.int8.median
+        (self.forward + self.inputs) / limits.int8.median
             + (self.gradients + self.attention_backward) / bf16
             + self.attention_forward / f32
     }

@@ -6,7 +6,7 @@ use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
-use trine_kernels::{Activations, PackedMatrix, parallel};
+use trine_kernels::{Activations, PackedMatrix, bitlinear, bitlinear_add, bitlinear_all, parallel};
 use trine_ternary::TernaryError;
 
 use super::{Buffer, Found};
@@ -25,6 +25,9 @@ pub enum Precision {
     F32,
     /// Factors rounded to bfloat16, sums in f32; of a model in full precision in the forward pass too.
     Bf16,
+    /// As [`Self::Bf16`], but what a ternary projection passes on to its input is multiplied as in the
+    /// forward pass, by trits, after it was rounded to int8 row by row (SwitchBack, arXiv 2304.13013).
+    Int8,
 }
 
 impl Precision {
@@ -47,6 +50,10 @@ impl Precision {
         }
     }
 }
+
+/// What gradients are multiplied by before they become codes, whose definition takes rows below 1e-5 for
+/// nothing: a power of two, which no bit is lost by.
+const LARGE: f32 = (1u64 << 40) as f32;
 
 /// The weights of a projection in a step, `(out, in)`.
 pub(super) enum Weights {
@@ -192,6 +199,9 @@ pub(super) struct Products {
     right: Right,
     /// A side in f32.
     floats: Buffer,
+    /// A gradient as codes, and the trits that it meets, on their side.
+    codes: Activations,
+    turned: PackedMatrix,
     /// What lies between the two matrices of an adapter, `(M, r)`, and its gradient.
     low: Buffer,
     low_gradient: Buffer,
@@ -204,13 +214,15 @@ impl Products {
             left: Left::default(),
             right: Right::default(),
             floats: Buffer::default(),
+            codes: Activations::from_codes(&[], &[], 0),
+            turned: PackedMatrix::default(),
             low: Buffer::default(),
             low_gradient: Buffer::default(),
         }
     }
 
     pub(super) fn is_bf16(&self) -> bool {
-        self.precision == Precision::Bf16
+        matches!(self.precision, Precision::Bf16 | Precision::Int8)
     }
 
     /// Outputs `(M, out)` of projections with the same input.
@@ -219,7 +231,7 @@ impl Products {
             Input::Codes(x) => {
                 let trits = |p: &Projection<'a>| p.weights.trits().expect("codes meet trits");
                 let pairs = work.iter_mut().map(|(p, y)| (trits(p), &mut **y));
-                trine_kernels::bitlinear_all(&mut pairs.collect::<Vec<_>>(), x);
+                bitlinear_all(&mut pairs.collect::<Vec<_>>(), x);
             }
             Input::Floats(x) => {
                 for (p, y) in work {
@@ -263,6 +275,17 @@ impl Products {
         dx: &mut [f32],
     ) {
         let rows = dy.len() / p.out;
+        if let (Precision::Int8, Some(weights)) = (self.precision, p.weights.trits()) {
+            self.codes.refill(rows, p.out, |row, to| {
+                let dy = &dy[row * p.out..][..p.out];
+                to.iter_mut().zip(dy).for_each(|(to, dy)| *to = dy * LARGE);
+            });
+            self.turned.transpose(weights, 1.0 / LARGE);
+            return match store {
+                Store::Set => bitlinear(&self.turned, &self.codes, dx),
+                Store::Add => bitlinear_add(&self.turned, &self.codes, dx),
+            };
+        }
         if self.is_bf16() {
             let mut scale = 1.0;
             match p.weights.trits() {

@@ -81,7 +81,8 @@ fn precision(name: &str) -> Result<Precision, String> {
         "auto" => Ok(Precision::Auto),
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
-        _ => Err("expected auto, f32 or bf16".to_owned()),
+        "int8" => Ok(Precision::Int8),
+        _ => Err("expected auto, f32, bf16 or int8".to_owned()),
     }
 }
 
@@ -172,7 +173,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let options = trine_cuda::Options {
             kind: match args.precision {
                 Precision::F32 => Kind::F32,
-                Precision::Auto | Precision::Bf16 => Kind::Bf16,
+                _ => Kind::Bf16,
             },
             recompute: args.recompute,
             narrow_masters: false,
@@ -212,7 +213,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     progress.step("limits of the machine");
     let mut limits = vec![measure_limits(threads)];
     let (mut speeds, mut shares) = ([const { Vec::new() }; 3], Vec::new());
-    let work = Work::new(&config, SEQ_LEN, None);
+    let work = Work::new(&config, SEQ_LEN, None, args.precision.resolved(true));
     for turn in 0..repetitions {
         let data = batch(sequences, 2 + turn as u64);
         let time = |steps: usize, step: &mut dyn FnMut() -> anyhow::Result<()>| {
