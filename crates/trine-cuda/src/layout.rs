@@ -123,7 +123,8 @@ impl Layout {
             let (name, shape) = (id.canonical(), config.tensor_shape(id));
             let count = shape.iter().product::<usize>() as u64;
             let is_projection = matches!(id, TensorId::Layer(_, Part::Projection(_)));
-            let follows = is_projection && !matches!(id, TensorId::Layer(_, Part::Projection(FIRST)));
+            let follows =
+                is_projection && !matches!(id, TensorId::Layer(_, Part::Projection(FIRST)));
             // Not between projections that are multiplied together: their sizes are multiples of 64.
             let up = |at: u64| if follows { at } else { at.next_multiple_of(ALIGNMENT) };
             let kept = match (narrow, shape.len() > 1) {
@@ -287,8 +288,7 @@ mod tests {
         for tensor in layout.tensors.iter().filter(first) {
             assert_eq!(tensor.start % ALIGNMENT, 0, "{}", tensor.name);
         }
-        let scales: Vec<_> =
-            layout.multiplied.iter().map(|at| layout.tensors[*at].scale).collect();
+        let scales: Vec<_> = layout.multiplied.iter().map(|at| layout.tensors[*at].scale).collect();
         let expected: Vec<_> = (0..21).map(Some).chain([None]).collect();
         assert_eq!(scales, expected);
     }

@@ -11,8 +11,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use crate::backend::{Address, Meeting};
 use crate::error::{CudaError, Result};
 
-/// What is in the place of numbers that are on their way: a NaN that no computation makes.
-const AWAY: u32 = 0x7fc5_a5a5;
+/// What is in the place of numbers that are on their way: a signalling NaN, which is another one after any
+/// computation.
+const AWAY: u32 = 0x7f85_a5a5;
 
 /// A place where processes meet.
 pub(crate) struct Place(TcpListener);
@@ -120,7 +121,9 @@ impl Others {
             stream.read_exact(bytemuck::cast_slice_mut(&mut theirs))?;
             numbers.iter_mut().zip(&theirs).for_each(|(sum, x)| *sum += x);
         }
-        self.streams.iter_mut().try_for_each(|stream| stream.write_all(bytemuck::cast_slice(numbers)))
+        self.streams
+            .iter_mut()
+            .try_for_each(|stream| stream.write_all(bytemuck::cast_slice(numbers)))
     }
 }
 
@@ -132,7 +135,8 @@ fn accept(place: &Place, size: usize) -> io::Result<Vec<TcpStream>> {
         stream.set_nodelay(true)?;
         let rank = read_u64(&mut stream)?;
         let free = streams.get_mut((rank as usize).wrapping_sub(1)).filter(|s| s.is_none());
-        let free = free.ok_or_else(|| io::Error::other(format!("process {rank} is one too many")))?;
+        let free =
+            free.ok_or_else(|| io::Error::other(format!("process {rank} is one too many")))?;
         *free = Some(stream);
     }
     Ok(streams.into_iter().flatten().collect())
@@ -222,7 +226,7 @@ mod tests {
             let mut numbers = [1.0, 2.0];
             sum(&mut others, &mut numbers);
             if rank == 1 {
-                numbers[1] = 3.0;
+                numbers_at(others.on_their_way[0].0, 2)[1] = 3.0;
             }
             others.join().map_err(|e| e.to_string())
         });

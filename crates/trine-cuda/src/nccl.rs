@@ -67,7 +67,8 @@ impl Others {
         let (_, highest) = cu::stream::get_priority_range().map_err(call("priorities"))?;
         // It must not wait for the stream of the computations, which is the context's own.
         let kind = cu::stream::StreamKind::NonBlocking;
-        others.stream = cu::stream::create_with_priority(kind, highest).map_err(call("a stream"))?;
+        others.stream =
+            cu::stream::create_with_priority(kind, highest).map_err(call("a stream"))?;
         for event in [&mut others.ready, &mut others.summed] {
             let flags = cu_sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
             *event = cu::event::create(flags).map_err(call("an event"))?;
