@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains one tiny run by 1, 2 and 4 processes under mpirun and compares losses and checkpoints; stops one and
-# takes it up with another number of processes; lets one process fail, and sees that none is left waiting.
+# Trains one tiny run by 1, 2 and 4 processes under mpirun and compares losses and checkpoints, also where each has
+# an emulated GPU; stops one and takes it up with another number of processes; lets one process fail, and sees that
+# none is left waiting.
 #
 # Needs Open MPI and libclang (Debian: libopenmpi-dev openmpi-bin libclang-dev) and python3. Where something
 # is missing, exits with 3 and says what.
@@ -67,11 +68,12 @@ TOML
 # Without trits, which flip over float noise, so that losses can be compared closely.
 exact=(--set model.quantization=none --set train.precision=f32)
 
-# compare A B TOLERANCE: losses of every step and validation, and the masters of the last checkpoint.
+# compare A B TOLERANCE [STEPS]: losses of every step and validation, and the masters of the last checkpoint.
 compare() {
     python3 - "$@" <<'PY'
 import array, json, os, sys
 a, b, tolerance = sys.argv[1], sys.argv[2], float(sys.argv[3])
+steps = int(sys.argv[4]) if len(sys.argv) > 4 else 40
 
 def lines(run):
     return [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
@@ -80,14 +82,14 @@ def losses(run, key):
     return [(line["step"], line[key]) for line in lines(run) if key in line]
 
 def masters(run):
-    data = open(f"{run}/checkpoints/step-000040/model.safetensors", "rb").read()
+    data = open(f"{run}/checkpoints/step-{steps:06}/model.safetensors", "rb").read()
     n = int.from_bytes(data[:8], "little")
     header = json.loads(data[8:8 + n])
     read = lambda t: array.array("f", data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
     return {name: read(t) for name, t in header.items() if name != "__metadata__"}
 
 worst = 0.0
-for key, count in [("loss", 40), ("val_loss", 4)]:
+for key, count in [("loss", steps), ("val_loss", steps // 10)]:
     found, expected = losses(a, key), losses(b, key)
     assert len(found) == count, f"{a}: {len(found)} lines with {key}, not {count}"
     assert [s for s, _ in found] == [s for s, _ in expected], f"{a}, {b}: other steps"
@@ -122,6 +124,12 @@ step "4 processes, ternary"
 "$trine" train tiny.toml --out ternary 2>/dev/null
 "${mpi[@]}" -n 4 "$trine" train tiny.toml --out ternary-4 2>/dev/null
 compare ternary-4 ternary 3e-2
+
+step "2 processes, each with an emulated GPU"
+emulated=("${exact[@]}" --device emulator --set train.steps=10 --set train.accumulate=2)
+"$trine" train tiny.toml --out emulated "${emulated[@]}" 2>/dev/null
+"${mpi[@]}" -n 2 "$trine" train tiny.toml --out emulated-2 "${emulated[@]}" 2>/dev/null
+compare emulated-2 emulated 1e-5 10
 
 # start RUN STEP ARGUMENT...: two processes in the background, until they have made that step.
 start() {

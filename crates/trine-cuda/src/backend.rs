@@ -71,7 +71,8 @@ pub struct BytesMap(pub [u64; 16]);
 /// Rows and columns of a box of such a matrix.
 pub const BYTES_BOX: [u32; 2] = [128, 128];
 
-/// A device. What is asked of it happens in order; only [`download`](Self::download) waits.
+/// A device. What is asked of it happens in order, but for [sums](Self::sum_beside) over processes; only
+/// [`download`](Self::download) and [`join_sums`](Self::join_sums) wait.
 ///
 /// Addresses are those of the device's memory. A kernel that misuses them spoils this memory or is stopped
 /// by the device; memory of this process it cannot reach.
@@ -164,13 +165,27 @@ pub trait Backend: Send + Sync {
         Err(cannot_meet(self.name()))
     }
 
-    /// Adds up `count` f32 over all processes that have met, in place.
+    /// Adds up `count` f32 over all processes that have met, in place: as they are after everything that was
+    /// asked before, and beside what is asked after this, which leaves them alone until
+    /// [`join_sums`](Self::join_sums). All processes ask for the same sums in the same order.
     ///
     /// # Errors
-    /// When they have not met, or one has failed.
-    fn sum_over_processes(&self, _at: Address, _count: usize) -> Result<()> {
+    /// When they have not met, or one has failed; then this one has left them.
+    fn sum_beside(&self, _at: Address, _count: usize) -> Result<()> {
         Err(cannot_meet(self.name()))
     }
+
+    /// Waits for all sums, and so for what was asked before them.
+    ///
+    /// # Errors
+    /// As of [`sum_beside`](Self::sum_beside).
+    fn join_sums(&self) -> Result<()> {
+        Err(cannot_meet(self.name()))
+    }
+
+    /// Leaves the other processes, because this one fails: gives up sums that are on their way, for which memory
+    /// could not be given back otherwise. As far as devices notice, the sums of the others fail too.
+    fn leave(&self) {}
 
     /// Computes a product of matrices.
     ///
@@ -187,7 +202,13 @@ fn cannot_meet(found: String) -> CudaError {
     }
 }
 
-/// What processes tell each other to add up numbers of their devices: NCCL's unique id.
+/// Of sums by a process that has met no others, or has left them.
+pub(crate) fn not_met() -> CudaError {
+    let message = "the processes have not met".to_owned();
+    CudaError::Call { what: "a sum over processes".to_owned(), message }
+}
+
+/// What processes tell each other to add up numbers of their devices: NCCL's unique id, an emulator's address.
 pub type Meeting = [u8; 128];
 
 /// An argument of a kernel: at most eight bytes.

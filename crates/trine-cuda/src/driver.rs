@@ -1,16 +1,16 @@
 //! A card: CUDA's driver, its run-time compiler and cuBLASLt, by way of cudarc.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys as cu_sys};
-use cudarc::nccl::{result as nccl, sys as nccl_sys};
 
-use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Meeting, Product};
+use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Meeting, Product, not_met};
 use crate::compile;
 use crate::error::{CudaError, Result};
+use crate::nccl::{self, Others};
 
 /// What cuBLASLt is given beside the matrices: what it is recommended to have on Hopper.
 const WORKSPACE: usize = 64 << 20;
@@ -31,16 +31,8 @@ pub struct Driver {
     workspace: Address,
     kernels: Mutex<HashMap<String, Kernel>>,
     plans: Mutex<HashMap<Product, Plan>>,
-    others: Mutex<Others>,
-}
-
-/// The processes whose numbers are added up; null for none.
-struct Others(nccl_sys::ncclComm_t);
-
-impl Default for Others {
-    fn default() -> Self {
-        Self(std::ptr::null_mut())
-    }
+    /// The processes whose numbers are added up.
+    others: Mutex<Option<Others>>,
 }
 
 struct Kernel {
@@ -57,7 +49,7 @@ struct Plan {
 }
 
 // SAFETY: handles of CUDA may be used by any thread that has made the context its own, which every method
-// does first; the two maps are behind locks.
+// does first; what changes is behind locks.
 unsafe impl Send for Driver {}
 // SAFETY: as above; a stream, here the context's own, takes work from several threads.
 unsafe impl Sync for Driver {}
@@ -126,6 +118,17 @@ impl Driver {
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as this.
         unsafe { cu::ctx::set_current(self.context) }.map_err(call("the context"))
+    }
+
+    /// Does something with the other processes, and leaves them where it fails.
+    fn together(&self, run: impl FnOnce(&mut Others) -> Result<()>) -> Result<()> {
+        self.enter()?;
+        let mut others = self.others.lock().unwrap_or_else(|e| e.into_inner());
+        let done = others.as_mut().map_or_else(|| Err(not_met()), run);
+        if done.is_err() {
+            *others = None;
+        }
+        done
     }
 
     fn plan(&self, product: &Product) -> Result<Plan> {
@@ -309,47 +312,29 @@ impl Backend for Driver {
     }
 
     fn meeting(&self) -> Result<Option<Meeting>> {
-        // SAFETY: the library may be loaded at any time.
-        if !unsafe { nccl_sys::is_culib_present() } {
-            return Ok(None);
-        }
         self.enter()?;
-        let id = nccl::get_uniqueid().map_err(nccl_failed("NCCL's unique id"))?;
-        Ok(Some(id.internal.map(|byte| byte as u8)))
+        nccl::meeting()
     }
 
     fn meet(&self, meeting: &Meeting, rank: usize, size: usize) -> Result<()> {
         self.enter()?;
-        let id = nccl_sys::ncclUniqueId { internal: meeting.map(|byte| byte as c_char) };
-        let mut found = std::ptr::null_mut();
-        // SAFETY: the handle is written where it is, and destroyed when this is dropped.
-        unsafe { nccl::comm_init_rank(&raw mut found, size as i32, id, rank as i32) }
-            .map_err(nccl_failed("meeting the other processes"))?;
-        self.others.lock().unwrap_or_else(|e| e.into_inner()).0 = found;
+        let others = Others::meet(meeting, rank, size)?;
+        *self.others.lock().unwrap_or_else(|e| e.into_inner()) = Some(others);
         Ok(())
     }
 
-    fn sum_over_processes(&self, at: Address, count: usize) -> Result<()> {
-        self.enter()?;
-        let others = self.others.lock().unwrap_or_else(|e| e.into_inner()).0;
-        if others.is_null() {
-            let message = "the processes have not met".to_owned();
-            return Err(CudaError::Call { what: "a sum over processes".to_owned(), message });
+    fn sum_beside(&self, at: Address, count: usize) -> Result<()> {
+        self.together(|others| others.sum(at, count))
+    }
+
+    fn join_sums(&self) -> Result<()> {
+        self.together(Others::join)
+    }
+
+    fn leave(&self) {
+        if self.enter().is_ok() {
+            *self.others.lock().unwrap_or_else(|e| e.into_inner()) = None;
         }
-        // SAFETY: it is memory of the device, which is read and written in the stream's order.
-        unsafe {
-            nccl::all_reduce(
-                at as *const c_void,
-                at as *mut c_void,
-                count,
-                nccl_sys::ncclDataType_t::ncclFloat32,
-                nccl_sys::ncclRedOp_t::ncclSum,
-                others,
-                std::ptr::null_mut(),
-            )
-        }
-        .map_err(nccl_failed("a sum over processes"))?;
-        Ok(())
     }
 
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {
@@ -390,6 +375,8 @@ impl Drop for Driver {
         if self.enter().is_err() {
             return;
         }
+        // First, since giving memory back waits for sums that are on their way.
+        *self.others.get_mut().unwrap_or_else(|e| e.into_inner()) = None;
         // SAFETY: all of these were made by `open` and `plan`, and nothing uses them after this. What fails
         // here has failed before.
         unsafe {
@@ -398,10 +385,6 @@ impl Drop for Driver {
                 for layout in plan.layouts {
                     let _ = lt::destroy_matrix_layout(layout);
                 }
-            }
-            let others = self.others.get_mut().unwrap_or_else(|e| e.into_inner()).0;
-            if !others.is_null() {
-                let _ = nccl::comm_destroy(others);
             }
             if !self.blas.is_null() {
                 let _ = lt::destroy_handle(self.blas);
@@ -442,12 +425,7 @@ fn message(e: cu::DriverError) -> String {
     text.unwrap_or_else(|| e.to_string())
 }
 
-/// As [`call`], of NCCL, whose errors say nothing by themselves.
-fn nccl_failed(what: &str) -> impl Fn(nccl::NcclError) -> CudaError + use<'_> {
-    move |e| CudaError::Call { what: what.to_owned(), message: format!("{e:?}") }
-}
-
 /// Says what was to be done when a call failed.
-fn call<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> CudaError + use<'_, E> {
+pub(crate) fn call<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> CudaError + use<'_, E> {
     move |e| CudaError::Call { what: what.to_owned(), message: e.to_string() }
 }

@@ -4,13 +4,14 @@
 use std::ffi::{CString, c_char, c_void};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 
-use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Product};
+use crate::backend::{Address, BYTES_BOX, Backend, BytesMap, Kind, Meeting, Product, not_met};
 use crate::cache;
 use crate::error::{CudaError, Result};
+use crate::loopback::{Others, Place};
 use crate::sources::{EMULATOR, KERNELS};
 
 /// What runs a kernel: its name, grid, block, bytes of shared memory, arguments.
@@ -23,10 +24,22 @@ const HEADER: usize = 256;
 /// Shared memory of a block, as Hopper has it.
 const SHARED: usize = 227 << 10;
 
-/// A device that is this CPU. Memory is filled with NaN when it is handed out.
+/// A device that is this CPU. Memory is filled with NaN when it is handed out. Emulators of one machine, also of
+/// one process, can meet.
 pub struct Emulator {
     library: Library,
     wgmma: bool,
+    group: Mutex<Group>,
+}
+
+/// Whom an emulator adds up numbers with.
+#[derive(Default)]
+enum Group {
+    #[default]
+    None,
+    /// Where the others may meet it.
+    Place(Place),
+    Met(Others),
 }
 
 impl Emulator {
@@ -43,7 +56,18 @@ impl Emulator {
         let (_, path) = built.as_ref().map_err(|e| failed(e.clone()))?;
         // SAFETY: the library is made of this crate's own sources and runs nothing when it is loaded.
         let library = unsafe { Library::new(path) }.map_err(|e| failed(e.to_string()))?;
-        Ok(Self { library, wgmma })
+        Ok(Self { library, wgmma, group: Mutex::default() })
+    }
+
+    /// Does something with the others, and leaves them where it fails.
+    fn together(&self, run: impl FnOnce(&mut Others) -> Result<()>) -> Result<()> {
+        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        let Group::Met(others) = &mut *group else { return Err(not_met()) };
+        let done = run(others);
+        if done.is_err() {
+            *group = Group::None;
+        }
+        done
     }
 }
 
@@ -181,6 +205,38 @@ impl Backend for Emulator {
         map.0[..4].copy_from_slice(&sizes);
         map.0[4..6].copy_from_slice(&BYTES_BOX.map(u64::from));
         Ok(map)
+    }
+
+    fn meeting(&self) -> Result<Option<Meeting>> {
+        let place = Place::open()?;
+        let meeting = place.meeting()?;
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Group::Place(place);
+        Ok(Some(meeting))
+    }
+
+    fn meet(&self, meeting: &Meeting, rank: usize, size: usize) -> Result<()> {
+        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = match std::mem::take(&mut *group) {
+            Group::Place(place) => Some(place),
+            _ => None,
+        };
+        *group = Group::Met(Others::meet(meeting, place, rank, size)?);
+        Ok(())
+    }
+
+    fn sum_beside(&self, at: Address, count: usize) -> Result<()> {
+        self.together(|others| {
+            others.sum(at, count);
+            Ok(())
+        })
+    }
+
+    fn join_sums(&self) -> Result<()> {
+        self.together(Others::join)
+    }
+
+    fn leave(&self) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = Group::None;
     }
 
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {

@@ -20,7 +20,9 @@
 //! | --- | --- |
 //! | [`backend`] | what a device does: memory, kernels, products |
 //! | [`driver`] | a card |
+//! | `nccl` | the cards of other processes |
 //! | [`emulator`] | the kernels on a CPU |
+//! | `loopback` | the emulators of other processes |
 //! | [`profiled`] | how long each kernel takes |
 //! | [`compile`] | kernels to machine code |
 //! | [`engine`] | a model's parameters on a device, steps, updates |
@@ -33,6 +35,8 @@ pub mod emulator;
 pub mod engine;
 mod error;
 mod layout;
+mod loopback;
+mod nccl;
 pub mod profiled;
 mod sources;
 

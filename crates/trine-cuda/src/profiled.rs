@@ -161,9 +161,16 @@ impl Backend for Profiled {
         self.device.meet(meeting, rank, size)
     }
 
-    fn sum_over_processes(&self, at: Address, count: usize) -> Result<()> {
-        let run = || self.device.sum_over_processes(at, count);
-        self.timed(|| "sum over processes".to_owned(), 0.0, run)
+    fn sum_beside(&self, at: Address, count: usize) -> Result<()> {
+        self.device.sum_beside(at, count)
+    }
+
+    fn join_sums(&self) -> Result<()> {
+        self.timed(|| "sums over processes".to_owned(), 0.0, || self.device.join_sums())
+    }
+
+    fn leave(&self) {
+        self.device.leave();
     }
 
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {

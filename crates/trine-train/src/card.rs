@@ -24,7 +24,7 @@ pub(crate) struct Card {
     engine: Engine,
     names: Vec<(String, usize)>,
     group: Arc<dyn Group>,
-    /// Whether devices add up gradients among themselves.
+    /// Whether devices add up gradients among themselves, beside the backward pass.
     met: bool,
 }
 
@@ -177,21 +177,39 @@ impl Card {
         weight: f64,
     ) -> Result<f64, TrainError> {
         self.engine.begin()?;
-        if parts.iter().all(|part| part.learned() == 0) {
-            self.engine.add_nothing()?;
-        }
-        for part in parts.iter().filter(|part| part.learned() > 0) {
-            self.engine.add(part, weight as f32)?;
-        }
-        if self.met {
-            self.engine.sum_gradients()?;
-        } else if self.group.size() > 1 {
-            let group = &*self.group;
-            self.engine.change_gradients(|part| Ok::<_, TrainError>(group.sum(part)?))?;
+        let parts: Vec<&Batch> = parts.iter().filter(|part| part.learned() > 0).collect();
+        match parts.split_last() {
+            // Gradients add up over parts, so they are finished in the last one's pass.
+            Some((last, before)) if self.met => {
+                for part in before {
+                    self.engine.add(part, weight as f32)?;
+                }
+                self.engine.add_last(last, weight as f32)?;
+            }
+            None if self.met => {
+                self.engine.add_nothing()?;
+                self.engine.sum_gradients()?;
+            }
+            _ => self.add_up(&parts, weight as f32)?,
         }
         let mut loss = [self.engine.loss()?];
         self.group.sum_f64(&mut loss)?;
         Ok(loss[0])
+    }
+
+    /// The gradients of parts; of those of all processes the sum, by way of the hosts.
+    fn add_up(&mut self, parts: &[&Batch], weight: f32) -> Result<(), TrainError> {
+        if parts.is_empty() {
+            self.engine.add_nothing()?;
+        }
+        for part in parts {
+            self.engine.add(part, weight)?;
+        }
+        let group = &*self.group;
+        match group.size() {
+            1 => Ok(()),
+            _ => self.engine.change_gradients(|part| Ok(group.sum(part)?)),
+        }
     }
 
     /// The norm of each parameter's gradient.
@@ -230,3 +248,6 @@ impl Card {
         Ok((self.engine.evaluate(batch)? / batch.learned() as f64) as f32)
     }
 }
+
+#[cfg(test)]
+mod tests;

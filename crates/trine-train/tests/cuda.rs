@@ -333,26 +333,56 @@ fn what_a_card_cannot_do_is_refused_by_its_key() {
     }
 }
 
-/// Of several cards there is none here; one that meets itself shows that NCCL is found and adds up.
+/// A device that is a group of one: it shows that NCCL is found and adds up, and that whatever has a stream of
+/// its own waits for what it has to.
 #[test]
-fn a_card_that_meets_itself_adds_up_what_it_has() {
-    let Ok(card) = Driver::open(0) else {
-        eprintln!("skipped: there is no card");
-        return;
-    };
-    let Some(meeting) = card.meeting().unwrap() else {
-        eprintln!("skipped: libnccl was not found");
-        return;
-    };
-    let error = card.sum_over_processes(0, 1).unwrap_err().to_string();
-    assert!(error.contains("not met"), "{error}");
-    card.meet(&meeting, 0, 1).unwrap();
-    let numbers = [1.5f32, -2.0, 0.25];
-    let at = card.allocate(12).unwrap();
-    card.upload(at, bytemuck::cast_slice(&numbers)).unwrap();
-    card.sum_over_processes(at, 3).unwrap();
-    let mut found = [0f32; 3];
-    card.download(at, bytemuck::cast_slice_mut(&mut found)).unwrap();
-    assert_eq!(found, numbers);
-    card.free(at);
+fn a_device_that_meets_itself_sums_what_it_has_beside_the_backward_pass() {
+    for device in devices() {
+        let Some(meeting) = device.meeting().unwrap() else {
+            eprintln!("skipped on {}: libnccl was not found", device.name());
+            continue;
+        };
+        let error = device.sum_beside(0, 1).unwrap_err().to_string();
+        assert!(error.contains("not met"), "{error}");
+        device.meet(&meeting, 0, 1).unwrap();
+        let numbers = [1.5f32, -2.0, 0.25];
+        let at = device.allocate(12).unwrap();
+        device.upload(at, bytemuck::cast_slice(&numbers)).unwrap();
+        device.sum_beside(at, 3).unwrap();
+        device.join_sums().unwrap();
+        let mut found = [0f32; 3];
+        device.download(at, bytemuck::cast_slice_mut(&mut found)).unwrap();
+        assert_eq!(found, numbers);
+        device.free(at);
+        for tied in [true, false] {
+            sums_itself(&device, &ModelConfig { tie_word_embeddings: tied, ..config() });
+        }
+        device.leave();
+        let error = device.join_sums().unwrap_err().to_string();
+        assert!(error.contains("not met"), "{error}");
+    }
+}
+
+fn sums_itself(device: &Arc<dyn Backend>, config: &ModelConfig) {
+    let model = model(config);
+    let parts = [batch(3, 65, 37), batch(2, 130, 37)];
+    for (kind, recompute) in [(Kind::F32, false), (Kind::Bf16, true)] {
+        let mut engine = on(device, &model, kind, recompute);
+        for parts in [&parts[..], &parts[1..]] {
+            let (last, before) = parts.split_last().unwrap();
+            let mut gradients = |beside: bool| {
+                engine.begin().unwrap();
+                before.iter().for_each(|part| engine.add(part, 0.01).unwrap());
+                match beside {
+                    true => engine.add_last(last, 0.01).unwrap(),
+                    false => engine.add(last, 0.01).unwrap(),
+                }
+                (engine.loss().unwrap(), gradients_of(&engine))
+            };
+            let after = gradients(false);
+            assert!(gradients(true) == after, "{}: {kind:?}", device.name());
+            engine.sum_gradients().unwrap();
+            assert!(gradients_of(&engine) == after.1, "{}: {kind:?}", device.name());
+        }
+    }
 }

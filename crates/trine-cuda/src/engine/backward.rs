@@ -61,6 +61,7 @@ impl Pass<'_> {
             next: Some(self.down(layers - 1)),
             shape: (self.input.learned, width),
         })?;
+        self.finished(TensorId::FinalNorm)?;
         for layer in (0..layers).rev() {
             if self.keep == Keep::Inputs {
                 self.layer(layer, None)?;
@@ -207,9 +208,10 @@ impl Pass<'_> {
             add: self.add,
             ..of_input
         };
-        let gradient = self.gradient(TensorId::Layer(layer, Part::Projection(first)));
-        let gradient = gradient.expect("every layer has its projections");
-        self.device.multiply(&of_weights, dy, codes, gradient)
+        let first = TensorId::Layer(layer, Part::Projection(first));
+        let gradient = self.gradient(first).expect("every layer has its projections");
+        self.device.multiply(&of_weights, dy, codes, gradient)?;
+        self.finished(first)
     }
 
     fn norm_backward(&self, norm: &NormBackward) -> Result<()> {
@@ -254,6 +256,7 @@ impl Pass<'_> {
         let [ids, starts, rows] = self.ids.different.each_ref().map(|buffer| buffer.at());
         let threads = width.div_ceil(4).next_multiple_of(32).min(256);
         launch!(self.device, "embed_backward", [self.input.occurring, 1, 1], threads, 0;
-            self.memory.dx.at(), ids, starts, rows, gradient, width)
+            self.memory.dx.at(), ids, starts, rows, gradient, width)?;
+        self.finished(embed)
     }
 }

@@ -8,8 +8,10 @@ mod attention;
 mod backward;
 mod forward;
 mod head;
+mod sums;
 mod update;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use trine_data::{Batch, IGNORED};
@@ -20,11 +22,9 @@ use crate::backend::{Address, Backend, Buffer, Kind, Product, launch};
 use crate::error::{CudaError, Result};
 use crate::layout::{Kept, Layout, Tensor};
 use activations::{Activations, Extent, Keep};
+use sums::Sums;
 
 pub use update::{AdamW, Muon};
-
-/// Numbers that are on the host at a time.
-const PART: usize = 4 << 20;
 
 /// How steps are computed.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,8 @@ pub struct Engine {
     config: ModelConfig,
     options: Options,
     layout: Layout,
+    /// Gradients that are summed over processes together, in elements, the last ones first.
+    buckets: Vec<Range<u64>>,
     masters: Buffer,
     gradients: Buffer,
     /// First and second moments of gradients.
@@ -161,6 +163,7 @@ impl Engine {
             evaluation: Activations::new(&device, Kind::F32),
             stale: [true; 2],
             batches: 0,
+            buckets: layout.buckets(),
             layout,
             device,
         })
@@ -290,49 +293,17 @@ impl Engine {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, nothing to be predicted.
     pub fn add(&mut self, batch: &Batch, weight: f32) -> Result<()> {
+        self.add_part(batch, weight, false)
+    }
+
+    /// As [`Self::add`]; sums begin if it is the `last` one of several processes' batches.
+    fn add_part(&mut self, batch: &Batch, weight: f32, last: bool) -> Result<()> {
         let input = self.upload(batch, true)?;
         let keep = if self.options.recompute { Keep::Inputs } else { Keep::All };
-        let mut pass = self.pass(input, keep)?;
+        let mut pass = self.pass(input, keep, last)?;
         pass.forward()?;
         pass.backward(weight)?;
         self.batches += 1;
-        Ok(())
-    }
-
-    /// Gradients that are zero, of no batch.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    pub fn add_nothing(&mut self) -> Result<()> {
-        self.device.clear(self.gradients.at(), self.layout.elements as usize * 4)
-    }
-
-    /// Adds up the gradients of all processes whose devices have met.
-    ///
-    /// # Errors
-    /// When one of them has failed.
-    pub fn sum_gradients(&mut self) -> Result<()> {
-        self.device.sum_over_processes(self.gradients.at(), self.layout.elements as usize)
-    }
-
-    /// Lets `change` rewrite all gradients in parts, as they are kept: to add up those of processes by way of
-    /// the host.
-    ///
-    /// # Errors
-    /// When the device has failed, and those of `change`.
-    pub fn change_gradients<E: From<CudaError>>(
-        &mut self,
-        mut change: impl FnMut(&mut [f32]) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let elements = self.layout.elements as usize;
-        let mut part = vec![0f32; elements.min(PART)];
-        for start in (0..elements).step_by(PART) {
-            let part = &mut part[..PART.min(elements - start)];
-            let at = self.gradients.at() + 4 * start as u64;
-            self.device.download(at, bytemuck::cast_slice_mut(part))?;
-            change(part)?;
-            self.device.upload(at, bytemuck::cast_slice(part))?;
-        }
         Ok(())
     }
 
@@ -354,7 +325,7 @@ impl Engine {
         self.prepare(Kind::F32)?;
         let input = self.upload(batch, false)?;
         self.device.clear(self.loss.at(), 8)?;
-        let mut pass = self.pass(input, Keep::Nothing)?;
+        let mut pass = self.pass(input, Keep::Nothing, false)?;
         pass.forward()?;
         pass.losses()?;
         self.loss()
@@ -376,7 +347,8 @@ impl Engine {
         Ok(losses.into_iter().zip(margins).collect())
     }
 
-    fn pass(&mut self, input: Input, keep: Keep) -> Result<Pass<'_>> {
+    /// A pass, which begins sums over processes where it `sums`.
+    fn pass(&mut self, input: Input, keep: Keep, sums: bool) -> Result<Pass<'_>> {
         let Self { training, evaluation, copies, exact, .. } = self;
         let (memory, multiplied) = match keep {
             Keep::Nothing if self.options.kind != Kind::F32 => (evaluation, exact),
@@ -385,7 +357,9 @@ impl Engine {
         };
         memory.reserve(&self.config, input.extent, keep)?;
         let narrow = multiplies_bytes(&*self.device, &self.config).then(|| self.trits.at());
+        let buckets = if sums { &self.buckets[..] } else { &[] };
         Ok(Pass {
+            sums: Sums::new(&*self.device, self.gradients.at(), buckets),
             device: &*self.device,
             config: &self.config,
             layout: &self.layout,
@@ -508,6 +482,8 @@ struct Pass<'a> {
     keep: Keep,
     /// Whether gradients are added to those that are there.
     add: bool,
+    /// What is summed over processes when it is finished.
+    sums: Sums<'a>,
 }
 
 impl Pass<'_> {
@@ -525,6 +501,11 @@ impl Pass<'_> {
     /// The masters of a parameter, if the model has it.
     fn master(&self, id: TensorId) -> Option<Address> {
         self.layout.get(id).map(|tensor| self.masters + tensor.masters)
+    }
+
+    /// Says that a parameter's gradient is finished, and all that lie after it.
+    fn finished(&self, id: TensorId) -> Result<()> {
+        self.layout.get(id).map_or(Ok(()), |tensor| self.sums.finished(tensor.start))
     }
 
     /// The gradient of a parameter, if the model has it.
