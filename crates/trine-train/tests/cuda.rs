@@ -1,5 +1,7 @@
 //! Steps of the engine for cards against those of the engine for CPUs, both on a CPU.
 
+#[path = "cuda/adapters.rs"]
+mod adapters;
 mod common;
 
 use std::path::Path;

@@ -153,6 +153,46 @@ fn every_way_learns_and_resumes_bit_for_bit() {
 }
 
 #[test]
+fn adapters_are_trained_on_a_card_as_on_a_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    let ways = ["train.precision=f32", "finetune.lora.rank=3", "finetune.lora.dropout=0.2"];
+    let ways = [&ways[..], &["train.accumulate=2", "samples.every=5", "samples.prompts=['the ']"]];
+    let on = |device: &str| {
+        let device = format!("train.device={device}");
+        config(dir.path(), &base, &[&ways.concat()[..], &[&device]].concat())
+    };
+    let of_cpu = train(&on("cpu"), &base, &dir.path().join("cpu"), None);
+    let whole = train(&on("emulator"), &base, &dir.path().join("card"), None);
+    let taken_up = train(&on("emulator"), &base, &dir.path().join("again"), Some(5));
+    assert_eq!((&taken_up.losses, &taken_up.validations), (&whole.losses, &whole.validations));
+    let close = |found: &[f32], expected: &[f32]| {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");
+        }
+    };
+    close(&whole.losses, &of_cpu.losses);
+    close(&whole.validations, &of_cpu.validations);
+    assert!(whole.validations[1] < whole.validations[0]);
+    assert_eq!(whole.samples.len(), 2);
+
+    // The first half on a card, the second on a CPU.
+    let run = dir.path().join("moved");
+    let opened = || Base::open(&base, &on("cpu")).unwrap();
+    let made = data(&opened(), &on("cpu"), &run);
+    let mut first = Watch { stop_after: Some(5), ..Watch::default() };
+    let mut trainer = Trainer::finetune(on("emulator"), made, opened(), &run).unwrap();
+    assert!(trainer.device().is_some());
+    trainer.run(&mut first).unwrap();
+    let made = Dataset::open(&run.join("data")).unwrap();
+    let mut rest = Watch::default();
+    let mut trainer = Trainer::resume_finetune(on("cpu"), made, opened(), &run).unwrap();
+    trainer.run(&mut rest).unwrap();
+    close(&[first.losses, rest.losses].concat(), &of_cpu.losses);
+}
+
+#[test]
 fn better_answers_gain_on_worse_ones() {
     let dir = tempfile::tempdir().unwrap();
     let base = base(dir.path());
