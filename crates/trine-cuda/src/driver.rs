@@ -184,8 +184,13 @@ impl Driver {
                 Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
             ] {
                 let bytes = if aligned { ALIGNMENT as u32 } else { 16 }.to_ne_bytes();
-                lt::set_matmul_pref_attribute(preference, least, bytes.as_ptr().cast(), bytes.len())
-                    .map_err(failed)?;
+                lt::set_matmul_pref_attribute(
+                    preference,
+                    least,
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                )
+                .map_err(failed)?;
             }
             let [la, lb, lc] = layouts;
             let found =

@@ -261,7 +261,8 @@ impl Layout {
         let start = if new.is_trained { up(self.elements) } else { 0 };
         let copy = new.is_multiplied.then(|| up(self.copies));
         let masters = self.masters.next_multiple_of(256);
-        let tensor = Tensor { id, name: id.name(), shape, start, masters, copy, scale, kept, number: 0 };
+        let tensor =
+            Tensor { id, name: id.name(), shape, start, masters, copy, scale, kept, number: 0 };
         if new.is_trained {
             self.elements = start + new.room;
             self.trained += 1;

@@ -301,7 +301,9 @@ fn beside(
     }
     for layer in 0..config.num_hidden_layers {
         for p in Projection::ALL {
-            let Some(weights) = model.frozen_weights(&names::projection(layer, p)) else { continue };
+            let Some(weights) = model.frozen_weights(&names::projection(layer, p)) else {
+                continue;
+            };
             let (trits, scale) = packed(weights);
             engine.freeze(layer, p, &trits, scale)?;
         }

@@ -170,7 +170,10 @@ impl Engine {
         let Some(base) = base.filter(|_| fits) else {
             return Err(CudaError::Unsupported {
                 what: "trits that stay as they are",
-                expected: format!("{} bytes of a ternary model's projection, and adapters", out * inp / 4),
+                expected: format!(
+                    "{} bytes of a ternary model's projection, and adapters",
+                    out * inp / 4
+                ),
                 found: format!("{} bytes", trits.len()),
             });
         };
@@ -252,7 +255,12 @@ impl Pass<'_> {
             let id = TensorId::Layer(layer, Part::Projection(p));
             let tensor = layout.get(Id::Of(id)).expect("every layer has its projections");
             let to = to + layout.offset(p) * kind.bytes() as u64;
-            convert(device, (masters + tensor.masters, kept(tensor.kept)), (to, kind), tensor.count())?;
+            convert(
+                device,
+                (masters + tensor.masters, kept(tensor.kept)),
+                (to, kind),
+                tensor.count(),
+            )?;
         }
         Ok(())
     }
@@ -261,7 +269,8 @@ impl Pass<'_> {
     /// of others all.
     pub(super) fn head_ids(&mut self) -> Result<usize> {
         let (kind, vocab) = (self.kind(), self.config.vocab_size);
-        let tensor = self.layout.get(Id::Of(layout::head(self.config))).expect("the model has a head");
+        let tensor =
+            self.layout.get(Id::Of(layout::head(self.config))).expect("the model has a head");
         match &mut self.base {
             Some(base) if kept(tensor.kept) != kind => {
                 // Sums of several parts are f32, or there is one part.
@@ -276,7 +285,8 @@ impl Pass<'_> {
     /// The weights of some ids of a head that stays as it is.
     pub(super) fn frozen_head(&self, base: &Base, (first, ids): (usize, usize)) -> Result<Address> {
         let (kind, width) = (self.kind(), self.config.hidden_size);
-        let tensor = self.layout.get(Id::Of(layout::head(self.config))).expect("the model has a head");
+        let tensor =
+            self.layout.get(Id::Of(layout::head(self.config))).expect("the model has a head");
         let of = kept(tensor.kept);
         let from = self.masters + tensor.masters + bytes(first * width, of) as u64;
         if of == kind {
@@ -307,7 +317,11 @@ impl Pass<'_> {
     }
 
     /// A product of what `a` and `b` are kept as, neither of them transposed.
-    fn product(&self, [m, n, k]: [usize; 3], [a_stride, b_stride, c_stride]: [usize; 3]) -> Product {
+    fn product(
+        &self,
+        [m, n, k]: [usize; 3],
+        [a_stride, b_stride, c_stride]: [usize; 3],
+    ) -> Product {
         Product {
             m,
             n,
@@ -376,7 +390,8 @@ impl Pass<'_> {
         let between = base.adapters.between(input);
         let (low, dlow) = (x.low.at(), self.memory.dlow.at());
         let gradient = |id| self.gradient(id).expect("adapters are trained");
-        let of_weights = |product| Product { a_transposed: true, result: Kind::F32, add: self.add, ..product };
+        let of_weights =
+            |product| Product { a_transposed: true, result: Kind::F32, add: self.add, ..product };
         for (i, p, at) in adapters {
             let (outputs, _) = self.config.projection_shape(p);
             let column = bytes(i * rows, kind) as u64;
@@ -406,7 +421,12 @@ impl Pass<'_> {
 
 impl Base {
     /// Memory for what is unpacked: as bytes where these are multiplied, and as `kind` where that is.
-    pub(super) fn reserve(&mut self, elements: usize, as_bytes: bool, as_kind: Option<Kind>) -> Result<()> {
+    pub(super) fn reserve(
+        &mut self,
+        elements: usize,
+        as_bytes: bool,
+        as_kind: Option<Kind>,
+    ) -> Result<()> {
         if as_bytes {
             self.bytes.reserve(elements)?;
         }

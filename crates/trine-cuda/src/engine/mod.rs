@@ -137,11 +137,8 @@ impl Engine {
         }
         let multiplied = layout.multiplied.iter().map(|at| &layout.tensors[*at]);
         let trained = layout.trained();
-        let tables = [
-            layout.table(multiplied),
-            layout.table(trained.iter()),
-            layout.table(layout.others()),
-        ];
+        let tables =
+            [layout.table(multiplied), layout.table(trained.iter()), layout.table(layout.others())];
         let tables = upload_all(&device, tables.each_ref().map(|t| bytemuck::cast_slice(t)))?;
         let (cos, sin) = config.rope_tables(config.max_position_embeddings);
         let rope = upload_all(&device, [&cos, &sin].map(|t| bytemuck::cast_slice(t)))?;
@@ -258,7 +255,8 @@ impl Engine {
     pub fn moments(&self, name: &str, values: &mut [&mut [f32]]) -> Result<()> {
         for (moments, values) in self.moments.iter().zip(values) {
             let tensor = self.trained(name, values.len())?;
-            self.device.download(moments.at() + tensor.start * 4, bytemuck::cast_slice_mut(values))?;
+            self.device
+                .download(moments.at() + tensor.start * 4, bytemuck::cast_slice_mut(values))?;
             tensor.turn_back(values);
         }
         Ok(())

@@ -132,7 +132,10 @@ fn adapters_on_a_card_have_the_gradients_of_those_on_a_cpu() {
     let wide = ModelConfig { intermediate_size: 112, ..config() };
     let untied = ModelConfig { tie_word_embeddings: false, vocab_size: 33, ..config() };
     let full = ModelConfig { quantization: Quantization::None, ..config() };
+    // More ids than are widened at a time.
+    let many = ModelConfig { vocab_size: 8209, ..config() };
     for device in all_devices() {
+        check(&device, &many, (2, &[V, Down]), &batch(1, 9, 8209), ("many ids", true));
         check(&device, &wide, (8, all), &batch(3, 17, 37), ("all, rank 8", true));
         check(&device, &config(), (3, all), &documents(), ("all, rank 3", false));
         check(&device, &wide, (5, some), &batch(2, 40, 37), ("some, rank 5", false));
@@ -196,5 +199,4 @@ fn adapters_of_2b4t_fit_on_a_small_card() {
     let kept = gb(&["train.recompute_activations=false"]);
     assert!(kept > as_it_is + 1.0, "{kept}");
     assert_eq!(needed(&["train.device=cpu"]), None);
-    eprintln!("{as_it_is} {smaller} {kept}");
 }
