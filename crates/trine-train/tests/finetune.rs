@@ -182,6 +182,9 @@ fn adapters_are_trained_on_a_card_as_on_a_cpu() {
         assert!(whole.validations[1] < whole.validations[0]);
         assert_eq!(whole.samples.len(), 2);
 
+        if masters == "bf16" {
+            continue;
+        }
         // The first half on a card, the second on a CPU.
         let run = run("moved");
         let opened = || Base::open(&base, &on("cpu")).unwrap();
