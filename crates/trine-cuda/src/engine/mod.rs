@@ -9,6 +9,7 @@ mod attention;
 mod backward;
 mod forward;
 mod head;
+mod occurrences;
 mod update;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::error::{CudaError, Result};
 use crate::layout::{Id, Kept, Layout, Tensor};
 use activations::{Activations, Extent, Keep};
 use adapters::Base;
+use forward::multiplies_bytes;
+use occurrences::Occurrences;
 
 pub use adapters::{Adapters, Mask};
 pub use update::{AdamW, Muon};
@@ -501,41 +504,6 @@ impl Engine {
     }
 }
 
-/// Where each id of a batch occurs.
-struct Occurrences {
-    ids: Vec<u32>,
-    /// Where in `rows` those of each id begin, and their end.
-    starts: Vec<u32>,
-    rows: Vec<u32>,
-}
-
-impl Occurrences {
-    /// By counting: the device waits for this.
-    fn of(inputs: &[u32], vocab: usize) -> Self {
-        let mut next = vec![0u32; vocab + 1];
-        for id in inputs {
-            next[*id as usize + 1] += 1;
-        }
-        let (mut ids, mut starts) = (Vec::new(), Vec::new());
-        for id in 0..vocab {
-            if next[id + 1] > 0 {
-                ids.push(id as u32);
-                starts.push(next[id]);
-            }
-            next[id + 1] += next[id];
-        }
-        starts.push(inputs.len() as u32);
-        // The rows of an id stay in order.
-        let mut rows = vec![0; inputs.len()];
-        for (row, id) in (0u32..).zip(inputs) {
-            let at = &mut next[*id as usize];
-            rows[*at as usize] = row;
-            *at += 1;
-        }
-        Self { ids, starts, rows }
-    }
-}
-
 /// One pass through the network.
 struct Pass<'a> {
     device: &'a dyn Backend,
@@ -593,14 +561,6 @@ impl Pass<'_> {
     }
 }
 
-/// Whether codes and trits are multiplied as bytes in the forward pass: with four warps at a time, it is
-/// faster, and as exact.
-fn multiplies_bytes(device: &dyn Backend, config: &ModelConfig) -> bool {
-    let widths = [config.hidden_size, config.attention_width(), config.intermediate_size];
-    let fits = widths.iter().all(|width| width % 16 == 0);
-    config.quantization != Quantization::None && device.has_wgmma() && fits
-}
-
 fn upload_all<const N: usize>(device: &Arc<dyn Backend>, all: [&[u8]; N]) -> Result<[Buffer; N]> {
     let mut buffers = Vec::with_capacity(N);
     for bytes in all {
@@ -624,13 +584,6 @@ fn row_block(width: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_of_an_id_are_in_order() {
-        let Occurrences { ids, starts, rows } = Occurrences::of(&[5, 2, 5, 9, 2, 5], 12);
-        assert_eq!((ids, starts), (vec![2, 5, 9], vec![0, 2, 5, 6]));
-        assert_eq!(rows, [1, 4, 0, 2, 5, 3]);
-    }
 
     #[test]
     fn a_block_has_a_whole_row() {
