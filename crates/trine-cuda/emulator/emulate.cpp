@@ -107,6 +107,19 @@ KERNEL(sum_squares)
 KERNEL(sum_parts)
 KERNEL(adamw)
 
+#include "../kernels/adapters.cu"
+KERNEL(unpack_bytes)
+KERNEL(unpack_f32)
+KERNEL(unpack_bf16)
+KERNEL(convert_f32_f32)
+KERNEL(convert_f32_bf16)
+KERNEL(convert_bf16_f32)
+KERNEL(convert_bf16_bf16)
+KERNEL(adapters_f32)
+KERNEL(adapters_bf16)
+KERNEL(add_kept_f32)
+KERNEL(add_kept_bf16)
+
 #include "../kernels/muon.cu"
 KERNEL(muon_direction)
 KERNEL(muon_begin_f32)

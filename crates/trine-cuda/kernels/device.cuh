@@ -89,6 +89,20 @@ template <bool MAX> __device__ __forceinline__ float block_reduce(float x) {
 __device__ __forceinline__ float block_sum(float x) { return block_reduce<false>(x); }
 __device__ __forceinline__ float block_max(float x) { return block_reduce<true>(x); }
 
+// SplitMix64's finalizer, as `trine_train`'s stochastic rounding and dropout have it.
+__device__ __forceinline__ u64 mix(u64 x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+// What the element at `at` is multiplied by where some are left out (dropout, `trine_train::adapters`): `kept`,
+// or 0 where its number is below `below`.
+__device__ __forceinline__ float share_kept(u64 key, u64 below, float kept, u64 at) {
+    return mix(key + at) < below ? 0.0f : kept;
+}
+
 // The number behind a pointer that may be null, which stands for 1.
 __device__ __forceinline__ float factor(const float* x) { return x ? *x : 1.0f; }
 __device__ __forceinline__ float factor(const float* x, u32 row) { return x ? x[row] : 1.0f; }

@@ -25,15 +25,14 @@ __device__ __forceinline__ void gate_slopes(u32 act, float& g, float& u, float d
 }
 
 // `product` (M, 2 width), the scales of the weights of gate and up, and `product_rows` (M,) make the gate,
-// which goes through the norm of `weight` (width,), if there is one, and becomes codes `out` (M, width),
-// which `narrow` is too where it is given, and `scales` (M,), or values where no scales are wanted. `rms` (M,) as in `norm`. Blocks: M.
+// which goes through the norm of `weight` (width,), if there is one, and is stored by `store_row`: `out`, `narrow` and
+// `plain` (M, width), `scales` (M,). `rms` (M,) as in `norm`. Blocks: M.
 template <class T, int PER>
 __device__ __forceinline__ void gate(const T* product, const float* gate_weight, const float* up_weight,
                                      const float* product_rows, u32 act, const float* weight, float eps,
-                                     T* out, i8* narrow, float* scales, float* rms, u32 width) {
+                                     T* out, i8* narrow, float* scales, float* rms, const Plain<T>& plain, u32 width) {
     const u32 row = blockIdx.x;
     product += (u64)row * 2 * width;
-    out += (u64)row * width;
     const float fg = product_factor(gate_weight, product_rows, row);
     const float fu = product_factor(up_weight, product_rows, row);
     float a[PER][4];
@@ -64,13 +63,7 @@ __device__ __forceinline__ void gate(const T* product, const float* gate_weight,
             for (int i = 0; i < 4; i++) a[g][i] = a[g][i] * r * w[i];
         }
     }
-    if (scales) {
-        store_codes(a, width, out, narrow ? narrow + (u64)row * width : narrow, scales + row);
-    } else {
-#pragma unroll
-        for (int g = 0; g < PER; g++)
-            if (column(g) < width) store4(out + column(g), a[g]);
-    }
+    store_row(a, width, out, narrow, scales ? scales + row : scales, plain, (u64)row * width);
 }
 
 // From `da` (M, width) times `da_scales` (M,), the gradient of what `gate` returned, to that of gate and up,
@@ -168,9 +161,10 @@ __device__ __forceinline__ void gate_backward(T* product, const float* gate_weig
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_##NAME(const T* product, const float* gate_weight,                  \
                                            const float* up_weight, const float* product_rows, u32 act,  \
                                            const float* weight, float eps, T* out, i8* narrow,          \
-                                           float* scales, float* rms, u32 width) {                      \
+                                           float* scales, float* rms, T* plain, u64 key, u64 below,     \
+                                           float kept, u32 width) {                                     \
         gate<T, PER>(product, gate_weight, up_weight, product_rows, act, weight, eps, out, narrow,      \
-                     scales, rms, width);                                                               \
+                     scales, rms, {plain, key, below, kept}, width);                                    \
     }                                                                                                   \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) gate_backward_##NAME(                                                    \
         T* product, const float* gate_weight, const float* up_weight, const float* product_rows,        \

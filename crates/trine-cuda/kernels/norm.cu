@@ -3,15 +3,14 @@
 
 // `x` (M, width) of X. Where `product` (M, width) is given, it is multiplied by `product_weight` over
 // `product_rows` and added, and the sum goes to `sum` (M, width). Then, where `weight` (width,) is given,
-// the norm; then codes (n, width), as T and as `narrow` where that is given, and `scales` (n,) where these
-// are wanted, or the values themselves.
+// the norm; then what `store_row` makes of it, `out`, `narrow` and `plain` being (n, width), `scales` (n,).
 // `rms` (n,): one over the root of the mean square. Output row `i` is made of row `rows[i]`, or of row `i`.
 // Blocks: n.
 template <class X, class T, int PER>
 __device__ __forceinline__ void norm(const X* x, const T* product, const float* product_weight,
                                      const float* product_rows, float* sum, const u32* rows,
                                      const float* weight, float eps, T* out, i8* narrow,
-                                     float* scales, float* rms, u32 width) {
+                                     float* scales, float* rms, const Plain<T>& plain, u32 width) {
     const u32 row = rows ? rows[blockIdx.x] : blockIdx.x;
     const u64 from = (u64)row * width, to = (u64)blockIdx.x * width;
     float y[PER][4];
@@ -32,7 +31,6 @@ __device__ __forceinline__ void norm(const X* x, const T* product, const float* 
 #pragma unroll
         for (int i = 0; i < 4; i++) square += y[g][i] * y[g][i];
     }
-    if (!out) return;
     if (weight) {
         const float r = inverse_rms(square, width, eps);
         if (threadIdx.x == 0) rms[blockIdx.x] = r;
@@ -46,13 +44,7 @@ __device__ __forceinline__ void norm(const X* x, const T* product, const float* 
             for (int i = 0; i < 4; i++) y[g][i] = y[g][i] * r * w[i];
         }
     }
-    if (scales) {
-        store_codes(y, width, out + to, narrow ? narrow + to : narrow, scales + blockIdx.x);
-    } else {
-#pragma unroll
-        for (int g = 0; g < PER; g++)
-            if (column(g) < width) store4(out + to + column(g), y[g]);
-    }
+    store_row(y, width, out, narrow, scales ? scales + blockIdx.x : scales, plain, to);
 }
 
 // The gradient of `x` (M, width) from that of what the norm returned, which is `dy` (n, width) times
@@ -130,9 +122,10 @@ __device__ __forceinline__ void norm_backward(const X* x, const float* weight, c
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_##NAME(const X* x, const T* product, const float* product_weight,   \
                                            const float* product_rows, float* sum, const u32* rows,      \
                                            const float* weight, float eps, T* out, i8* narrow,          \
-                                           float* scales, float* rms, u32 width) {                      \
+                                           float* scales, float* rms, T* plain, u64 key, u64 below, float kept,         \
+                                           u32 width) {                                                 \
         norm<X, T, PER>(x, product, product_weight, product_rows, sum, rows, weight, eps, out, narrow,  \
-                        scales, rms, width);                                                            \
+                        scales, rms, {plain, key, below, kept}, width);                                 \
     }                                                                                                   \
     extern "C" __global__ void __launch_bounds__(PER == 4 ? 448 : 512) norm_backward_##NAME(                                                    \
         const X* x, const float* weight, const float* rms, const T* dy, const float* dy_scales,         \

@@ -50,10 +50,43 @@ __device__ __forceinline__ float inverse_rms(float square, u32 width, float eps)
     return 1.0f / sqrtf(block_sum(square) / (float)width + eps);
 }
 
-// Rounds a row to codes of int8, kept as T and, where `narrow` is given, as they are, and its scale `127 (1 / max|x|)`; see
-// `trine_ternary::quantize_activations`. Numbers that are not finite stay what they are.
+// Where a row goes for adapters, which read it as it is before it becomes codes, times the scale of these; but
+// for what is left out of it: see `share_kept`, of its place in the matrix.
+template <class T> struct Plain {
+    T* out;
+    u64 key, below;
+    float kept;
+};
+
+// Stores a row whose first element is that at `from`.
 template <int PER, class T>
-__device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* out, i8* narrow, float* scale) {
+__device__ __forceinline__ void store_plain(const float (&x)[PER][4], u32 width, const Plain<T>& plain, u64 from, float scale) {
+#pragma unroll
+    for (int g = 0; g < PER; g++) {
+        const u64 at = from + column(g);
+        if (column(g) >= width) continue;
+        float y[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            y[i] = x[g][i] * scale;
+            if (plain.below) y[i] *= share_kept(plain.key, plain.below, plain.kept, at + i);
+        }
+        store4(plain.out + at, y);
+    }
+}
+
+// Stores the row whose first element is that at `from`: as codes of int8, `out` of T and `narrow`, one of which may
+// be null, with their scale `127 (1 / max|x|)`, see `trine_ternary::quantize_activations`; where no scales are
+// wanted as it is; and `plain` where that is given. Numbers that are not finite stay what they are.
+template <int PER, class T>
+__device__ __forceinline__ void store_row(float (&x)[PER][4], u32 width, T* out, i8* narrow, float* scale, const Plain<T>& plain, u64 from) {
+    if (!scale) {
+        if (plain.out) store_plain(x, width, plain, from, 1.0f);
+#pragma unroll
+        for (int g = 0; g < PER; g++)
+            if (column(g) < width) store4(out + from + column(g), x[g]);
+        return;
+    }
     float largest = 0.0f;
 #pragma unroll
     for (int g = 0; g < PER; g++)
@@ -63,6 +96,7 @@ __device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* ou
     largest = fmaxf(block_max(largest), 1e-5f);
     const float s = 127.0f * (1.0f / largest);
     if (threadIdx.x == 0) *scale = s;
+    if (plain.out) store_plain(x, width, plain, from, s);
 #pragma unroll
     for (int g = 0; g < PER; g++) {
         if (column(g) >= width) continue;
@@ -71,12 +105,12 @@ __device__ __forceinline__ void store_codes(float (&x)[PER][4], u32 width, T* ou
             const float code = rintf(x[g][i] * s);
             x[g][i] = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
         }
-        store4(out + column(g), x[g]);
+        if (out) store4(out + from + column(g), x[g]);
         if (narrow) {
             u32 codes = 0;
 #pragma unroll
             for (int i = 0; i < 4; i++) codes |= ((u32)(int)x[g][i] & 0xff) << (8 * i);
-            *(u32*)(narrow + column(g)) = codes;
+            *(u32*)(narrow + from + column(g)) = codes;
         }
     }
 }

@@ -125,14 +125,6 @@ extern "C" __global__ void sum_parts(const double* partial, u32 parts, double* o
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
-// SplitMix64's finalizer, as `trine_train`'s stochastic rounding has it.
-__device__ __forceinline__ u64 mix(u64 x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
 // Four masters of a tensor, from element `i` on. Those of bf16 are rounded up or down by chance, of which `key` is
 // the tensor's in this update.
 __device__ __forceinline__ void store_masters(u8* masters, const Entry& e, u64 i, u64 key, float (&w)[4]) {

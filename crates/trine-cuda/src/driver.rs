@@ -1,6 +1,7 @@
 //! A card: CUDA's driver, its run-time compiler and cuBLASLt, by way of cudarc.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
@@ -14,6 +15,9 @@ use crate::nccl::{self, Others};
 
 /// What cuBLASLt is given beside the matrices: what it is recommended to have on Hopper.
 const WORKSPACE: usize = 64 << 20;
+
+/// What addresses of matrices are multiples of, unless cuBLASLt is told otherwise.
+const ALIGNMENT: u64 = 256;
 
 /// Shared memory that a kernel has without being asked about it.
 const SHARED: u32 = 48 << 10;
@@ -30,7 +34,8 @@ pub struct Driver {
     blas: lt_sys::cublasLtHandle_t,
     workspace: Address,
     kernels: Mutex<HashMap<String, Kernel>>,
-    plans: Mutex<HashMap<Product, Plan>>,
+    /// By whether all addresses are multiples of [`ALIGNMENT`].
+    plans: Mutex<HashMap<(Product, bool), Plan>>,
     /// The processes whose numbers are added up.
     others: Mutex<Option<Others>>,
 }
@@ -131,7 +136,8 @@ impl Driver {
         done
     }
 
-    fn plan(&self, product: &Product) -> Result<Plan> {
+    /// How a product is computed, of matrices at multiples of [`ALIGNMENT`] or of 16 bytes.
+    fn plan(&self, product: &Product, aligned: bool) -> Result<Plan> {
         use lt_sys::cublasLtMatmulDescAttributes_t as Description;
         let failed = |e: lt::CublasError| CudaError::Call {
             what: format!("an algorithm for the product {product:?}"),
@@ -173,6 +179,22 @@ impl Driver {
             let bytes = WORKSPACE.to_ne_bytes();
             lt::set_matmul_pref_attribute(preference, most, bytes.as_ptr().cast(), bytes.len())
                 .map_err(failed)?;
+            use lt_sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+            for least in [
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            ] {
+                let bytes = if aligned { ALIGNMENT as u32 } else { 16 }.to_ne_bytes();
+                lt::set_matmul_pref_attribute(
+                    preference,
+                    least,
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                )
+                .map_err(failed)?;
+            }
             let [la, lb, lc] = layouts;
             let found =
                 lt::get_matmul_algo_heuristic(self.blas, description, la, lb, lc, lc, preference);
@@ -340,10 +362,11 @@ impl Backend for Driver {
     fn multiply(&self, product: &Product, a: Address, b: Address, c: Address) -> Result<()> {
         self.enter()?;
         let mut plans = self.plans.lock().unwrap_or_else(|e| e.into_inner());
-        if !plans.contains_key(product) {
-            plans.insert(*product, self.plan(product)?);
+        let key = (*product, (a | b | c).is_multiple_of(ALIGNMENT));
+        if let Entry::Vacant(vacant) = plans.entry(key) {
+            vacant.insert(self.plan(product, key.1)?);
         }
-        let Plan { description, layouts: [la, lb, lc], algorithm } = &plans[product];
+        let Plan { description, layouts: [la, lb, lc], algorithm } = &plans[&key];
         let (alpha, beta) = (1f32, if product.add { 1f32 } else { 0.0 });
         // SAFETY: the plan lives as long as this; matrices are memory of the device.
         unsafe {

@@ -275,10 +275,13 @@ impl Backend for Emulator {
                             at.write(sum + if product.add { at.read() } else { 0.0 });
                         }
                         Kind::Bf16 => {
+                            let at = (c as *mut u16).add(at);
+                            let before = f32::from_bits(u32::from(at.read()) << 16);
+                            let sum = sum + if product.add { before } else { 0.0 };
                             let bits = sum.to_bits();
                             let even = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
                             let bits = if sum.is_nan() { 0x7fff_0000 } else { even };
-                            (c as *mut u16).add(at).write((bits >> 16) as u16);
+                            at.write((bits >> 16) as u16);
                         }
                     }
                 }

@@ -4,12 +4,14 @@
 //! the forward pass comes to first lies first, norms of a layer before its projections: so the backward pass
 //! finishes gradients from the last one to the first, the tied head's with the embedding's.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use trine_format::names::{Part, TensorId};
+use trine_format::names::{self, Part, TensorId};
 use trine_format::{ModelConfig, Projection, Quantization};
 
 use crate::backend::Kind;
+use crate::engine::Adapters;
 use crate::error::{CudaError, Result};
 
 /// Elements that a tensor's first one is a multiple of: 256 bytes of bf16.
@@ -20,13 +22,34 @@ const ALIGNMENT: u64 = 128;
 const BUCKET: u64 = 8 << 20;
 const BUCKETS: u64 = 16;
 
+/// What a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Id {
+    /// Of the model.
+    Of(TensorId),
+    /// The matrix `A` `(r, in)` of the adapter of a layer's projection.
+    A(usize, Projection),
+    /// Its matrix `B`, `(out, r)`, which lies transposed.
+    B(usize, Projection),
+}
+
+impl Id {
+    fn name(self) -> String {
+        match self {
+            Self::Of(id) => id.canonical(),
+            Self::A(layer, p) => names::adapter(layer, p)[0].clone(),
+            Self::B(layer, p) => names::adapter(layer, p)[1].clone(),
+        }
+    }
+}
+
 /// A parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensor {
-    pub(crate) id: TensorId,
+    pub(crate) id: Id,
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    /// In elements of gradients and moments.
+    /// In elements of gradients and moments, if it is trained.
     pub(crate) start: u64,
     /// In bytes of masters.
     pub(crate) masters: u64,
@@ -35,7 +58,7 @@ pub(crate) struct Tensor {
     /// Its scale's number.
     pub(crate) scale: Option<usize>,
     pub(crate) kept: Kept,
-    /// Its number among all, by name.
+    /// Its number among all that are trained, by name.
     number: usize,
 }
 
@@ -55,7 +78,23 @@ impl Tensor {
 
     /// Whether it is a matrix of a layer.
     pub(crate) fn is_projection(&self) -> bool {
-        matches!(self.id, TensorId::Layer(_, Part::Projection(_)))
+        matches!(self.id, Id::Of(TensorId::Layer(_, Part::Projection(_))))
+    }
+
+    /// Its values in the order in which they lie.
+    pub(crate) fn as_it_lies<'a>(&self, values: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.id {
+            Id::B(..) => Cow::Owned(transposed(values, self.shape[1])),
+            _ => Cow::Borrowed(values),
+        }
+    }
+
+    /// The inverse of that, in place.
+    pub(crate) fn turn_back(&self, values: &mut [f32]) {
+        if let Id::B(..) = self.id {
+            let turned = transposed(values, self.shape[0]);
+            values.copy_from_slice(&turned);
+        }
     }
 
     /// Bytes of its masters.
@@ -66,20 +105,35 @@ impl Tensor {
 
 /// All parameters of a model.
 pub(crate) struct Layout {
+    /// Those that are trained first.
     pub(crate) tensors: Vec<Tensor>,
+    /// How many are trained.
+    trained: usize,
     /// Elements of gradients, and of each moment.
     pub(crate) elements: u64,
     /// Bytes of masters.
     pub(crate) masters: u64,
-    /// Elements of what is multiplied.
+    /// Elements of what is made of masters to be multiplied.
     pub(crate) copies: u64,
     /// Number of scales.
     pub(crate) scales: usize,
-    /// Tensors that are multiplied, scaled ones first: where `tensors` has them.
+    /// Tensors that such is made of, scaled ones first: where `tensors` has them.
     pub(crate) multiplied: Vec<usize>,
+    /// Elements of the projections of a layer, and where in these each begins, in the order of
+    /// [`Projection::ALL`].
+    pub(crate) layer: u64,
+    offsets: [u64; 7],
 }
 
-/// The parameters of a layer, in the order in which they lie.
+/// Projections that have one input, each of which is multiplied once.
+pub(crate) const INPUTS: [&[Projection]; 4] = [
+    &[Projection::Q, Projection::K, Projection::V],
+    &[Projection::O],
+    &[Projection::Gate, Projection::Up],
+    &[Projection::Down],
+];
+
+/// The parameters of a layer in the order in which they lie; projections of one input side by side.
 const ORDER: [Part; 11] = [
     Part::InputNorm,
     Part::AttnSubNorm,
@@ -95,69 +149,163 @@ const ORDER: [Part; 11] = [
 ];
 const FIRST: Projection = Projection::Q;
 
+/// A tensor that gets its place.
+struct New {
+    id: Id,
+    shape: Vec<usize>,
+    kept: Kept,
+    is_trained: bool,
+    is_multiplied: bool,
+    scale: Option<usize>,
+    /// Whether it lies beside the one before, with which it is multiplied together.
+    joins: bool,
+    /// Elements that it takes, where these are more than it has.
+    room: u64,
+}
+
 impl Layout {
     /// Of a model, with its masters in bf16 where `narrow`.
     ///
     /// # Errors
     /// A model that the engine does not compute.
     pub(crate) fn new(config: &ModelConfig, narrow: bool) -> Result<Self> {
-        check(config)?;
-        let ids = config.tensor_ids();
-        let mut names: Vec<String> = ids.iter().map(|id| id.canonical()).collect();
-        names.sort_unstable();
-        let layers = (0..config.num_hidden_layers)
-            .flat_map(|layer| ORDER.iter().map(move |part| TensorId::Layer(layer, *part)));
-        let order = [TensorId::Embed].into_iter().chain(layers);
-        let order = order.chain([TensorId::FinalNorm, TensorId::Head]);
-        let head = if config.tie_word_embeddings { TensorId::Embed } else { TensorId::Head };
+        let mut layout = Self::empty(config)?;
         let quantized = config.quantization != Quantization::None;
-        let mut layout = Self {
+        let head = head(config);
+        for id in in_order(config) {
+            let is_projection = matches!(id, TensorId::Layer(_, Part::Projection(_)));
+            let is_first = matches!(id, TensorId::Layer(_, Part::Projection(FIRST)));
+            layout.push(New {
+                is_trained: true,
+                is_multiplied: is_projection || id == head,
+                scale: (is_projection && quantized).then_some(layout.scales),
+                // Their sizes are multiples of 64.
+                joins: is_projection && !is_first,
+                ..New::of(id, config, narrow)
+            });
+        }
+        Ok(layout.numbered())
+    }
+
+    /// Of adapters, with masters in bf16 where `narrow`, beside a model that stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and no rank.
+    pub(crate) fn adapted(config: &ModelConfig, adapters: &Adapters, narrow: bool) -> Result<Self> {
+        let mut layout = Self::empty(config)?;
+        if adapters.rank == 0 {
+            let expected = "at least 1".to_owned();
+            return Err(unsupported("the rank of adapters", expected, "0".to_owned()));
+        }
+        let kept = if narrow { Kept::Bf16 } else { Kept::F32 };
+        let (rank, rows) = (adapters.rank, adapters.rows() as u64);
+        let quantized = config.quantization != Quantization::None;
+        if quantized {
+            layout.scales = config.num_hidden_layers * Projection::ALL.len();
+        }
+        for layer in 0..config.num_hidden_layers {
+            for input in 0..INPUTS.len() {
+                for (i, p) in adapters.of(input).enumerate() {
+                    let (_, inp) = config.projection_shape(p);
+                    layout.push(New {
+                        id: Id::A(layer, p),
+                        shape: vec![rank, inp],
+                        kept,
+                        is_trained: true,
+                        is_multiplied: true,
+                        scale: None,
+                        joins: i > 0,
+                        room: rows * inp as u64,
+                    });
+                }
+                for p in adapters.of(input) {
+                    let (out, _) = config.projection_shape(p);
+                    layout.push(New {
+                        id: Id::B(layer, p),
+                        shape: vec![out, rank],
+                        kept,
+                        is_trained: true,
+                        is_multiplied: true,
+                        scale: Some(layout.scales),
+                        joins: false,
+                        room: rows * out as u64,
+                    });
+                }
+            }
+        }
+        for id in in_order(config) {
+            // Trits are kept apart.
+            let is_projection = matches!(id, TensorId::Layer(_, Part::Projection(_)));
+            if !(is_projection && quantized) {
+                layout.push(New::of(id, config, adapters.narrow_base));
+            }
+        }
+        Ok(layout.numbered())
+    }
+
+    fn empty(config: &ModelConfig) -> Result<Self> {
+        check(config)?;
+        let mut layer = 0;
+        let offsets = Projection::ALL.map(|p| {
+            let (out, inp) = config.projection_shape(p);
+            let at = layer;
+            layer += (out * inp) as u64;
+            at
+        });
+        Ok(Self {
             tensors: Vec::new(),
+            trained: 0,
             elements: 0,
             masters: 0,
             copies: 0,
             scales: 0,
             multiplied: Vec::new(),
-        };
-        for id in order.filter(|id| ids.contains(id)) {
-            let (name, shape) = (id.canonical(), config.tensor_shape(id));
-            let count = shape.iter().product::<usize>() as u64;
-            let is_projection = matches!(id, TensorId::Layer(_, Part::Projection(_)));
-            let follows =
-                is_projection && !matches!(id, TensorId::Layer(_, Part::Projection(FIRST)));
-            // Not between projections that are multiplied together: their sizes are multiples of 64.
-            let up = |at: u64| if follows { at } else { at.next_multiple_of(ALIGNMENT) };
-            let kept = match (narrow, shape.len() > 1) {
-                (true, true) => Kept::Bf16,
-                (true, false) => Kept::Rounded,
-                (false, _) => Kept::F32,
-            };
-            let copy = (is_projection || id == head).then(|| up(layout.copies));
-            let scale = (is_projection && quantized).then_some(layout.scales);
-            let number = names.binary_search(&name).expect("the names are those of the tensors");
-            let tensor = Tensor {
-                id,
-                name,
-                shape,
-                start: up(layout.elements),
-                masters: layout.masters.next_multiple_of(256),
-                copy,
-                scale,
-                kept,
-                number,
-            };
-            layout.elements = tensor.start + count;
-            layout.masters = tensor.masters + tensor.masters_bytes() as u64;
-            if let Some(copy) = copy {
-                layout.copies = copy + count;
-                layout.multiplied.push(layout.tensors.len());
-            }
-            layout.scales += usize::from(scale.is_some());
-            layout.tensors.push(tensor);
+            layer,
+            offsets,
+        })
+    }
+
+    fn push(&mut self, new: New) {
+        let New { id, shape, kept, scale, .. } = new;
+        let up = |at: u64| if new.joins { at } else { at.next_multiple_of(ALIGNMENT) };
+        let start = if new.is_trained { up(self.elements) } else { 0 };
+        let copy = new.is_multiplied.then(|| up(self.copies));
+        let masters = self.masters.next_multiple_of(256);
+        let tensor =
+            Tensor { id, name: id.name(), shape, start, masters, copy, scale, kept, number: 0 };
+        if new.is_trained {
+            self.elements = start + new.room;
+            self.trained += 1;
         }
-        let tensors = &layout.tensors;
-        layout.multiplied.sort_by_key(|at| tensors[*at].scale.is_none());
-        Ok(layout)
+        if let Some(copy) = copy {
+            self.copies = copy + new.room;
+            self.multiplied.push(self.tensors.len());
+        }
+        self.masters = masters + tensor.masters_bytes() as u64;
+        self.scales += usize::from(scale.is_some());
+        self.tensors.push(tensor);
+    }
+
+    /// Numbers what is trained.
+    fn numbered(mut self) -> Self {
+        let trained = &mut self.tensors[..self.trained];
+        let mut names: Vec<String> = trained.iter().map(|tensor| tensor.name.clone()).collect();
+        names.sort_unstable();
+        for tensor in trained {
+            let number = names.binary_search(&tensor.name);
+            tensor.number = number.expect("the names are those of the tensors");
+        }
+        self
+    }
+
+    /// Parameters that are trained.
+    pub(crate) fn trained(&self) -> &[Tensor] {
+        &self.tensors[..self.trained]
+    }
+
+    /// Where a projection begins among those of its layer, in elements.
+    pub(crate) fn offset(&self, p: Projection) -> u64 {
+        self.offsets[p as usize]
     }
 
     /// Gradients that are summed over processes together, in the order in which the backward pass finishes
@@ -165,7 +313,7 @@ impl Layout {
     pub(crate) fn buckets(&self) -> Vec<Range<u64>> {
         let least = (self.elements / BUCKETS).min(BUCKET);
         let (mut buckets, mut end) = (Vec::new(), self.elements);
-        for start in self.tensors.iter().rev().map(|tensor| tensor.start) {
+        for start in self.trained().iter().rev().map(|tensor| tensor.start) {
             if end - start >= least || start == 0 {
                 buckets.push(start..end);
                 end = start;
@@ -192,13 +340,18 @@ impl Layout {
         tensors.flat_map(entry).collect()
     }
 
-    /// How many tensors are no projections.
-    pub(crate) fn others(&self) -> usize {
-        self.tensors.iter().filter(|tensor| !tensor.is_projection()).count()
+    /// Parameters that are trained and no projections.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &Tensor> {
+        self.trained().iter().filter(|tensor| !tensor.is_projection())
     }
 
-    pub(crate) fn get(&self, id: TensorId) -> Option<&Tensor> {
+    pub(crate) fn get(&self, id: Id) -> Option<&Tensor> {
         self.tensors.iter().find(|tensor| tensor.id == id)
+    }
+
+    /// The same of those that are trained.
+    pub(crate) fn get_trained(&self, id: Id) -> Option<&Tensor> {
+        self.trained().iter().find(|tensor| tensor.id == id)
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<&Tensor> {
@@ -206,15 +359,46 @@ impl Layout {
     }
 }
 
+impl New {
+    /// A parameter of a model, which is neither trained nor multiplied.
+    fn of(id: TensorId, config: &ModelConfig, narrow: bool) -> Self {
+        let shape = config.tensor_shape(id);
+        let kept = match (narrow, shape.len() > 1) {
+            (true, true) => Kept::Bf16,
+            (true, false) => Kept::Rounded,
+            (false, _) => Kept::F32,
+        };
+        let room = shape.iter().product::<usize>() as u64;
+        let (is_trained, is_multiplied, joins) = (false, false, false);
+        Self { id: Id::Of(id), shape, kept, is_trained, is_multiplied, scale: None, joins, room }
+    }
+}
+
+/// The parameter that is the head.
+pub(crate) fn head(config: &ModelConfig) -> TensorId {
+    if config.tie_word_embeddings { TensorId::Embed } else { TensorId::Head }
+}
+
+/// A model's parameters in the order in which they lie.
+fn in_order(config: &ModelConfig) -> impl Iterator<Item = TensorId> {
+    let ids = config.tensor_ids();
+    let layers = (0..config.num_hidden_layers)
+        .flat_map(|layer| ORDER.iter().map(move |part| TensorId::Layer(layer, *part)));
+    let order = [TensorId::Embed].into_iter().chain(layers);
+    let order = order.chain([TensorId::FinalNorm, TensorId::Head]);
+    order.filter(move |id| ids.contains(id))
+}
+
 /// Widest rows that a block has in registers.
 pub(crate) const WIDEST: usize = 16 << 10;
 
+fn unsupported(what: &'static str, expected: String, found: String) -> CudaError {
+    CudaError::Unsupported { what, expected, found }
+}
+
 fn check(config: &ModelConfig) -> Result<()> {
-    let unsupported = |what, expected: &str, found: String| {
-        Err(CudaError::Unsupported { what, expected: expected.to_owned(), found })
-    };
     if config.projection_norm_eps.is_some() {
-        return unsupported("norms of projections", "none", "some".to_owned());
+        return Err(unsupported("norms of projections", "none".to_owned(), "some".to_owned()));
     }
     for (what, size) in [
         ("hidden_size", config.hidden_size),
@@ -224,10 +408,15 @@ fn check(config: &ModelConfig) -> Result<()> {
     ] {
         if size % 8 != 0 || size > WIDEST {
             let expected = format!("a multiple of 8, at most {WIDEST}");
-            return unsupported(what, &expected, size.to_string());
+            return Err(unsupported(what, expected, size.to_string()));
         }
     }
     Ok(())
+}
+
+/// Of a matrix of so many columns.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
 }
 
 /// Bytes of matrices of `kind`.

@@ -23,6 +23,7 @@
 //! | `nccl` | the cards of other processes |
 //! | [`emulator`] | the kernels on a CPU |
 //! | `loopback` | the emulators of other processes |
+//! | [`counter`] | how much memory an engine will need |
 //! | [`profiled`] | how long each kernel takes |
 //! | [`compile`] | kernels to machine code |
 //! | [`engine`] | a model's parameters on a device, steps, updates |
@@ -30,6 +31,7 @@
 pub mod backend;
 mod cache;
 pub mod compile;
+pub mod counter;
 pub mod driver;
 pub mod emulator;
 pub mod engine;
@@ -41,8 +43,9 @@ pub mod profiled;
 mod sources;
 
 pub use backend::{Backend, Kind};
+pub use counter::Counter;
 pub use driver::Driver;
 pub use emulator::Emulator;
-pub use engine::{AdamW, Engine, Muon, Options};
+pub use engine::{AdamW, Adapters, Engine, Mask, Muon, Options};
 pub use error::CudaError;
 pub use profiled::Profiled;

@@ -8,7 +8,7 @@ macro_rules! sources {
 }
 
 /// All kernels. They are one program, in this order.
-pub(crate) const KERNELS: [(&str, &str); 19] = sources!("kernels":
+pub(crate) const KERNELS: [(&str, &str); 20] = sources!("kernels":
     "device.cuh",
     "rows.cuh",
     "tiles.cuh",
@@ -18,6 +18,7 @@ pub(crate) const KERNELS: [(&str, &str); 19] = sources!("kernels":
     "loss.cu",
     "embedding.cu",
     "weights.cu",
+    "adapters.cu",
     "muon.cu",
     "attention_f32.cu",
     "attention_delta.cu",

@@ -265,14 +265,30 @@ impl PackedMatrix {
         });
     }
 
+    /// Writes the trits of row `r` to `out`, `(cols,)`.
+    ///
+    /// # Panics
+    /// When there is no row `r`, or the trits are not packed in 2 bits.
+    pub fn unpack_row(&self, r: usize, out: &mut [i8]) {
+        assert!(r < self.rows && out.len() == self.cols, "not a row of the matrix");
+        assert_eq!(self.packing, Packing::Bits2, "trits that are unpacked");
+        self.row_from(r, 0, out, |trit| trit);
+    }
+
     /// Writes the trits of row `r` from column `first` on, of a matrix in 2 bits; `first` is a multiple
     /// of sixteen.
     #[inline(always)]
     pub(crate) fn floats_from(&self, r: usize, first: usize, out: &mut [f32]) {
+        self.row_from(r, first, out, f32::from);
+    }
+
+    /// As that, what `make` makes of them.
+    #[inline(always)]
+    fn row_from<T: Copy>(&self, r: usize, first: usize, out: &mut [T], make: impl Fn(i8) -> T) {
         let lines = &self.panel(r / PANEL)[first / 16..];
         for (out, line) in out.chunks_mut(16).zip(lines) {
             let word: [u8; 4] = std::array::from_fn(|i| line[4 * (r % PANEL) + i]);
-            let column = |c: usize| f32::from((word[c % 4] >> (c / 4 * 2) & 3) as i8 - 1);
+            let column = |c: usize| make((word[c % 4] >> (c / 4 * 2) & 3) as i8 - 1);
             match out.first_chunk_mut::<16>() {
                 Some(out) => *out = std::array::from_fn(column),
                 None => out.iter_mut().enumerate().for_each(|(c, out)| *out = column(c)),

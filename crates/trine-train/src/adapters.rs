@@ -65,6 +65,11 @@ impl Dropout {
 }
 
 impl Mask {
+    /// The same for a device.
+    pub(crate) fn on_card(self) -> trine_cuda::Mask {
+        trine_cuda::Mask { key: self.key, below: self.below, kept: self.scale }
+    }
+
     /// What the element at an index is multiplied by.
     pub(crate) fn factor(self, at: usize) -> f32 {
         if mix(self.key.wrapping_add(at as u64)) < self.below { 0.0 } else { self.scale }

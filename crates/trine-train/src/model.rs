@@ -343,7 +343,8 @@ impl<'a> Pass<'a> {
         }?;
         let adapted = match &self.model.adapters {
             Some(adapters) => adapters.with(layer, p, |adapter| {
-                &y + (linear(&linear(x, adapter.a)?, adapter.b)? * adapter.scale)?
+                let (a, b) = (adapter.a.to_dtype(DType::F32)?, adapter.b.to_dtype(DType::F32)?);
+                &y + (linear(&linear(x, &a)?, &b)? * adapter.scale)?
             })?,
             None => None,
         };

@@ -11,7 +11,7 @@ use trine_kernels::limits::Limits;
 use crate::batching::BatchPlan;
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
 use crate::fused::{BLOCK, LEAST_ROWS, Precision};
-use crate::{RunConfig, TrainError};
+use crate::{RunConfig, TrainError, card};
 
 /// What of a model is trained, beside the weights that are not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -54,8 +54,10 @@ impl Memory {
 pub struct Plan {
     /// Numbers by what becomes of them.
     pub parameters: Parameters,
-    /// Bytes.
+    /// Bytes of the machine's memory.
     pub memory: Memory,
+    /// Bytes of the memory of a device, where steps are made on one, besides what CUDA has there itself.
+    pub device_memory: Option<u64>,
     /// Tokens of a step, padding included.
     pub tokens: usize,
     /// Products of a token.
@@ -67,7 +69,7 @@ impl Plan {
     /// Of a run with a network of `model`, and one that stays as it is `beside` it.
     ///
     /// # Errors
-    /// Adapters for projections that there are not.
+    /// Adapters for projections that there are not, or a model that its device does not compute.
     pub fn new(
         config: &RunConfig,
         model: &ModelConfig,
@@ -111,7 +113,7 @@ impl Plan {
         // Masters in bf16 are widened a projection at a time.
         let widest = shapes.iter().map(|(out, inp)| out * inp).max().unwrap_or(0);
         let widened = if master == 2 { 4 * widest } else { 0 };
-        // What a card has instead is not counted: this is the memory of the machine.
+        // What a card has instead is counted apart: this is the memory of the machine.
         let here = |bytes: u64| if config.train.device == DeviceConfig::Cpu { bytes } else { 0 };
         let memory = Memory {
             // Matrices that stay as they are mostly have 16 bits.
@@ -130,7 +132,11 @@ impl Plan {
         let again = config.train.recompute_activations;
         let work = if again { work.with_recomputation() } else { work };
         let tokens = config.train.batch_size * config.data.seq_len;
-        Ok(Self { parameters, memory, tokens, work })
+        let device_memory = match config.train.device {
+            DeviceConfig::Cpu => None,
+            _ => Some(card::memory(config, model, part)?),
+        };
+        Ok(Self { parameters, memory, device_memory, tokens, work })
     }
 
     /// The fewest seconds that a step can take with the limits of a machine.

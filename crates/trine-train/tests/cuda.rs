@@ -1,5 +1,7 @@
 //! Steps of the engine for cards against those of the engine for CPUs, both on a CPU.
 
+#[path = "cuda/adapters.rs"]
+mod adapters;
 mod common;
 
 use std::path::Path;
@@ -374,7 +376,7 @@ fn sums_itself(device: &Arc<dyn Backend>, config: &ModelConfig) {
                 engine.begin().unwrap();
                 before.iter().for_each(|part| engine.add(part, 0.01).unwrap());
                 match beside {
-                    true => engine.add_last(last, 0.01).unwrap(),
+                    true => engine.add_last(last, 0.01, Vec::new()).unwrap(),
                     false => engine.add(last, 0.01).unwrap(),
                 }
                 (engine.loss().unwrap(), gradients_of(&engine))

@@ -153,6 +153,62 @@ fn every_way_learns_and_resumes_bit_for_bit() {
 }
 
 #[test]
+fn adapters_are_trained_on_a_card_as_on_a_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base(dir.path());
+    // Masters of bf16 are rounded by other chances there.
+    for (masters, within) in [("f32", 1e-3), ("bf16", 2e-2)] {
+        let on = |device: &str| {
+            let settings = [
+                "train.precision=f32",
+                "train.accumulate=2",
+                "finetune.lora.rank=3",
+                "finetune.lora.dropout=0.2",
+                "samples.every=5",
+                "samples.prompts=['the ']",
+                &format!("optimizer.masters={masters}"),
+                &format!("train.device={device}"),
+            ];
+            config(dir.path(), &base, &settings)
+        };
+        let run = |name: &str| dir.path().join(format!("{name}-{masters}"));
+        let of_cpu = train(&on("cpu"), &base, &run("cpu"), None);
+        let whole = train(&on("emulator"), &base, &run("card"), None);
+        let taken_up = train(&on("emulator"), &base, &run("again"), Some(5));
+        assert_eq!(taken_up.losses, whole.losses);
+        assert_eq!(taken_up.validations, whole.validations);
+        close(&whole.losses, &of_cpu.losses, within);
+        close(&whole.validations, &of_cpu.validations, within);
+        assert!(whole.validations[1] < whole.validations[0]);
+        assert_eq!(whole.samples.len(), 2);
+
+        if masters == "bf16" {
+            continue;
+        }
+        // The first half on a card, the second on a CPU.
+        let run = run("moved");
+        let opened = || Base::open(&base, &on("cpu")).unwrap();
+        let made = data(&opened(), &on("cpu"), &run);
+        let mut first = Watch { stop_after: Some(5), ..Watch::default() };
+        let mut trainer = Trainer::finetune(on("emulator"), made, opened(), &run).unwrap();
+        assert!(trainer.device().is_some());
+        trainer.run(&mut first).unwrap();
+        let made = Dataset::open(&run.join("data")).unwrap();
+        let mut rest = Watch::default();
+        let mut trainer = Trainer::resume_finetune(on("cpu"), made, opened(), &run).unwrap();
+        trainer.run(&mut rest).unwrap();
+        close(&[first.losses, rest.losses].concat(), &of_cpu.losses, within);
+    }
+}
+
+fn close(found: &[f32], expected: &[f32], within: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found / expected - 1.0).abs() < within, "{found} for {expected}");
+    }
+}
+
+#[test]
 fn better_answers_gain_on_worse_ones() {
     let dir = tempfile::tempdir().unwrap();
     let base = base(dir.path());
@@ -393,6 +449,7 @@ fn two_processes_tune_what_one_tunes() {
         &["train.precision=f32"][..],
         &["train.precision=f32", "finetune.method=full", "optimizer.learning_rate=1e-3"],
         &["train.precision=f32", "finetune.loss=sum", "train.accumulate=4"],
+        &["train.precision=f32", "train.device=emulator"],
     ]
     .into_iter()
     .enumerate()

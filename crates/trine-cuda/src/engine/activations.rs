@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use trine_format::ModelConfig;
 
+use super::Adapters;
 use crate::backend::{Address, Backend, Buffer, Kind};
 use crate::error::Result;
 use crate::layout::bytes;
@@ -27,16 +28,28 @@ pub(super) struct Codes {
     pub(super) scales: Buffer,
     /// One over the root of the mean square of what the norm before them was given.
     pub(super) rms: Buffer,
+    /// What adapters have between their matrices, `(M, n r)`. Then `codes` are what adapters read.
+    pub(super) low: Buffer,
 }
 
 impl Codes {
     fn new(device: &Arc<dyn Backend>) -> Self {
-        let [codes, scales, rms] = std::array::from_fn(|_| Buffer::new(device));
-        Self { codes, scales, rms }
+        let [codes, scales, rms, low] = std::array::from_fn(|_| Buffer::new(device));
+        Self { codes, scales, rms, low }
     }
 
-    fn reserve(&mut self, rows: usize, width: usize, kind: Kind) -> Result<()> {
-        self.codes.reserve(bytes(rows * width, kind))?;
+    /// `between`: columns of what adapters have between their matrices.
+    fn reserve(
+        &mut self,
+        rows: usize,
+        width: usize,
+        kind: Kind,
+        between: Option<usize>,
+    ) -> Result<()> {
+        if between != Some(0) {
+            self.codes.reserve(bytes(rows * width, kind))?;
+        }
+        self.low.reserve(bytes(rows * between.unwrap_or(0), kind))?;
         self.scales.reserve(rows * 4)?;
         self.rms.reserve(rows * 4)?;
         Ok(())
@@ -80,15 +93,26 @@ impl State {
         }
     }
 
-    fn reserve(&mut self, config: &ModelConfig, extent: Extent, kind: Kind) -> Result<()> {
+    fn reserve(
+        &mut self,
+        config: &ModelConfig,
+        extent: Extent,
+        kind: Kind,
+        adapters: Option<&Adapters>,
+    ) -> Result<()> {
         let (rows, width, inner) = (extent.rows(), config.hidden_size, config.intermediate_size);
         let heads = config.attention_width();
         let all = heads + 2 * config.key_value_width();
         self.middle.reserve(rows * width * 4)?;
-        self.qkv_input.reserve(rows, width, kind)?;
-        self.o_input.reserve(rows, heads, kind)?;
-        self.gate_input.reserve(rows, width, kind)?;
-        self.down_input.reserve(rows, inner, kind)?;
+        let inputs = [
+            (&mut self.qkv_input, width),
+            (&mut self.o_input, heads),
+            (&mut self.gate_input, width),
+            (&mut self.down_input, inner),
+        ];
+        for (i, (input, width)) in inputs.into_iter().enumerate() {
+            input.reserve(rows, width, kind, adapters.map(|adapters| adapters.between(i)))?;
+        }
         self.qkv.reserve(bytes(rows * all, kind))?;
         self.y.reserve(bytes(rows * heads, kind))?;
         self.lse.reserve(rows * config.num_attention_heads * 4)?;
@@ -109,6 +133,11 @@ pub(super) struct Activations {
     pub(super) down_scales: Vec<Buffer>,
     /// `(M, max(D, H d, F))`: codes as bytes, until they are multiplied.
     pub(super) narrow: Buffer,
+    /// The same as they are multiplied, where nobody needs them again; and in the backward pass what adapters add to
+    /// the gradient of an input, of which something is left out.
+    pub(super) codes: Buffer,
+    /// `(M, n r)`: the gradient of what adapters have between their matrices.
+    pub(super) dlow: Buffer,
     /// `(M, D)`: a product that is to be added to the residual stream.
     pub(super) product: Buffer,
     /// Rows that predict something, after the last norm, `(n, D)`, and their gradient.
@@ -142,6 +171,8 @@ impl Activations {
             states: Vec::new(),
             down_scales: Vec::new(),
             narrow: buffer(),
+            codes: buffer(),
+            dlow: buffer(),
             product: buffer(),
             hidden: buffer(),
             hidden_rms: buffer(),
@@ -163,6 +194,7 @@ impl Activations {
         config: &ModelConfig,
         extent: Extent,
         keep: Keep,
+        adapters: Option<&Adapters>,
     ) -> Result<()> {
         let (rows, width, layers) = (extent.rows(), config.hidden_size, config.num_hidden_layers);
         let (inputs, states) = match keep {
@@ -178,7 +210,7 @@ impl Activations {
             input.reserve(rows * width * 4)?;
         }
         for state in &mut self.states[..states] {
-            state.reserve(config, extent, self.kind)?;
+            state.reserve(config, extent, self.kind, adapters)?;
         }
         for scales in &mut self.down_scales {
             scales.reserve(rows * 4)?;
@@ -187,6 +219,10 @@ impl Activations {
         let heads = config.attention_width();
         let widest = width.max(heads).max(config.intermediate_size);
         self.narrow.reserve(rows * widest)?;
+        if let Some(adapters) = adapters {
+            self.codes.reserve(bytes(rows * widest, kind))?;
+            self.dlow.reserve(bytes(rows * adapters.most_between(), kind))?;
+        }
         self.product.reserve(bytes(rows * width, kind))?;
         self.hidden.reserve(bytes(rows * width, kind))?;
         self.hidden_rms.reserve(rows * 4)?;

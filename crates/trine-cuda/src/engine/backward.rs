@@ -3,9 +3,10 @@
 use trine_format::Projection;
 use trine_format::names::{Part, TensorId};
 
+use super::activations::Codes;
 use super::{Address, Keep, Kind, Pass, Product, launch, row_block};
 use crate::error::Result;
-use crate::layout::bytes;
+use crate::layout::{INPUTS, Id, bytes};
 
 /// Threads of a multiprocessor that go through rows; and those that ask for a row ahead, for which they need
 /// registers.
@@ -61,11 +62,12 @@ impl Pass<'_> {
             next: Some(self.down(layers - 1)),
             shape: (self.input.learned, width),
         })?;
-        self.finished(TensorId::FinalNorm)?;
+        self.finished(Id::Of(TensorId::FinalNorm))?;
         for layer in (0..layers).rev() {
             if self.keep == Keep::Inputs {
-                self.layer(layer, None)?;
+                self.layer(layer, None, true)?;
             }
+            self.unpack(layer, true)?;
             self.layer_backward(layer)?;
         }
         self.embedding_backward()
@@ -89,8 +91,8 @@ impl Pass<'_> {
         let (dx, scaled, dinput) = (memory.dx.at(), memory.scaled.at(), memory.dinput.at());
         let of = |part| TensorId::Layer(layer, part);
 
-        let codes = state.down_input.codes.at();
-        self.projection_backward(layer, Projection::Down, scaled, codes, dinput, (width, inner))?;
+        let input = &state.down_input;
+        self.projection_backward(layer, 3, scaled, input, Some(dinput), (width, inner))?;
         let gates = state.gates.at();
         let (threads, groups) = row_block(inner);
         let norm = self.master(of(Part::FfnSubNorm));
@@ -105,20 +107,13 @@ impl Pass<'_> {
             state.down_input.rms.at(),
             dinput,
             self.rows(&memory.down_scales[layer]),
-            norm.map(|_| memory.partial.at()),
+            self.gradient(Id::Of(of(Part::FfnSubNorm))).map(|_| memory.partial.at()),
             rows,
             inner)?;
         self.sum_norm(of(Part::FfnSubNorm), blocks, inner)?;
 
-        let codes = state.gate_input.codes.at();
-        self.projection_backward(
-            layer,
-            Projection::Gate,
-            gates,
-            codes,
-            dinput,
-            (2 * inner, width),
-        )?;
+        let input = &state.gate_input;
+        self.projection_backward(layer, 2, gates, input, Some(dinput), (2 * inner, width))?;
         self.norm_backward(&NormBackward {
             x: state.middle.at(),
             kind: Kind::F32,
@@ -134,8 +129,8 @@ impl Pass<'_> {
             shape: (rows, width),
         })?;
 
-        let codes = state.o_input.codes.at();
-        self.projection_backward(layer, Projection::O, scaled, codes, dinput, (width, heads))?;
+        let input = &state.o_input;
+        self.projection_backward(layer, 1, scaled, input, Some(dinput), (width, heads))?;
         self.norm_backward(&NormBackward {
             x: state.y.at(),
             kind,
@@ -154,8 +149,12 @@ impl Pass<'_> {
         let dqkv = memory.dqkv.at();
         self.rope(layer, dqkv, true)?;
 
-        let codes = state.qkv_input.codes.at();
-        self.projection_backward(layer, Projection::Q, dqkv, codes, dinput, (all, width))?;
+        // Nothing is trained below the lowest adapters.
+        let wanted = (layer > 0 || self.base.is_none()).then_some(dinput);
+        self.projection_backward(layer, 0, dqkv, &state.qkv_input, wanted, (all, width))?;
+        if wanted.is_none() {
+            return Ok(());
+        }
         self.norm_backward(&NormBackward {
             x: memory.input(layer),
             kind: Kind::F32,
@@ -173,18 +172,18 @@ impl Pass<'_> {
     }
 
     /// From `dy` `(M, out)`, which is times the scales of weights over those of rows, to the gradient of the
-    /// values of `codes` over their scales, `dx` `(M, in)`, and to that of the projections' masters times their
-    /// scales.
+    /// values of codes over their scales, `dx` `(M, in)`, where that is wanted, and to that of the projections'
+    /// masters, or of their adapters, times their scales.
     fn projection_backward(
         &self,
         layer: usize,
-        first: Projection,
+        input: usize,
         dy: Address,
-        codes: Address,
-        dx: Address,
+        x: &Codes,
+        dx: Option<Address>,
         (out, inp): (usize, usize),
     ) -> Result<()> {
-        let kind = self.kind();
+        let (kind, first) = (self.kind(), INPUTS[input][0]);
         let of_input = Product {
             m: self.input.extent.rows(),
             n: inp,
@@ -198,7 +197,13 @@ impl Pass<'_> {
             c_stride: inp,
             add: false,
         };
-        self.device.multiply(&of_input, dy, self.weights(layer, first), dx)?;
+        if let Some(dx) = dx {
+            self.device.multiply(&of_input, dy, self.weights(layer, first), dx)?;
+        }
+        let projection = Id::Of(TensorId::Layer(layer, Part::Projection(first)));
+        let Some(gradient) = self.gradient(projection) else {
+            return self.adapt_backward(layer, input, x, (dy, out), dx);
+        };
         let of_weights = Product {
             m: out,
             n: inp,
@@ -208,10 +213,8 @@ impl Pass<'_> {
             add: self.add,
             ..of_input
         };
-        let first = TensorId::Layer(layer, Part::Projection(first));
-        let gradient = self.gradient(first).expect("every layer has its projections");
-        self.device.multiply(&of_weights, dy, codes, gradient)?;
-        self.finished(first)
+        self.device.multiply(&of_weights, dy, x.codes.at(), gradient)?;
+        self.finished(projection)
     }
 
     fn norm_backward(&self, norm: &NormBackward) -> Result<()> {
@@ -233,22 +236,23 @@ impl Pass<'_> {
             norm.scaled,
             next_weight,
             next_rows,
-            weight.map(|_| self.memory.partial.at()),
+            self.gradient(Id::Of(norm.norm)).map(|_| self.memory.partial.at()),
             rows,
             width)?;
         self.sum_norm(norm.norm, blocks, width)
     }
 
-    /// Sums the parts of a norm's gradient, if the model has the norm.
+    /// Sums the parts of a norm's gradient, if there is a norm that is trained.
     fn sum_norm(&self, norm: TensorId, parts: usize, width: usize) -> Result<()> {
-        let Some(gradient) = self.gradient(norm) else { return Ok(()) };
+        let Some(gradient) = self.gradient(Id::Of(norm)) else { return Ok(()) };
         launch!(self.device, "sum_columns", [width.div_ceil(32), 1, 1], 1024, 0;
             self.memory.partial.at(), parts, width, self.add, gradient)
     }
 
     fn embedding_backward(&self) -> Result<()> {
-        let (width, embed) = (self.config.hidden_size, TensorId::Embed);
-        let gradient = self.gradient(embed).expect("every model has an embedding");
+        let width = self.config.hidden_size;
+        let embed = Id::Of(TensorId::Embed);
+        let Some(gradient) = self.gradient(embed) else { return Ok(()) };
         if !self.config.tie_word_embeddings && !self.add {
             // Otherwise the head's gradient is there already.
             self.device.clear(gradient, self.config.vocab_size * width * 4)?;

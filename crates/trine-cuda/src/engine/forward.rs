@@ -2,11 +2,15 @@
 
 use std::ffi::c_void;
 
-use trine_format::Projection;
 use trine_format::names::{Part, TensorId};
+use trine_format::{ModelConfig, Projection, Quantization};
 
+use super::activations::Codes;
+use super::adapters::Plain;
 use super::{Address, Kind, Pass, Product, launch, row_block};
+use crate::backend::Backend;
 use crate::error::Result;
+use crate::layout::{INPUTS, Id, Kept};
 
 /// A product that is to be added to the residual stream.
 #[derive(Clone, Copy)]
@@ -30,9 +34,12 @@ pub(super) struct Norm {
     pub(super) rows: Option<Address>,
     /// `None` for a norm that the model does not have.
     pub(super) weight: Option<Address>,
-    pub(super) out: Address,
+    /// `None` where codes are wanted as bytes only.
+    pub(super) out: Option<Address>,
     /// Where codes go as bytes too.
     pub(super) narrow: Option<Address>,
+    /// Where they go for adapters.
+    pub(super) plain: Plain,
     /// `None` where values and not codes are wanted.
     pub(super) scales: Option<Address>,
     pub(super) rms: Address,
@@ -44,14 +51,14 @@ impl Pass<'_> {
     /// Runs all layers. What the last one adds to the residual stream is left for the head's norm.
     pub(super) fn forward(&mut self) -> Result<()> {
         let width = self.config.hidden_size;
-        let table = self.layout.get(TensorId::Embed).expect("every model has an embedding");
-        let (at, narrow) = (self.masters + table.masters, table.kept == crate::layout::Kept::Bf16);
+        let table = self.layout.get(Id::Of(TensorId::Embed)).expect("every model has an embedding");
+        let (at, narrow) = (self.masters + table.masters, table.kept == Kept::Bf16);
         let rows = self.input.extent.rows();
         let threads = width.div_ceil(4).next_multiple_of(32).min(256);
         launch!(self.device, "embed", [rows, 1, 1], threads, 0;
             at, narrow, self.ids.inputs.at(), self.memory.input(0), width)?;
         for layer in 0..self.config.num_hidden_layers {
-            self.layer(layer, self.pending(layer))?;
+            self.layer(layer, self.pending(layer), false)?;
         }
         Ok(())
     }
@@ -68,8 +75,15 @@ impl Pass<'_> {
     }
 
     /// Runs a layer up to the product that it adds to the residual stream. With something `pending` its
-    /// input is the residual stream of the layer below, after attention, and that.
-    pub(super) fn layer(&mut self, layer: usize, pending: Option<Pending>) -> Result<()> {
+    /// input is the residual stream of the layer below, after attention, and that. Run `again` for its backward
+    /// pass, it leaves out that product.
+    pub(super) fn layer(
+        &mut self,
+        layer: usize,
+        pending: Option<Pending>,
+        again: bool,
+    ) -> Result<()> {
+        self.unpack(layer, false)?;
         let (config, memory) = (self.config, &*self.memory);
         let (rows, width, inner) =
             (self.input.extent.rows(), config.hidden_size, config.intermediate_size);
@@ -87,20 +101,15 @@ impl Pass<'_> {
             pending,
             rows: None,
             weight: of(Part::InputNorm),
-            out: state.qkv_input.codes.at(),
+            out: self.codes(&state.qkv_input),
             narrow: self.narrow_codes(),
+            plain: self.plain(layer, 0, &state.qkv_input),
             scales: self.rows(&state.qkv_input.scales),
             rms: state.qkv_input.rms.at(),
             shape: (rows, width),
         })?;
         let all = heads + 2 * kv;
-        self.project(
-            layer,
-            Projection::Q,
-            state.qkv_input.codes.at(),
-            state.qkv.at(),
-            (all, width),
-        )?;
+        self.project(layer, 0, &state.qkv_input, state.qkv.at(), (all, width))?;
         self.rope(layer, state.qkv.at(), false)?;
         self.attention(layer)?;
 
@@ -110,14 +119,15 @@ impl Pass<'_> {
             pending: None,
             rows: None,
             weight: of(Part::AttnSubNorm),
-            out: state.o_input.codes.at(),
+            out: self.codes(&state.o_input),
             narrow: self.narrow_codes(),
+            plain: self.plain(layer, 1, &state.o_input),
             scales: self.rows(&state.o_input.scales),
             rms: state.o_input.rms.at(),
             shape: (rows, heads),
         })?;
         let product = memory.product.at();
-        self.project(layer, Projection::O, state.o_input.codes.at(), product, (width, heads))?;
+        self.project(layer, 1, &state.o_input, product, (width, heads))?;
 
         self.norm(&Norm {
             x: memory.input(layer),
@@ -130,22 +140,19 @@ impl Pass<'_> {
             }),
             rows: None,
             weight: of(Part::PostAttentionNorm),
-            out: state.gate_input.codes.at(),
+            out: self.codes(&state.gate_input),
             narrow: self.narrow_codes(),
+            plain: self.plain(layer, 2, &state.gate_input),
             scales: self.rows(&state.gate_input.scales),
             rms: state.gate_input.rms.at(),
             shape: (rows, width),
         })?;
         let gates = state.gates.at();
-        self.project(
-            layer,
-            Projection::Gate,
-            state.gate_input.codes.at(),
-            gates,
-            (2 * inner, width),
-        )?;
+        self.project(layer, 2, &state.gate_input, gates, (2 * inner, width))?;
         let (threads, groups) = row_block(inner);
         let kernel = format!("gate_{}_{groups}", kind.name());
+        let plain = self.plain(layer, 3, &state.down_input);
+        let (key, below, kept) = plain.mask();
         launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
             gates,
             self.scale(layer, Projection::Gate),
@@ -154,12 +161,19 @@ impl Pass<'_> {
             self.act(),
             of(Part::FfnSubNorm),
             config.rms_norm_eps,
-            state.down_input.codes.at(),
+            self.codes(&state.down_input),
             self.narrow_codes(),
             self.rows(&memory.down_scales[layer]),
             state.down_input.rms.at(),
+            plain.at,
+            key,
+            below,
+            kept,
             inner)?;
-        self.project(layer, Projection::Down, state.down_input.codes.at(), product, (width, inner))
+        match again {
+            true => self.lower(layer, 3, &state.down_input),
+            false => self.project(layer, 3, &state.down_input, product, (width, inner)),
+        }
     }
 
     pub(super) fn norm(&self, norm: &Norm) -> Result<()> {
@@ -167,6 +181,7 @@ impl Pass<'_> {
         let (threads, groups) = row_block(width);
         let kernel = format!("norm_{}_{}_{groups}", norm.kind.name(), self.kind().name());
         let pending = norm.pending;
+        let (key, below, kept) = norm.plain.mask();
         launch!(self.device, &kernel, [rows, 1, 1], threads, 0;
             norm.x,
             pending.map(|pending| pending.product),
@@ -180,15 +195,33 @@ impl Pass<'_> {
             norm.narrow,
             norm.scales,
             norm.rms,
+            norm.plain.at,
+            key,
+            below,
+            kept,
             width)
     }
 
-    /// `y (M, out) = x (M, in) W^T`, of the projections that lie together from `first` on.
+    /// `y (M, out) = x (M, in) W^T`, of the projections of an input, and what their adapters add.
     fn project(
         &self,
         layer: usize,
+        input: usize,
+        x: &Codes,
+        y: Address,
+        shape: (usize, usize),
+    ) -> Result<()> {
+        self.project_base(layer, INPUTS[input][0], x, y, shape)?;
+        self.lower(layer, input, x)?;
+        self.raise(layer, input, x, y, shape.0)
+    }
+
+    /// The same without adapters, of the projections that lie together from `first` on.
+    fn project_base(
+        &self,
+        layer: usize,
         first: Projection,
-        x: Address,
+        x: &Codes,
         y: Address,
         (out, inp): (usize, usize),
     ) -> Result<()> {
@@ -197,6 +230,7 @@ impl Pass<'_> {
             let trits = trits + self.copy(layer, first);
             return self.multiply_bytes(codes, trits, y, (self.input.extent.rows(), out, inp));
         }
+        let x = self.codes(x).expect("codes that are not bytes");
         let product = Product {
             m: self.input.extent.rows(),
             n: out,
@@ -237,17 +271,19 @@ impl Pass<'_> {
 
     /// Where the weights of projections lie, from `first` on.
     pub(super) fn weights(&self, layer: usize, first: Projection) -> Address {
-        self.multiplied + self.copy(layer, first) * self.kind().bytes() as u64
+        let weights = self.base.as_ref().map_or(self.multiplied, |base| base.at()[1]);
+        weights + self.copy(layer, first) * self.kind().bytes() as u64
     }
 
     /// The same in elements of what is multiplied.
     fn copy(&self, layer: usize, first: Projection) -> u64 {
-        let tensor = self.layout.get(TensorId::Layer(layer, Part::Projection(first)));
-        tensor.and_then(|tensor| tensor.copy).expect("projections are multiplied")
+        // Of a model that stays as it is one layer is at hand.
+        let layer = if self.base.is_some() { 0 } else { layer as u64 };
+        layer * self.layout.layer + self.layout.offset(first)
     }
 
     /// Where the codes of the input that is next multiplied go as bytes, if they are multiplied so.
-    fn narrow_codes(&self) -> Option<Address> {
+    pub(super) fn narrow_codes(&self) -> Option<Address> {
         self.trits.map(|_| self.memory.narrow.at())
     }
 
@@ -266,4 +302,12 @@ impl Pass<'_> {
             self.rows(&self.memory.state(layer).qkv_input.scales),
             cos, sin, self.input.extent.tokens, heads, kv_heads, d)
     }
+}
+
+/// Whether codes and trits are multiplied as bytes in the forward pass: with four warps at a time, it is
+/// faster, and as exact.
+pub(super) fn multiplies_bytes(device: &dyn Backend, config: &ModelConfig) -> bool {
+    let widths = [config.hidden_size, config.attention_width(), config.intermediate_size];
+    let fits = widths.iter().all(|width| width % 16 == 0);
+    config.quantization != Quantization::None && device.has_wgmma() && fits
 }

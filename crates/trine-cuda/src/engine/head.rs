@@ -2,10 +2,11 @@
 
 use trine_format::names::TensorId;
 
+use super::adapters::Plain;
 use super::forward::Norm;
 use super::{Address, Kind, Pass, Product, launch, row_block};
 use crate::error::Result;
-use crate::layout::bytes;
+use crate::layout::{self, Id, bytes};
 
 /// Bytes of the logits that exist at a time.
 const LOGITS: usize = 1 << 30;
@@ -15,8 +16,8 @@ const CACHED_ROW: usize = 112 << 10;
 
 impl Pass<'_> {
     /// The parameter that is the head.
-    fn head(&self) -> TensorId {
-        if self.config.tie_word_embeddings { TensorId::Embed } else { TensorId::Head }
+    fn head(&self) -> Id {
+        Id::Of(layout::head(self.config))
     }
 
     /// From one row of logits to the next: 16 bytes are read at once.
@@ -39,8 +40,9 @@ impl Pass<'_> {
             pending: self.pending(layers),
             rows: self.input.rows,
             weight: self.master(TensorId::FinalNorm),
-            out: self.memory.hidden.at(),
+            out: Some(self.memory.hidden.at()),
             narrow: None,
+            plain: Plain::default(),
             scales: None,
             rms: self.memory.hidden_rms.at(),
             shape: (self.input.learned, self.config.hidden_size),
@@ -52,9 +54,9 @@ impl Pass<'_> {
         let (kind, width, vocab) = (self.kind(), self.config.hidden_size, self.config.vocab_size);
         let stride = self.logits_stride();
         let logits = self.memory.logits.at();
-        let product = Product {
+        let product = |ids| Product {
             m: rows,
-            n: vocab,
+            n: ids,
             k: width,
             factors: kind,
             a_transposed: false,
@@ -66,7 +68,10 @@ impl Pass<'_> {
             add: false,
         };
         let hidden = self.memory.hidden.at() + bytes(first * width, kind) as u64;
-        self.device.multiply(&product, hidden, self.head_weights(), logits)?;
+        for part in self.head_parts()? {
+            let to = logits + bytes(part.0, kind) as u64;
+            self.device.multiply(&product(part.1), hidden, self.head_weights(part)?, to)?;
+        }
         let kernel = format!("cross_entropy_{}", kind.name());
         let at = 4 * first as u64;
         let (targets, losses) = (self.ids.targets.at() + at, self.memory.losses.at() + at);
@@ -80,9 +85,20 @@ impl Pass<'_> {
             logits, targets, weight, losses, margins, vocab, stride, cached)
     }
 
-    fn head_weights(&self) -> Address {
+    /// The ids of the head, as many at a time as are at hand: the first, and their number.
+    fn head_parts(&mut self) -> Result<Vec<(usize, usize)>> {
+        let (ids, all) = (self.head_ids()?, self.config.vocab_size);
+        Ok((0..all).step_by(ids).map(|first| (first, ids.min(all - first))).collect())
+    }
+
+    /// The head's weights of some ids, as they are multiplied.
+    fn head_weights(&self, part: (usize, usize)) -> Result<Address> {
+        if let Some(base) = self.base.as_deref() {
+            return self.frozen_head(base, part);
+        }
         let tensor = self.layout.get(self.head()).and_then(|tensor| tensor.copy);
-        self.multiplied + tensor.expect("the head is multiplied") * self.kind().bytes() as u64
+        let at = tensor.expect("the head is multiplied") * self.kind().bytes() as u64;
+        Ok(self.multiplied + at)
     }
 
     fn chunks(&mut self) -> Result<Vec<(usize, usize)>> {
@@ -110,17 +126,17 @@ impl Pass<'_> {
         self.normed()?;
         let (kind, width, vocab) = (self.kind(), self.config.hidden_size, self.config.vocab_size);
         let stride = self.logits_stride();
-        let gradient = self.gradient(self.head()).expect("the model has a head");
+        let gradient = self.gradient(self.head());
         for (first, rows) in self.chunks()? {
             self.logits(first, rows, weight)?;
             let offset = bytes(first * width, kind) as u64;
             let (hidden, dhidden) =
                 (self.memory.hidden.at() + offset, self.memory.dhidden.at() + offset);
             let logits = self.memory.logits.at();
-            let of_rows = Product {
+            let of_rows = |ids| Product {
                 m: rows,
                 n: width,
-                k: vocab,
+                k: ids,
                 factors: kind,
                 a_transposed: false,
                 b_transposed: false,
@@ -130,7 +146,12 @@ impl Pass<'_> {
                 c_stride: width,
                 add: false,
             };
-            self.device.multiply(&of_rows, logits, self.head_weights(), dhidden)?;
+            for part in self.head_parts()? {
+                let from = logits + bytes(part.0, kind) as u64;
+                let product = Product { add: part.0 > 0, ..of_rows(part.1) };
+                self.device.multiply(&product, from, self.head_weights(part)?, dhidden)?;
+            }
+            let Some(gradient) = gradient else { continue };
             let of_head = Product {
                 m: vocab,
                 n: width,
@@ -138,7 +159,7 @@ impl Pass<'_> {
                 a_transposed: true,
                 result: Kind::F32,
                 add: self.add || first > 0,
-                ..of_rows
+                ..of_rows(rows)
             };
             self.device.multiply(&of_head, logits, hidden, gradient)?;
         }

@@ -4,10 +4,12 @@
 //! d their width, V vocabulary.
 
 mod activations;
+mod adapters;
 mod attention;
 mod backward;
 mod forward;
 mod head;
+mod occurrences;
 mod sums;
 mod update;
 
@@ -20,10 +22,14 @@ use trine_format::{HiddenAct, ModelConfig, Projection, Quantization};
 
 use crate::backend::{Address, Backend, Buffer, Kind, Product, launch};
 use crate::error::{CudaError, Result};
-use crate::layout::{Kept, Layout, Tensor};
+use crate::layout::{Id, Kept, Layout, Tensor};
 use activations::{Activations, Extent, Keep};
+use adapters::Base;
+use forward::multiplies_bytes;
+use occurrences::Occurrences;
 use sums::Sums;
 
+pub use adapters::{Adapters, Mask};
 pub use update::{AdamW, Muon};
 
 /// How steps are computed.
@@ -51,7 +57,7 @@ pub struct Engine {
     gradients: Buffer,
     /// First and second moments of gradients.
     moments: [Buffer; 2],
-    /// Trits, and the head, as they are multiplied in training.
+    /// Trits and the head, or adapters, as they are multiplied in training.
     copies: Buffer,
     /// The same in f32, for what is evaluated.
     exact: Buffer,
@@ -59,7 +65,7 @@ pub struct Engine {
     trits: Buffer,
     /// Scales of weights.
     scales: Buffer,
-    /// The tables of what is multiplied, of all parameters, and of those that are not projections.
+    /// The tables of what is multiplied, of all parameters that are trained, and of those that are not projections.
     tables: [Buffer; 3],
     /// Cosines and sines, `(positions, d / 2)` each.
     rope: [Buffer; 2],
@@ -74,6 +80,8 @@ pub struct Engine {
     ids: Ids,
     training: Activations,
     evaluation: Activations,
+    /// The model that adapters are beside.
+    base: Option<Base>,
     /// Whether masters have changed since they were last made into what is multiplied in training, and into what
     /// is for evaluation.
     stale: [bool; 2],
@@ -115,6 +123,15 @@ impl Engine {
     /// A model that the engine does not compute, or one that the device has no memory for.
     pub fn new(device: Arc<dyn Backend>, config: &ModelConfig, options: Options) -> Result<Self> {
         let layout = Layout::new(config, options.narrow_masters)?;
+        Self::of_layout(device, config, options, layout)
+    }
+
+    fn of_layout(
+        device: Arc<dyn Backend>,
+        config: &ModelConfig,
+        options: Options,
+        layout: Layout,
+    ) -> Result<Self> {
         attention::check(config)?;
         let elements = layout.elements as usize * 4;
         let masters = Buffer::with(&device, layout.masters as usize)?;
@@ -124,15 +141,15 @@ impl Engine {
             device.clear(zeros.at(), elements)?;
         }
         let multiplied = layout.multiplied.iter().map(|at| &layout.tensors[*at]);
-        let others = layout.tensors.iter().filter(|tensor| !tensor.is_projection());
+        let trained = layout.trained();
         let tables =
-            [layout.table(multiplied), layout.table(layout.tensors.iter()), layout.table(others)];
+            [layout.table(multiplied), layout.table(trained.iter()), layout.table(layout.others())];
         let tables = upload_all(&device, tables.each_ref().map(|t| bytemuck::cast_slice(t)))?;
         let (cos, sin) = config.rope_tables(config.max_position_embeddings);
         let rope = upload_all(&device, [&cos, &sin].map(|t| bytemuck::cast_slice(t)))?;
         let scales = Buffer::with(&device, layout.scales.max(1) * 4)?;
-        let parts = Buffer::with(&device, layout.tensors.len() * update::PARTS * 8)?;
-        let sums = Buffer::with(&device, layout.tensors.len() * 8)?;
+        let parts = Buffer::with(&device, trained.len() * update::PARTS * 8)?;
+        let sums = Buffer::with(&device, trained.len() * 8)?;
         let loss = Buffer::with(&device, 8)?;
         let buffer = || Buffer::new(&device);
         let ids = Ids {
@@ -161,6 +178,7 @@ impl Engine {
             ids,
             training: Activations::new(&device, options.kind),
             evaluation: Activations::new(&device, Kind::F32),
+            base: None,
             stale: [true; 2],
             batches: 0,
             buckets: layout.buckets(),
@@ -179,9 +197,9 @@ impl Engine {
         self.options
     }
 
-    /// Names of the parameters, and how many numbers each has.
+    /// Names of the parameters that are trained, and how many numbers each has.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.layout.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.count()))
+        self.layout.trained().iter().map(|tensor| (tensor.name.as_str(), tensor.count()))
     }
 
     fn tensor(&self, name: &str, found: usize) -> Result<&Tensor> {
@@ -193,6 +211,12 @@ impl Engine {
         })
     }
 
+    /// As [`Self::tensor`], of those that are trained.
+    fn trained(&self, name: &str, found: usize) -> Result<&Tensor> {
+        let trained = self.layout.trained().iter().any(|tensor| tensor.name == name);
+        self.tensor(name, if trained { found } else { usize::MAX })
+    }
+
     /// Gives a parameter its values; where masters are bf16 they must be values that bf16 has.
     ///
     /// # Errors
@@ -200,6 +224,7 @@ impl Engine {
     pub fn set(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let tensor = self.tensor(name, values.len())?;
         let at = self.masters.at() + tensor.masters;
+        let values = &*tensor.as_it_lies(values);
         if tensor.kept == Kept::Bf16 {
             let upper: Vec<u16> = values.iter().map(|v| (v.to_bits() >> 16) as u16).collect();
             self.device.upload(at, bytemuck::cast_slice(&upper))?;
@@ -222,9 +247,11 @@ impl Engine {
             self.device.download(at, bytemuck::cast_slice_mut(&mut upper))?;
             let widened = upper.iter().map(|upper| f32::from_bits(u32::from(*upper) << 16));
             values.iter_mut().zip(widened).for_each(|(value, widened)| *value = widened);
-            return Ok(());
+        } else {
+            self.device.download(at, bytemuck::cast_slice_mut(values))?;
         }
-        self.device.download(at, bytemuck::cast_slice_mut(values))
+        tensor.turn_back(values);
+        Ok(())
     }
 
     /// The moments of a parameter: the first, and of AdamW the second.
@@ -233,8 +260,10 @@ impl Engine {
     /// No such parameter, or one of another size.
     pub fn moments(&self, name: &str, values: &mut [&mut [f32]]) -> Result<()> {
         for (moments, values) in self.moments.iter().zip(values) {
-            let at = moments.at() + self.tensor(name, values.len())?.start * 4;
-            self.device.download(at, bytemuck::cast_slice_mut(values))?;
+            let tensor = self.trained(name, values.len())?;
+            self.device
+                .download(moments.at() + tensor.start * 4, bytemuck::cast_slice_mut(values))?;
+            tensor.turn_back(values);
         }
         Ok(())
     }
@@ -245,8 +274,9 @@ impl Engine {
     /// No such parameter, or one of another size.
     pub fn set_moments(&mut self, name: &str, values: &[&[f32]]) -> Result<()> {
         for (moments, values) in self.moments.iter().zip(values) {
-            let at = moments.at() + self.tensor(name, values.len())?.start * 4;
-            self.device.upload(at, bytemuck::cast_slice(values))?;
+            let tensor = self.trained(name, values.len())?;
+            let values = tensor.as_it_lies(values);
+            self.device.upload(moments.at() + tensor.start * 4, bytemuck::cast_slice(&values))?;
         }
         Ok(())
     }
@@ -265,9 +295,10 @@ impl Engine {
     /// # Errors
     /// No such parameter, or one of another size.
     pub fn gradient(&self, name: &str, values: &mut [f32]) -> Result<()> {
-        let tensor = self.tensor(name, values.len())?;
+        let tensor = self.trained(name, values.len())?;
         let at = self.gradients.at() + tensor.start * 4;
         self.device.download(at, bytemuck::cast_slice_mut(values))?;
+        tensor.turn_back(values);
         if let Some(scale) = tensor.scale {
             // It is kept times the scale of its weights.
             let mut factor = [0f32];
@@ -293,11 +324,23 @@ impl Engine {
     /// # Errors
     /// More tokens than positions, ids outside the vocabulary, nothing to be predicted.
     pub fn add(&mut self, batch: &Batch, weight: f32) -> Result<()> {
-        self.add_part(batch, weight, false)
+        self.add_masked(batch, weight, Vec::new())
     }
 
-    /// As [`Self::add`]; sums begin if it is the `last` one of several processes' batches.
-    fn add_part(&mut self, batch: &Batch, weight: f32, last: bool) -> Result<()> {
+    /// As [`Self::add`], with what is left out of the inputs of adapters (dropout): of queries, keys and values, of
+    /// the output projection, of gate and up, and of the down projection, of one layer after the other; or of none.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_masked(&mut self, batch: &Batch, weight: f32, masks: Vec<Mask>) -> Result<()> {
+        self.add_part(batch, weight, masks, false)
+    }
+
+    /// As [`Self::add_masked`]; sums begin if it is the `last` one of several processes' batches.
+    fn add_part(&mut self, batch: &Batch, weight: f32, masks: Vec<Mask>, last: bool) -> Result<()> {
+        if let Some(base) = &mut self.base {
+            base.masks = masks;
+        }
         let input = self.upload(batch, true)?;
         let keep = if self.options.recompute { Keep::Inputs } else { Keep::All };
         let mut pass = self.pass(input, keep, last)?;
@@ -349,14 +392,20 @@ impl Engine {
 
     /// A pass, which begins sums over processes where it `sums`.
     fn pass(&mut self, input: Input, keep: Keep, sums: bool) -> Result<Pass<'_>> {
-        let Self { training, evaluation, copies, exact, .. } = self;
+        let Self { training, evaluation, copies, exact, base, .. } = self;
         let (memory, multiplied) = match keep {
             Keep::Nothing if self.options.kind != Kind::F32 => (evaluation, exact),
             Keep::Nothing => (evaluation, copies),
             _ => (training, copies),
         };
-        memory.reserve(&self.config, input.extent, keep)?;
-        let narrow = multiplies_bytes(&*self.device, &self.config).then(|| self.trits.at());
+        let adapters = base.as_ref().map(|base| &base.adapters);
+        memory.reserve(&self.config, input.extent, keep, adapters)?;
+        let as_bytes = multiplies_bytes(&*self.device, &self.config);
+        if let Some(base) = base {
+            let as_kind = (keep != Keep::Nothing || !as_bytes).then_some(memory.kind);
+            base.reserve(self.layout.layer as usize, as_bytes, as_kind)?;
+        }
+        let bytes = base.as_ref().map_or(self.trits.at(), |base| base.at()[0]);
         let buckets = if sums { &self.buckets[..] } else { &[] };
         Ok(Pass {
             sums: Sums::new(&*self.device, self.gradients.at(), buckets),
@@ -366,7 +415,8 @@ impl Engine {
             masters: self.masters.at(),
             gradients: self.gradients.at(),
             multiplied: multiplied.at(),
-            trits: narrow,
+            trits: as_bytes.then_some(bytes),
+            base: base.as_mut(),
             scales: self.scales.at(),
             rope: self.rope.each_ref().map(Buffer::at),
             loss: self.loss.at(),
@@ -417,7 +467,7 @@ impl Engine {
             Some(put(&mut self.ids.rows, &rows)?)
         };
         let mut occurring = 0;
-        if backward {
+        if backward && self.base.is_none() {
             let Occurrences { ids, starts, rows } = Occurrences::of(&batch.inputs, vocab);
             for (buffer, values) in self.ids.different.iter_mut().zip([&ids, &starts, &rows]) {
                 put(buffer, values)?;
@@ -428,41 +478,6 @@ impl Engine {
     }
 }
 
-/// Where each id of a batch occurs.
-struct Occurrences {
-    ids: Vec<u32>,
-    /// Where in `rows` those of each id begin, and their end.
-    starts: Vec<u32>,
-    rows: Vec<u32>,
-}
-
-impl Occurrences {
-    /// By counting: the device waits for this.
-    fn of(inputs: &[u32], vocab: usize) -> Self {
-        let mut next = vec![0u32; vocab + 1];
-        for id in inputs {
-            next[*id as usize + 1] += 1;
-        }
-        let (mut ids, mut starts) = (Vec::new(), Vec::new());
-        for id in 0..vocab {
-            if next[id + 1] > 0 {
-                ids.push(id as u32);
-                starts.push(next[id]);
-            }
-            next[id + 1] += next[id];
-        }
-        starts.push(inputs.len() as u32);
-        // The rows of an id stay in order.
-        let mut rows = vec![0; inputs.len()];
-        for (row, id) in (0u32..).zip(inputs) {
-            let at = &mut next[*id as usize];
-            rows[*at as usize] = row;
-            *at += 1;
-        }
-        Self { ids, starts, rows }
-    }
-}
-
 /// One pass through the network.
 struct Pass<'a> {
     device: &'a dyn Backend,
@@ -470,9 +485,11 @@ struct Pass<'a> {
     layout: &'a Layout,
     masters: Address,
     gradients: Address,
+    /// What is made of masters.
     multiplied: Address,
-    /// Trits as bytes.
+    /// Trits as bytes, where these are multiplied: all, or those of a layer of `base`.
     trits: Option<Address>,
+    base: Option<&'a mut Base>,
     scales: Address,
     rope: [Address; 2],
     loss: Address,
@@ -500,17 +517,17 @@ impl Pass<'_> {
 
     /// The masters of a parameter, if the model has it.
     fn master(&self, id: TensorId) -> Option<Address> {
-        self.layout.get(id).map(|tensor| self.masters + tensor.masters)
+        self.layout.get(Id::Of(id)).map(|tensor| self.masters + tensor.masters)
     }
 
-    /// Says that a parameter's gradient is finished, and all that lie after it.
-    fn finished(&self, id: TensorId) -> Result<()> {
-        self.layout.get(id).map_or(Ok(()), |tensor| self.sums.finished(tensor.start))
+    /// Says that the gradient of a parameter is finished, if it is trained, and all that lie after it.
+    fn finished(&self, id: Id) -> Result<()> {
+        self.layout.get_trained(id).map_or(Ok(()), |tensor| self.sums.finished(tensor.start))
     }
 
-    /// The gradient of a parameter, if the model has it.
-    fn gradient(&self, id: TensorId) -> Option<Address> {
-        self.layout.get(id).map(|tensor| self.gradients + tensor.start * 4)
+    /// The gradient of a parameter, if there is one that is trained.
+    fn gradient(&self, id: Id) -> Option<Address> {
+        self.layout.get_trained(id).map(|tensor| self.gradients + tensor.start * 4)
     }
 
     /// Where the scale of a projection's weights is, if it has one.
@@ -523,14 +540,6 @@ impl Pass<'_> {
     fn rows(&self, scales: &Buffer) -> Option<Address> {
         (self.config.quantization != Quantization::None).then(|| scales.at())
     }
-}
-
-/// Whether codes and trits are multiplied as bytes in the forward pass: with four warps at a time, it is
-/// faster, and as exact.
-fn multiplies_bytes(device: &dyn Backend, config: &ModelConfig) -> bool {
-    let widths = [config.hidden_size, config.attention_width(), config.intermediate_size];
-    let fits = widths.iter().all(|width| width % 16 == 0);
-    config.quantization != Quantization::None && device.has_wgmma() && fits
 }
 
 fn upload_all<const N: usize>(device: &Arc<dyn Backend>, all: [&[u8]; N]) -> Result<[Buffer; N]> {
@@ -556,13 +565,6 @@ fn row_block(width: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_of_an_id_are_in_order() {
-        let Occurrences { ids, starts, rows } = Occurrences::of(&[5, 2, 5, 9, 2, 5], 12);
-        assert_eq!((ids, starts), (vec![2, 5, 9], vec![0, 2, 5, 6]));
-        assert_eq!(rows, [1, 4, 0, 2, 5, 3]);
-    }
 
     #[test]
     fn a_block_has_a_whole_row() {

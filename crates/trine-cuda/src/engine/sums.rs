@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use trine_data::Batch;
 
-use super::{Address, Backend, Engine};
+use super::{Address, Backend, Engine, Mask};
 use crate::error::{CudaError, Result};
 
 /// Numbers that are on the host at a time.
@@ -46,13 +46,13 @@ impl<'a> Sums<'a> {
 }
 
 impl Engine {
-    /// As [`Self::add`], of a step's last batch, by a process whose device has met others: what has been added
+    /// As [`Self::add_masked`], of a step's last batch, by a process whose device has met others: what has been added
     /// since [`Self::begin`] is summed over all of them, each part of it as soon as it is finished.
     ///
     /// # Errors
     /// As [`Self::add`], and when another process has failed. This one has then left them.
-    pub fn add_last(&mut self, batch: &Batch, weight: f32) -> Result<()> {
-        let added = self.add_part(batch, weight, true);
+    pub fn add_last(&mut self, batch: &Batch, weight: f32, masks: Vec<Mask>) -> Result<()> {
+        let added = self.add_part(batch, weight, masks, true);
         self.join(added)
     }
 

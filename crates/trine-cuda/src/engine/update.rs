@@ -53,6 +53,9 @@ impl Engine {
         if !std::mem::take(&mut self.stale[usize::from(!is_training)]) {
             return Ok(());
         }
+        if self.base.is_some() {
+            return self.prepare_adapters(kind, at);
+        }
         let (masters, table, scales) = (self.masters.at(), self.tables[0].at(), self.scales.at());
         let scaled = self.layout.scales;
         if scaled > 0 {
@@ -77,7 +80,7 @@ impl Engine {
     /// # Errors
     /// When the device has failed.
     pub fn squares(&mut self) -> Result<Vec<f64>> {
-        let tensors = self.layout.tensors.len();
+        let tensors = self.layout.trained().len();
         let scales = self.scales_of_gradients();
         launch!(self.device, "sum_squares", [PARTS, tensors, 1], 256, 0;
             self.gradients.at(), self.tables[1].at(), scales, self.parts.at())?;
@@ -99,15 +102,15 @@ impl Engine {
     /// When the device has failed.
     pub fn update(&mut self, update: &AdamW, muon: Option<&Muon>) -> Result<()> {
         if let Some(muon) = muon {
-            for at in 0..self.layout.tensors.len() {
+            for at in 0..self.layout.trained().len() {
                 if self.layout.tensors[at].is_projection() {
                     self.orthogonal_update(at, update, muon)?;
                 }
             }
         }
         let (table, tensors) = match muon {
-            Some(_) => (&self.tables[2], self.layout.others()),
-            None => (&self.tables[1], self.layout.tensors.len()),
+            Some(_) => (&self.tables[2], self.layout.others().count()),
+            None => (&self.tables[1], self.layout.trained().len()),
         };
         let scales = self.scales_of_gradients();
         let [m, v] = self.moments.each_ref().map(Buffer::at);

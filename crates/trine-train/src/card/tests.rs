@@ -57,8 +57,8 @@ fn step(config: &RunConfig, group: Arc<dyn Group>, meets: bool, parts: &[Batch])
         assert!(card.met);
     }
     // The second one finds what the first one has left.
-    card.forward_backward(&[part(9)], 1.0).map_err(|e| e.to_string())?;
-    let loss = card.forward_backward(parts, 0.05).map_err(|e| e.to_string())?;
+    card.forward_backward(&model, &[part(9)], 1.0).map_err(|e| e.to_string())?;
+    let loss = card.forward_backward(&model, parts, 0.05).map_err(|e| e.to_string())?;
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1().unwrap();
     let gradients = card.gradients(&model).unwrap();
     Ok((loss, gradients.iter().map(|(name, found)| (name.clone(), values(found))).collect()))

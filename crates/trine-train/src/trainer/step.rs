@@ -145,7 +145,8 @@ impl Trainer {
         let (weight, rates, is_due) =
             (self.weight(totals), self.rates(), self.watch.is_due(step, steps));
         let Some(card) = &mut self.card else { unreachable!("asked about by the caller") };
-        let loss = (card.forward_backward(parts, weight)? / totals.learned as f64) as f32;
+        let loss =
+            (card.forward_backward(&self.model, parts, weight)? / totals.learned as f64) as f32;
         let norms = card.norms()?;
         let grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
         let train = &self.config.train;

@@ -184,12 +184,16 @@ fn print(plan: &Plan, limits: &Limits, device: DeviceConfig, as_json: bool) -> a
         lines.push(format!("free           {}", output::bytes(available)));
     }
     let tokens = output::count(plan.tokens as u64);
-    lines.push(match device {
-        DeviceConfig::Cpu => format!(
+    lines.push(match plan.device_memory {
+        None => format!(
             "step           {tokens} tokens, at least {seconds:.2} s at this machine's limits if all are \
              learned"
         ),
-        device => format!("step           {tokens} tokens on {device}, whose memory is not counted"),
+        Some(memory) => format!(
+            "step           {tokens} tokens on {device}, of whose memory {} are needed, besides what CUDA \
+             has there",
+            output::bytes(memory)
+        ),
     });
     output::print_line(&lines.join("\n"))
 }

@@ -107,6 +107,11 @@ fn a_plan_is_made_before_anything_is_written() {
     let sum: u64 = parts.iter().map(|part| memory[part].as_u64().unwrap()).sum();
     assert_eq!(memory["total"], sum);
     assert!(place.ok(&["finetune", "tuned.toml", "--dry-run"]).contains("trained"));
+    assert!(plan["device_memory"].is_null());
+    let on_a_device = ["finetune", "tuned.toml", "--dry-run", "--device", "emulator"];
+    let plan = json(&place.ok(&[&on_a_device[..], &["--json"]].concat()));
+    assert!(plan["device_memory"].as_u64().unwrap() > 0);
+    assert!(place.ok(&on_a_device).contains("of whose memory"));
     assert!(!place.exists("runs"));
 }
 
