@@ -199,6 +199,17 @@ fn matrix(tokens: &[Token]) -> Option<&[Token]> {
     (fits && name(begin) == "pmatrix" && name(end) == "pmatrix").then(|| &tokens[open + 1..close])
 }
 
+/// The commands of a fraction.
+const FRACTIONS: [&str; 4] = ["frac", "dfrac", "tfrac", "cfrac"];
+
+/// Whether what stands behind a number is a fraction of numbers, with which it may be a mixed number.
+fn mixed(tokens: &[Token]) -> bool {
+    let Some((Token::Command(name), rest)) = tokens.split_first() else { return false };
+    let brace = |token: &&Token| !matches!(token, Token::Sign('{' | '}'));
+    let mut operands = rest.iter().filter(brace).take(2);
+    FRACTIONS.contains(&&name[..]) && operands.all(|token| matches!(token, Token::Number(_)))
+}
+
 /// Reads a formula from the front.
 struct Reader<'a> {
     tokens: &'a [Token],
@@ -274,10 +285,7 @@ impl<'a> Reader<'a> {
     fn factor(&mut self) -> Option<Formula> {
         let base = match self.next()? {
             Token::Number(digits) => {
-                let fraction = |token: &Token| {
-                    ["frac", "dfrac", "tfrac", "cfrac"].iter().any(|name| command(token, name))
-                };
-                if self.tokens.first().is_some_and(fraction) {
+                if mixed(self.tokens) {
                     return None;
                 }
                 Formula::number(decimal(digits)?)
@@ -306,7 +314,7 @@ impl<'a> Reader<'a> {
 
     fn command(&mut self, name: &str) -> Option<Formula> {
         match name {
-            "frac" | "dfrac" | "tfrac" | "cfrac" => {
+            _ if FRACTIONS.contains(&name) => {
                 let over = self.argument()?;
                 over.divide(&self.argument()?)
             }
@@ -413,6 +421,7 @@ mod tests {
             ("6-5i", "-5i+6"),
             ("\\frac{270}7", "\\frac{540}{14}"),
             ("-(-3)", "3"),
+            ("6\\frac{\\sqrt{8}}{2}", "6\\sqrt{2}"),
             ("\\sqrt{0}", "0"),
         ] {
             assert_eq!(same(a, b), Some(true), "{a} and {b}");
@@ -447,6 +456,7 @@ mod tests {
     fn what_could_mean_another_thing_has_no_value() {
         for text in [
             "1\\frac{4}{5}",
+            "1\\frac45",
             "1/2x",
             "x2",
             "f(x)",
