@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use trine_eval::{
     Data, Doc, Evaluation, Expected, LanguageModel, OneByOne, Outcome, Record, Request,
-    RuntimeModel, Sandbox, Settings, Size, Store, Summary, Task, TooLong, Windows, perplexity,
-    task_names,
+    RuntimeModel, Sandbox, Settings, Store, Summary, Task, TooLong, task_names,
 };
 use trine_format::ModelFile;
 use trine_runtime::{Model, Session};
@@ -90,49 +89,6 @@ fn records_become_the_texts_of_lm_evaluation_harness() {
 }
 
 #[test]
-fn articles_of_wikitext_become_what_the_harness_makes_of_them() {
-    // Made by `wikitext_detokenizer` and `process_results` of lm-evaluation-harness 0.4.13.
-    let page = " \n = Robert <unk> = \n \n Robert 's \" good \" ( a , b ) said it s ' end ; 5 @,@ 000 @-@ x : no ! why ? ' q ' [ z ] { w } at 5 ° C . N . \n = = Head = = \n = = = Sub = = = \n = = = = S = = = = \n x /' 5/ y  .\n";
-    let text = "\n= Robert <unk> =\n\nRobert's \"good\" (a, b) said it s' end; 5,000-x: no! why? 'q' [z] {w} at 5°C. N.\n== Head ==\n=== Sub ===\n==== S ====\nx /'[0-9]/ y  .\n";
-    let size = Size { words: 74, bytes: 202 };
-    assert_eq!(ask("wikitext", json!({ "page": page })), Request::Document(text.into(), size));
-}
-
-#[test]
-fn documents_are_one_text_for_their_perplexities() {
-    let dir = tempfile::tempdir().unwrap();
-    let pages = ["It was the best of times, ".repeat(60), "it was the worst".to_owned()];
-    let lines = pages.each_ref().map(|page| json!({ "page": page }).to_string() + "\n");
-    fs::write(dir.path().join("wikitext.jsonl"), lines.concat()).unwrap();
-    let model = Model::load(&ModelFile::open(&fixture()).unwrap()).unwrap();
-    let tokenizer = Tokenizer::from_file(&fixture().join("tokenizer.json")).unwrap();
-    let task = Task::open("wikitext").unwrap();
-    let scored = |settings: Settings| {
-        let mut store = Store::in_memory();
-        evaluated(&task, dir.path(), &mut RuntimeModel::new(&model), settings, &mut store);
-        let scores = Summary::of(&store.first(2)).scores;
-        let value = |name: &str| scores.iter().find(|score| score.metric == name).unwrap().value;
-        (value("word_perplexity"), value("byte_perplexity"), value("bits_per_byte"))
-    };
-    let windows = Settings { window: Some(100), ..SETTINGS };
-    let (word, byte, bits) = scored(windows);
-    let (mut log, mut words, mut bytes) = (0.0, 0, 0);
-    for page in &pages {
-        let mut ids = vec![tokenizer.bos_id().unwrap()];
-        ids.extend(tokenizer.encode(page, true).unwrap());
-        let (size, sizes) = (Size::of_page(page), Windows { window: 100, stride: 100 });
-        let mut model = RuntimeModel::new(&model);
-        log += perplexity(&mut model, &ids, size, sizes, |_| ()).unwrap().log_likelihood;
-        (words, bytes) = (words + size.words, bytes + size.bytes);
-    }
-    assert!((word.ln() + log / words as f64).abs() < 1e-9);
-    assert!((byte.ln() + log / bytes as f64).abs() < 1e-9);
-    assert!((bits - byte.log2()).abs() < 1e-12);
-    assert_ne!(scored(Settings { stride: Some(10), ..windows }).0, word);
-    assert_ne!(scored(SETTINGS).0, word);
-}
-
-#[test]
 fn examples_stand_before_the_question_with_their_answers() {
     let task = Task::open("mmlu").unwrap();
     let record = |subject: &str, question: &str, answer: u32| {
@@ -208,61 +164,6 @@ fn records_that_do_not_fit_are_named() {
     );
     let error = refused(json!({ "query": "x", "choices": ["a", 7], "gold": 0 }));
     assert!(error.contains("`choices`: expected a list of strings"), "{error}");
-}
-
-#[test]
-fn data_is_found_by_name_or_the_error_says_how_to_get_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let task = Task::open("arc_easy").unwrap();
-    let error = Data::open(&task, dir.path(), 0).unwrap_err().to_string();
-    assert!(
-        error.contains("no arc_easy.jsonl in")
-            && error.contains("load_dataset(\"allenai/ai2_arc\""),
-        "{error}"
-    );
-    let inner = dir.path().join("sets");
-    fs::create_dir(&inner).unwrap();
-    fs::write(inner.join("arc_easy.jsonl"), "{\"query\":\"q\",\"choices\":[\"a\"],\"gold\":0}\n\n")
-        .unwrap();
-    assert_eq!(Data::open(&task, dir.path(), 0).unwrap().items.len(), 1);
-    assert_eq!(Data::open(&task, &inner.join("arc_easy.jsonl"), 0).unwrap().items.len(), 1);
-    let other = dir.path().join("more");
-    fs::create_dir(&other).unwrap();
-    fs::write(other.join("arc_easy.jsonl"), "{\"query\":\n").unwrap();
-    let error = Data::open(&task, dir.path(), 0).unwrap_err().to_string();
-    assert!(error.contains("expected one arc_easy.jsonl, found"), "{error}");
-    let error = Data::open(&task, &other, 0).unwrap_err().to_string();
-    assert!(error.contains("line 1: expected a JSON object"), "{error}");
-}
-
-/// Two shards, which are one file, where the build reads them.
-#[test]
-fn items_may_be_in_parquet() {
-    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/parquet");
-    let dir = tempfile::tempdir().unwrap();
-    let names = ["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"];
-    fs::copy(files.join(names[0]), dir.path().join("arc_easy.parquet")).unwrap();
-    fs::copy(files.join(names[1]), dir.path().join(names[1])).unwrap();
-    let task = Task::open("arc_easy").unwrap();
-    let whole = Data::open(&task, &files.join(names[0]), 0);
-    if cfg!(feature = "parquet") {
-        let data = whole.unwrap();
-        assert_eq!(data.items.len(), 3);
-        let (options, gold) = choice(task.request(0, &data.items[0], &[], 0).unwrap());
-        assert_eq!(options[1], ("Question: What is 1?\nAnswer:".into(), " b".into()));
-        assert_eq!(gold, [1]);
-        assert_eq!(Data::open(&task, dir.path(), 0).unwrap().items.len(), 2);
-        let error = Data::open(&task, &dir.path().join(names[1]), 0).unwrap_err().to_string();
-        assert!(error.contains(&format!("{}: cannot read", names[0])), "{error}");
-    } else {
-        for refused in [whole, Data::open(&task, dir.path(), 0)] {
-            let error = refused.unwrap_err().to_string();
-            assert!(
-                error.contains(".parquet: ") && error.contains("--features parquet"),
-                "{error}"
-            );
-        }
-    }
 }
 
 /// A task of forty items whose right answers are spread evenly, one of them far too long.
