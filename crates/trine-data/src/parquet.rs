@@ -40,7 +40,7 @@ mod with_feature {
     use ::parquet::data_type::{ByteArray, ByteArrayType};
     use ::parquet::errors::Result as ParquetResult;
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
-    use ::parquet::record::{Field, ListAccessor, Row};
+    use ::parquet::record::{Field, Row};
     use ::parquet::schema::types::ColumnDescriptor;
     use serde_json::{Map, Value};
 
