@@ -76,6 +76,9 @@ struct Part {
     sequence: Sequence,
 }
 
+/// What is left of a node, and a sequence that has seen all before it.
+type Rest = (Range<usize>, Sequence);
+
 /// A tree while it is computed.
 struct Growth<'a, 't> {
     texts: &'t mut [Text<'a>],
@@ -85,7 +88,7 @@ struct Growth<'a, 't> {
     /// Of nodes that are done: their sequences, and how many of their children have not begun.
     done: Vec<Option<(Sequence, usize)>>,
     /// Nodes that can be computed, the next one last; those that have begun with what is left of them.
-    open: Vec<(usize, Option<(Range<usize>, Sequence)>)>,
+    open: Vec<(usize, Option<Rest>)>,
 }
 
 impl Growth<'_, '_> {
@@ -222,8 +225,8 @@ impl<'m> RuntimeModel<'m> {
         parts
     }
 
-    /// The positions of a node that are not known, and a sequence that has seen all before them.
-    fn begin(&self, growth: &mut Growth<'_, '_>, index: usize) -> (Range<usize>, Sequence) {
+    /// What of a node is not known.
+    fn begin(&self, growth: &mut Growth<'_, '_>, index: usize) -> Rest {
         let before = growth.before(index);
         let node = &growth.nodes[index];
         // What is scored after a position is not known.

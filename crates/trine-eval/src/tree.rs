@@ -74,8 +74,9 @@ mod tests {
 
     #[test]
     fn every_text_is_the_ids_of_its_nodes() {
-        let mut texts: Vec<Vec<u32>> =
-            (0..200u32).map(|i| (0..i % 7).map(|at| (i * 31 >> (2 * at)) % 3).collect()).collect();
+        let mut texts: Vec<Vec<u32>> = (0..200u32)
+            .map(|i| (0..i % 7).map(|at| ((i * 31) >> (2 * at)) % 3).collect())
+            .collect();
         texts.sort();
         let nodes = tree(&texts);
         for (index, text) in texts.iter().enumerate() {
