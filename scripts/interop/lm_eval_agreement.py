@@ -8,8 +8,9 @@ DIR is a model that both read: a checkpoint, or a directory that `trine convert`
 items (`trine eval --list` says in which files). The harness runs its own task files on them through
 its transformers backend, in f32 and without a network: records are only brought into the form of the
 hub, whose fields the task files name. Compared are, of every item, the log-likelihood of each option,
-whether it is the greedy one, the scores, and the generated text; and the perplexity of a text with the
-harness' rolling windows.
+whether it is the greedy one, the scores, and the generated text; of every document of WikiText-2, its
+log-likelihood, words and bytes, and the perplexities of all; and the perplexity of a text with the harness'
+rolling windows.
 
 Logits of the two programs differ in their last places only. In a ternary model that is enough to
 put an activation that lies on a rounding boundary to the other side of it, and one int8 code that
@@ -129,6 +130,7 @@ TWINS = {
     "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2.yaml", truthfulqa),
     "lambada_openai": ("lambada/lambada_openai.yaml", lambada),
     "mmlu": ("mmlu/default/mmlu_abstract_algebra.yaml", as_it_is),
+    "wikitext": ("wikitext/wikitext.yaml", as_it_is),
     "triviaqa": ("triviaqa/default.yaml", triviaqa),
     "gsm8k_cot": ("gsm8k/gsm8k-cot.yaml", gsm8k),
 }
@@ -148,7 +150,7 @@ def write(path, records):
 
 
 def theirs(task, model, ours, records, temp, args):
-    """Samples of the harness by item, in its own words."""
+    """Samples of the harness by item, in its own words, and its scores."""
     file, form = TWINS[task]
     config = load_yaml(TASKS / file)
     items = {int(i): records[i] for i, record in ours.items() if "skipped" not in record}
@@ -173,7 +175,7 @@ def theirs(task, model, ours, records, temp, args):
     samples = {}
     for sample in found["samples"][task]:
         samples.setdefault(sample["doc_id"], []).append(sample)
-    return {i: samples[n] for n, i in enumerate(sorted(items))}
+    return {i: samples[n] for n, i in enumerate(sorted(items))}, found["results"][task]
 
 
 def compare(task, ours, theirs, args):
@@ -184,6 +186,19 @@ def compare(task, ours, theirs, args):
         record = ours[item]
         c["items"] += 1
         agrees = True
+        if "units" in record:
+            c["likelihoods"] += 1
+            log = samples[0]["word_perplexity"][0]
+            error = abs(log - record["log_likelihoods"][0]) / max(1.0, abs(log))
+            equal = error <= args.tolerance
+            c["equal"] += equal
+            c["close"] += not equal
+            largest[not equal] = max(largest[not equal], error)
+            units = {metric: samples[0][metric][1] for metric in samples[0]["metrics"]}
+            if units != record["units"] or error > (args.flips if args.ternary else args.tolerance):
+                c["wrong"] += 1
+                print(f"  {task} {item}: {log} of {units} by the harness, {record['log_likelihoods']} of {record['units']} here")
+            continue
         if "text" in record:
             agrees = samples[0]["resps"][0][0] == record["text"]
             c["texts"] += 1
@@ -219,7 +234,7 @@ def main():
     parser.add_argument("dir")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trine", default="target/release/trine")
-    parser.add_argument("--tasks", default=",".join(TWINS))
+    parser.add_argument("--tasks", help="separated by commas; by default all that DATA has")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--tolerance", type=float, default=1e-5)
     parser.add_argument("--flips", type=float, default=3e-2)
@@ -227,6 +242,9 @@ def main():
     config = json.loads((Path(args.dir) / "config.json").read_text())
     args.ternary = "quantization_config" in config
     args.shots = {"mmlu": 5, "gsm8k_cot": 8}
+    # The articles of WikiText-2, of which not everybody has the file.
+    has_articles = any(args.data.rglob("wikitext.jsonl"))
+    tasks = args.tasks.split(",") if args.tasks else [task for task in TWINS if task != "wikitext" or has_articles]
 
     tokenizer = AutoTokenizer.from_pretrained(args.dir)
     # transformers leaves some weights in bf16 when asked for f32; widening is exact.
@@ -246,7 +264,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as temp:
         temp = Path(temp)
-        for task in args.tasks.split(","):
+        for task in tasks:
             out = temp / "out"
             command = [args.trine, "eval", args.dir, "-t", task, "-d", args.data, "-o", out, "--json"]
             command += ["--limit", str(args.limit)]
@@ -258,8 +276,13 @@ def main():
             if result["scored"] == 0:
                 print(f"{task}: no item fits the context")
                 continue
-            found = theirs(task, model, ours, records, temp, args)
+            found, scores = theirs(task, model, ours, records, temp, args)
             counts, largest = compare(task, ours, found, args)
+            for metric, here in result["metrics"].items() if task == "wikitext" else []:
+                there = scores[f"{metric},none"]
+                wrong = abs(here["value"] - there) / there > (args.flips if args.ternary else args.tolerance)
+                counts["wrong"] += wrong
+                print(f"{task}, {metric}: {there} by the harness, {here['value']} here")
             failed |= counts["wrong"] > 0
             rows.append((task, counts, largest, result["skipped"]))
 

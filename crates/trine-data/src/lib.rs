@@ -7,7 +7,7 @@
 //!      validation ◄── eval_windows ◄────────── val ◄────────┘
 //! ```
 //!
-//! - [`Corpus`]: documents of text, JSON lines and parquet, one at a time.
+//! - [`Corpus`]: documents of text, JSON lines and parquet, one at a time; [`parquet_records`]: whole rows.
 //! - [`shard`]: ids on disk, memory-mapped, checked as if somebody hostile had written them.
 //! - [`Dataset`]: the directory that training reads; a tokenizer travels with its ids.
 //! - [`Batches`]: a pure function of seed and step, so that resuming needs no state; of one dataset
@@ -41,5 +41,6 @@ pub use corpus::{Corpus, read_text};
 pub use dataset::{Dataset, Progress, evenly};
 pub use error::DataError;
 pub use mixture::{Mixture, Source};
+pub use parquet::parquet_records;
 pub use rows::IGNORED;
 pub use shard::{Shard, ShardWriter};

@@ -1,14 +1,33 @@
-//! The rows of one column of a parquet file, a few at a time.
+//! Parquet files: the rows of one column, a few at a time, or all rows as records.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::DataError;
 
 #[cfg(feature = "parquet")]
 pub(crate) use with_feature::rows;
 
+/// All rows of a parquet file, each an object of its columns; what is nested stays so. Bytes are texts
+/// where they are UTF-8; dates and decimals are texts too.
+///
+/// # Errors
+/// A file that cannot be read or is damaged; bytes that are not UTF-8; [`DataError::Feature`] where the
+/// build lacks the feature `parquet`.
+pub fn parquet_records(path: &Path) -> Result<Vec<Map<String, Value>>, DataError> {
+    #[cfg(feature = "parquet")]
+    return with_feature::records(path);
+    #[cfg(not(feature = "parquet"))]
+    Err(DataError::Feature { path: path.to_owned(), feature: "parquet" })
+}
+
 #[cfg(not(feature = "parquet"))]
 pub(crate) fn rows<'a>(
-    path: &'a std::path::Path,
+    path: &'a Path,
     _column: &str,
-) -> Result<crate::corpus::Documents<'a>, crate::DataError> {
-    Err(crate::DataError::Feature { path: path.to_owned(), feature: "parquet" })
+) -> Result<crate::corpus::Documents<'a>, DataError> {
+    Err(DataError::Feature { path: path.to_owned(), feature: "parquet" })
 }
 
 #[cfg(feature = "parquet")]
@@ -21,7 +40,9 @@ mod with_feature {
     use ::parquet::data_type::{ByteArray, ByteArrayType};
     use ::parquet::errors::Result as ParquetResult;
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
+    use ::parquet::record::{Field, Row};
     use ::parquet::schema::types::ColumnDescriptor;
+    use serde_json::{Map, Value};
 
     use crate::DataError;
     use crate::corpus::{Documents, LONGEST, io};
@@ -44,6 +65,60 @@ mod with_feature {
         };
         let reader = Rows { path, file, index, group: 0, column: None, row: 0 };
         Ok(Box::new(reader.flatten()))
+    }
+
+    /// What [`parquet_records`](super::parquet_records) does.
+    pub(super) fn records(path: &Path) -> Result<Vec<Map<String, Value>>, DataError> {
+        let file = File::open(path).map_err(io(path, "read"))?;
+        let file = guarded(path, || SerializedFileReader::new(file))?;
+        let mut rows = guarded(path, || file.get_row_iter(None))?;
+        let mut records = Vec::new();
+        while let Some(row) = guarded(path, || rows.next().transpose())? {
+            let record = record(&row).map_err(|cause| {
+                let (path, row) = (path.to_owned(), records.len() + 1);
+                DataError::Row { path, row, cause }
+            });
+            records.push(record?);
+        }
+        Ok(records)
+    }
+
+    fn record(row: &Row) -> Result<Map<String, Value>, String> {
+        let columns = row.get_column_iter();
+        columns
+            .map(|(name, field)| match value(field) {
+                Ok(value) => Ok((name.clone(), value)),
+                Err(cause) => Err(format!("column `{name}`: {cause}")),
+            })
+            .collect()
+    }
+
+    fn value(field: &Field) -> Result<Value, String> {
+        Ok(match field {
+            Field::Null => Value::Null,
+            Field::Bool(value) => (*value).into(),
+            Field::Byte(value) => (*value).into(),
+            Field::Short(value) => (*value).into(),
+            Field::Int(value) => (*value).into(),
+            Field::Long(value) => (*value).into(),
+            Field::UByte(value) => (*value).into(),
+            Field::UShort(value) => (*value).into(),
+            Field::UInt(value) => (*value).into(),
+            Field::ULong(value) => (*value).into(),
+            Field::Float16(value) => value.to_f32().into(),
+            Field::Float(value) => (*value).into(),
+            Field::Double(value) => (*value).into(),
+            Field::Str(value) => value.clone().into(),
+            Field::Bytes(value) => {
+                let text = value.as_utf8().map_err(|_| "bytes that are not UTF-8".to_owned())?;
+                text.into()
+            }
+            Field::Group(row) => Value::Object(record(row)?),
+            Field::ListInternal(list) => {
+                Value::Array(list.elements().iter().map(value).collect::<Result<_, _>>()?)
+            }
+            other => other.to_string().into(),
+        })
     }
 
     /// Whether it has bytes, and one value a row: a list has several.

@@ -177,12 +177,15 @@ fn a_build_without_parquet_says_what_reads_it() {
     let files = Files::new();
     let error = message(&Corpus::new([files.write("a.parquet", b"PAR1")]));
     assert!(error.contains("a.parquet: ") && error.contains("--features parquet"), "{error}");
+    let error = trine_data::parquet_records(Path::new("a.parquet")).unwrap_err().to_string();
+    assert!(error.contains("a.parquet: ") && error.contains("--features parquet"), "{error}");
 }
 
 #[cfg(feature = "parquet")]
 mod parquet {
     use super::*;
     use proptest::prelude::*;
+    use trine_data::parquet_records;
 
     /// Written by pyarrow, see the README there: row groups of two rows.
     fn golden(name: &str) -> PathBuf {
@@ -223,6 +226,23 @@ mod parquet {
         }
     }
 
+    #[test]
+    fn whole_rows_are_records() {
+        let records = parquet_records(&golden("test-00000-of-00002.parquet")).unwrap();
+        let expected = serde_json::json!([
+            { "question": "What is 1?", "choices": { "text": ["a", "b"], "label": ["A", "B"] },
+              "answerKey": "B", "score": 0.5, "year": 1999, "right": true },
+            { "question": "And 2?", "choices": { "text": ["c"], "label": ["A"] },
+              "answerKey": "A", "score": 2.0, "year": null, "right": false },
+        ]);
+        assert_eq!(serde_json::json!(records), expected);
+        let last = parquet_records(&golden("test-00001-of-00002.parquet")).unwrap();
+        assert_eq!((last.len(), &last[0]["choices"]["text"]), (1, &serde_json::json!([])));
+        let error = parquet_records(&golden("snappy.parquet")).unwrap_err().to_string();
+        let expected = "snappy.parquet: row 2: column `bytes`: bytes that are not UTF-8";
+        assert!(error.ends_with(expected), "{error}");
+    }
+
     proptest! {
         #[test]
         fn damaged_files_end_in_an_error_or_in_texts(at in 0usize..4000, byte in any::<u8>(), cut in any::<bool>()) {
@@ -234,7 +254,9 @@ mod parquet {
                 bytes[at] = byte;
             }
             let files = Files::new();
-            let _ = documents(&Corpus::new([files.write("damaged.parquet", &bytes)]));
+            let path = files.write("damaged.parquet", &bytes);
+            let _ = documents(&Corpus::new([path.clone()]));
+            let _ = parquet_records(&path);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use trine_data::DataError;
 use trine_runtime::RuntimeError;
 use trine_tokenizer::TokenizerError;
 
@@ -78,6 +79,9 @@ pub enum EvalError {
         /// What is wrong with it.
         cause: String,
     },
+    /// A file of items that cannot be read as what its ending says.
+    #[error(transparent)]
+    Records(#[from] DataError),
     /// An item that the templates of its task make nothing of.
     #[error("task {task}, item {item}, `{field}`: {cause}")]
     Item {

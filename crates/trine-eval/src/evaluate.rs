@@ -4,15 +4,18 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use trine_tokenizer::{ChatTemplate, Message, Tokenizer, TokenizerError};
 
-use crate::encode::{encode, encode_pair};
+use crate::encode::{encode, encode_pair, prefix_id};
 use crate::model::{Item, LanguageModel, Likelihood};
+use crate::perplexity::{Size, Windows, windows};
 use crate::store::rounded;
-use crate::task::{Expected, Generation, Request};
+use crate::task::{Expected, Generation, Kind, Metric, Request};
 use crate::writing::Writing;
-use crate::{Data, EvalError, Instruction, Outcome, Record, Sandbox, Store, Task, answer, metrics};
+use crate::{
+    Data, EvalError, Instruction, Outcome, Record, Sandbox, Store, Task, answer, math, metrics,
+};
 
-/// Items that are asked about together, and then kept.
-const TOGETHER: usize = 32;
+/// Items that are asked about together, and then kept; a document is enough by itself.
+const TOGETHER: usize = 64;
 
 /// What to do with an item that is longer than the context of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,10 @@ pub struct Settings {
     pub limit: Option<usize>,
     /// Items that are longer than the context.
     pub too_long: TooLong,
+    /// The window of documents, in tokens; the whole context where `None`.
+    pub window: Option<usize>,
+    /// By how many tokens it moves on; the whole window where `None`.
+    pub stride: Option<usize>,
 }
 
 impl Settings {
@@ -78,6 +85,9 @@ impl Settings {
             "model": model,
         });
         // Only where they matter, so that results without keep their names.
+        if task.kind() == Kind::Document {
+            conditions["windows"] = json!([self.window, self.stride]);
+        }
         if let Some(sandbox) = sandbox.filter(|_| task.runs_programs()) {
             conditions["python"] = json!(sandbox.version());
         }
@@ -110,6 +120,7 @@ pub struct Evaluation<'a> {
 /// An item, ready for the model, or why it is not.
 enum Prepared {
     Options { item: Item, chars: Vec<usize>, gold: Vec<usize>, choice: bool },
+    Document { windows: Vec<Item>, size: Size },
     Prompt { ids: Vec<u32>, expected: Expected },
     Skipped(&'static str),
 }
@@ -134,7 +145,8 @@ impl Evaluation<'_> {
         let missing: Vec<usize> = items.clone().filter(|item| !store.has(*item)).collect();
         let mut known = items.len() - missing.len();
         on_items(known);
-        for part in missing.chunks(TOGETHER) {
+        let together = if self.task.kind() == Kind::Document { 1 } else { TOGETHER };
+        for part in missing.chunks(together) {
             let records = self.records(part, model)?;
             store.add(records)?;
             known += part.len();
@@ -150,7 +162,7 @@ impl Evaluation<'_> {
     ) -> Result<Vec<Record>, EvalError> {
         let mut records = Vec::new();
         let (mut items, mut prompts) = (Vec::new(), Vec::new());
-        let (mut asked, mut continued) = (Vec::new(), Vec::new());
+        let (mut asked, mut read, mut continued) = (Vec::new(), Vec::new(), Vec::new());
         for &index in indices {
             let group = self.task.group(&self.data.items[index]);
             let mut record = Record { item: index, group, ..Record::default() };
@@ -160,6 +172,10 @@ impl Evaluation<'_> {
                     items.push(item);
                     asked.push((records.len(), chars, gold, choice));
                 }
+                Prepared::Document { windows, size } => {
+                    read.push((records.len(), windows.len(), size));
+                    items.extend(windows);
+                }
                 Prepared::Prompt { ids, expected } => {
                     prompts.push(ids);
                     continued.push((records.len(), expected));
@@ -167,8 +183,13 @@ impl Evaluation<'_> {
             }
             records.push(record);
         }
-        for ((at, chars, gold, choice), scores) in asked.into_iter().zip(model.score(&items)?) {
+        let mut scores = model.score(&items)?.into_iter();
+        for ((at, chars, gold, choice), scores) in asked.into_iter().zip(scores.by_ref()) {
             self.judge(&mut records[at], &scores, &chars, gold, choice)?;
+        }
+        for (at, windows, size) in read {
+            let scores: Vec<Likelihood> = scores.by_ref().take(windows).flatten().collect();
+            self.judge_document(&mut records[at], &scores, size)?;
         }
         if let Some(generation) = self.task.generation().filter(|_| !prompts.is_empty()) {
             let writing = Writing {
@@ -181,7 +202,11 @@ impl Evaluation<'_> {
             let outcomes = self.outcomes(&records, &continued, &texts)?;
             for (((at, expected), text), outcome) in continued.into_iter().zip(texts).zip(outcomes)
             {
-                judge_text(&mut records[at], text, &expected, outcome, generation);
+                let record = &mut records[at];
+                if self.task.metrics().contains(&Metric::Equivalent) {
+                    judge_value(record, &text, &expected, generation);
+                }
+                judge_text(record, text, &expected, outcome, generation);
             }
         }
         Ok(records)
@@ -214,6 +239,7 @@ impl Evaluation<'_> {
             Request::Continuation(prompt, target) => {
                 (vec![(prompt, target)], vec![], vec![], false)
             }
+            Request::Document(text, size) => return self.prepare_document(&text, size, limit),
             Request::Generation { prompt, expected } => {
                 let ids = match self.template {
                     Some(template) => {
@@ -261,6 +287,59 @@ impl Evaluation<'_> {
         Ok(Prepared::Options { item, chars, gold, choice })
     }
 
+    /// The windows over a document.
+    ///
+    /// As in lm-evaluation-harness, the token that begins a text is given, and what the tokenizer puts
+    /// before a text is predicted after it.
+    fn prepare_document(
+        &self,
+        text: &str,
+        size: Size,
+        limit: usize,
+    ) -> Result<Prepared, EvalError> {
+        let mut ids: Vec<u32> = prefix_id(self.tokenizer).into_iter().collect();
+        match encode(self.tokenizer, text) {
+            Err(TokenizerError::Inexpressible { .. }) => return Ok(INEXPRESSIBLE),
+            text => ids.extend(text?),
+        }
+        if ids.len() < 2 {
+            return Ok(Prepared::Skipped("no tokens"));
+        }
+        let window = self.settings.window.unwrap_or(limit);
+        let stride = self.settings.stride.unwrap_or(window);
+        let windows = windows(&ids, Windows { window, stride }, limit)?;
+        Ok(Prepared::Document { windows, size })
+    }
+
+    /// The likelihoods of a document's windows into a record.
+    fn judge_document(
+        &self,
+        record: &mut Record,
+        scores: &[Likelihood],
+        size: Size,
+    ) -> Result<(), EvalError> {
+        self.check(record, scores)?;
+        let log = rounded(scores.iter().map(|score| score.log).sum());
+        record.log_likelihoods = vec![log];
+        for metric in self.task.metrics() {
+            let units = if *metric == Metric::WordPerplexity { size.words } else { size.bytes };
+            record.units.insert(metric.name().to_owned(), units);
+            record.scores.insert(metric.name().to_owned(), log);
+        }
+        Ok(())
+    }
+
+    /// Refuses likelihoods that are no numbers.
+    fn check(&self, record: &Record, scores: &[Likelihood]) -> Result<(), EvalError> {
+        match scores.iter().map(|score| score.log).find(|log| !log.is_finite()) {
+            None => Ok(()),
+            Some(found) => {
+                let (task, item) = (self.task.name().to_owned(), record.item);
+                Err(EvalError::NotFinite { task, item, found })
+            }
+        }
+    }
+
     /// Likelihoods into a record.
     fn judge(
         &self,
@@ -270,10 +349,7 @@ impl Evaluation<'_> {
         gold: Vec<usize>,
         choice: bool,
     ) -> Result<(), EvalError> {
-        if let Some(found) = scores.iter().map(|score| score.log).find(|log| !log.is_finite()) {
-            let (task, item) = (self.task.name().to_owned(), record.item);
-            return Err(EvalError::NotFinite { task, item, found });
-        }
+        self.check(record, scores)?;
         record.log_likelihoods = scores.iter().map(|score| rounded(score.log)).collect();
         record.greedy = scores.iter().map(|score| score.greedy).collect();
         let wanted = self.task.metrics();
@@ -331,6 +407,15 @@ fn judge_answer(record: &mut Record, text: &str, targets: &[String], generation:
         record.scores.insert(metric, f64::from(u8::from(right)));
         record.extracted.insert(name, answer);
     }
+}
+
+/// Whether the answer in a text is one that is right, however it is written.
+fn judge_value(record: &mut Record, text: &str, expected: &Expected, generation: &Generation) {
+    let Expected::Targets(targets) = expected else { return };
+    let right = answer::extract(text, generation)
+        .iter()
+        .any(|(_, answer)| targets.iter().any(|target| math::is_equivalent(answer, target)));
+    record.scores.insert(Metric::Equivalent.name().to_owned(), f64::from(u8::from(right)));
 }
 
 /// Which instructions a text follows.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `model` | [`LanguageModel`]: what is evaluated; [`OneByOne`]: any logits function as one |
 //! | `runtime` | [`RuntimeModel`]: the packed runtime, which computes what texts have in common once |
+//! | `tree` | texts that begin alike, as a tree |
 //! | `writing` | [`Writing`]: where a text that a model writes ends |
 //! | `encode` | texts to ids, with the boundaries of lm-evaluation-harness |
 //! | `perplexity` | [`perplexity`](perplexity()): of a text, in sliding windows |
@@ -45,15 +46,17 @@ mod statistics;
 mod store;
 mod summary;
 mod task;
+mod tree;
 mod writing;
 
-pub use data::Data;
+pub use data::{Data, shards};
 pub use encode::{encode, encode_pair, prefix_id};
 pub use error::EvalError;
 pub use evaluate::{Evaluation, Settings, TooLong};
 pub use execution::{Outcome, Sandbox};
 pub use fingerprint::fingerprint;
 pub use instructions::Instruction;
+pub use math::equivalent;
 pub use model::{Continuation, Done, Item, LanguageModel, Likelihood, OneByOne, Work};
 pub use perplexity::{Perplexity, Size, Windows, perplexity, windows};
 pub use reference::{Reference, ReferenceRow};

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use trine_runtime::cross_entropy;
+use trine_runtime::log_sum_exp;
 
 use crate::EvalError;
 use crate::writing::Writing;
@@ -58,10 +58,13 @@ impl Likelihood {
         self.greedy &= next.greedy;
     }
 
-    /// Of `id` under logits `(V,)`.
-    pub(crate) fn of(logits: &[f32], id: u32) -> Self {
-        let log = -cross_entropy(logits, logits.len(), &[id]);
-        Self { log, greedy: argmax(logits) == id }
+    /// Of `id` under logits `(V,)` with this [`log_sum_exp`].
+    pub(crate) fn of(logits: &[f32], total: f64, id: u32) -> Self {
+        let (before, logit) = (&logits[..id as usize], logits[id as usize]);
+        // Without a branch for each logit, as there are many.
+        let larger = logits.iter().fold(false, |any, other| any | (*other > logit));
+        let same = before.iter().fold(false, |any, other| any | (*other == logit));
+        Self { log: f64::from(logit) - total, greedy: !larger && !same }
     }
 }
 
@@ -180,7 +183,9 @@ where
             let vocab = logits.len() / input.len();
             let rows = logits.chunks_exact(vocab).skip(option.context.len() - 1);
             let mut likelihood = Likelihood::CERTAIN;
-            rows.zip(&option.ids).for_each(|(row, id)| likelihood.and(Likelihood::of(row, *id)));
+            for (row, id) in rows.zip(&option.ids) {
+                likelihood.and(Likelihood::of(row, log_sum_exp(row), *id));
+            }
             Ok(likelihood)
         };
         items.iter().map(|item| item.options.iter().map(&mut score).collect()).collect()
@@ -236,6 +241,9 @@ mod tests {
 
     #[test]
     fn the_first_of_equals_is_the_likeliest() {
-        assert_eq!(argmax(&[0.0, 3.0, 3.0, 1.0]), 1);
+        let logits = [0.0, 3.0, 3.0, 1.0];
+        assert_eq!(argmax(&logits), 1);
+        let greedy = |id| Likelihood::of(&logits, log_sum_exp(&logits), id).greedy;
+        assert_eq!([0, 1, 2, 3].map(greedy), [false, true, false, false]);
     }
 }

@@ -9,6 +9,9 @@
 use crate::EvalError;
 use crate::model::{Continuation, Item, LanguageModel};
 
+/// Tokens of the windows that are scored together, about.
+const TOGETHER: usize = 4096;
+
 /// Sizes of the sliding window, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
@@ -31,6 +34,16 @@ impl Size {
     /// Counts them.
     pub fn of(text: &str) -> Self {
         Self { words: text.split_whitespace().count(), bytes: text.len() }
+    }
+
+    /// Counts them as lm-evaluation-harness does in a document: words are what lies between stretches of
+    /// white space, with an empty one before white space that begins a text and after one that ends it.
+    pub fn of_page(text: &str) -> Self {
+        // What Python's regular expressions take for white space.
+        let is_space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+        let spaces: Vec<bool> = text.chars().map(is_space).collect();
+        let stretches = spaces.chunk_by(|a, b| a == b).filter(|stretch| stretch[0]).count();
+        Self { words: stretches + 1, bytes: text.len() }
     }
 }
 
@@ -99,7 +112,7 @@ pub fn windows(ids: &[u32], windows: Windows, limit: usize) -> Result<Vec<Item>,
     Ok(items)
 }
 
-/// Scores a text that begins with a token which is given. `on_window` is called after each window
+/// Scores a text that begins with a token which is given. `on_windows` is called after some windows
 /// with the tokens that were predicted until then.
 ///
 /// # Errors
@@ -109,14 +122,16 @@ pub fn perplexity(
     ids: &[u32],
     size: Size,
     sizes: Windows,
-    mut on_window: impl FnMut(usize),
+    mut on_windows: impl FnMut(usize),
 ) -> Result<Perplexity, EvalError> {
     let mut found = Perplexity { log_likelihood: 0.0, tokens: 0, size };
-    for item in windows(ids, sizes, model.limit())? {
-        let likelihoods = model.score(std::slice::from_ref(&item))?;
-        found.log_likelihood += likelihoods.iter().flatten().map(|l| l.log).sum::<f64>();
-        found.tokens += item.options.iter().map(|option| option.ids.len()).sum::<usize>();
-        on_window(found.tokens);
+    // Several at a time where they are short.
+    for items in windows(ids, sizes, model.limit())?.chunks((TOGETHER / sizes.window).max(1)) {
+        for (item, likelihoods) in items.iter().zip(model.score(items)?) {
+            found.log_likelihood += likelihoods.iter().map(|l| l.log).sum::<f64>();
+            found.tokens += item.options.iter().map(|option| option.ids.len()).sum::<usize>();
+        }
+        on_windows(found.tokens);
     }
     if !found.log_likelihood.is_finite() {
         let found = found.log_likelihood;
@@ -172,6 +187,16 @@ mod tests {
         assert_eq!(refused(4, 5), "stride 5: expected 1 to 4, the window");
         assert_eq!(refused(4, 0), "stride 0: expected 1 to 4, the window");
         assert!(windows(&[1], Windows { window: 4, stride: 4 }, 8).is_err());
+    }
+
+    #[test]
+    fn words_of_a_page_are_those_of_the_harness() {
+        // `len(re.split(r"\s+", text))`
+        for (text, words) in
+            [("", 1), ("a", 1), (" ", 2), (" = A =\n", 5), ("a \n b", 2), ("a\u{1c}\u{a0}b", 2)]
+        {
+            assert_eq!(Size::of_page(text), Size { words, bytes: text.len() }, "{text:?}");
+        }
     }
 
     #[test]

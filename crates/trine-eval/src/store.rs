@@ -49,6 +49,10 @@ pub struct Record {
     /// Of metrics that are means over instructions: which of the item's were followed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub followed: BTreeMap<String, Vec<bool>>,
+    /// Of metrics that are a loss for each unit of all items together: how many units this item has. Its
+    /// score is the logarithm of its probability.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub units: BTreeMap<String, usize>,
     /// What a model that knows nothing scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,

@@ -1,19 +1,22 @@
 //! From the records of items to the scores of a task, with their errors.
 
 use std::collections::BTreeMap;
+use std::f64::consts::LN_2;
 
 use crate::statistics::{mean, ratio};
 use crate::store::Record;
+use crate::task::Metric;
 
 /// A score of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
     /// Name of the metric, as lm-evaluation-harness has it.
     pub metric: String,
-    /// The mean of the items, or of their instructions; of `perplexity`, `exp` of the mean loss.
+    /// The mean of the items, or of their instructions; of `perplexity`, `exp` of the mean loss; of what
+    /// is a loss for each word or byte, that of all items together, in bits or as `exp` of it.
     pub value: f64,
-    /// Its standard error: of instructions, with those of an item as one cluster; of `perplexity`, that
-    /// of the mean loss times the value.
+    /// Its standard error: of instructions, words and bytes, with those of an item as one cluster; of a
+    /// perplexity, that of the loss times the value.
     pub stderr: Option<f64>,
 }
 
@@ -69,6 +72,9 @@ impl Summary {
 fn scores(records: &[&Record]) -> Vec<Score> {
     let Some(first) = records.first() else { return Vec::new() };
     let of = |metric: &String| {
+        if first.units.contains_key(metric) {
+            return of_units(records, metric);
+        }
         let items: Vec<f64> =
             records.iter().filter_map(|record| record.scores.get(metric)).copied().collect();
         let (mean, stderr) = mean(&items);
@@ -87,6 +93,19 @@ fn scores(records: &[&Record]) -> Vec<Score> {
     first.scores.keys().map(of).chain(first.followed.keys().map(of_parts)).collect()
 }
 
+/// A loss for each unit.
+fn of_units(records: &[&Record], metric: &str) -> Score {
+    let of =
+        |record: &&Record| Some((-*record.scores.get(metric)?, *record.units.get(metric)? as f64));
+    let (losses, units): (Vec<f64>, Vec<f64>) = records.iter().filter_map(of).unzip();
+    let (loss, stderr) = ratio(&losses, &units);
+    let (value, slope) = match metric == Metric::BitsPerByte.name() {
+        true => (loss / LN_2, 1.0 / LN_2),
+        false => (loss.exp(), loss.exp()),
+    };
+    Score { metric: metric.to_owned(), value, stderr: stderr.map(|error| error * slope) }
+}
+
 /// Of an item: how many of its instructions were followed, and how many it has.
 fn counts(record: &Record, metric: &str) -> Option<(f64, f64)> {
     let all = record.followed.get(metric)?;
@@ -97,14 +116,19 @@ fn counts(record: &Record, metric: &str) -> Option<(f64, f64)> {
 ///
 /// Where the metric is a mean over instructions, an item stands for all of its own: their number that
 /// was followed, over the instructions an item has on average. So the mean of these scores is that of
-/// the instructions.
+/// the instructions. So it is with words and bytes: the mean is the logarithm of the probability of one.
 pub fn paired_scores(first: &[&Record], second: &[&Record], metric: &str) -> (Vec<f64>, Vec<f64>) {
     let others: BTreeMap<usize, &Record> =
         second.iter().map(|record| (record.item, *record)).collect();
     let pairs: Vec<(&Record, &Record)> =
         first.iter().filter_map(|record| Some((*record, *others.get(&record.item)?))).collect();
-    let plain =
-        |(a, b): &(&Record, &Record)| Some((*a.scores.get(metric)?, *b.scores.get(metric)?));
+    let units = pairs.iter().filter_map(|(a, _)| a.units.get(metric)).map(|units| *units as f64);
+    let units: Vec<f64> = units.collect();
+    // Units of an item on average; where there are none, an item counts as one.
+    let each = if units.is_empty() { 1.0 } else { units.iter().sum::<f64>() / units.len() as f64 };
+    let plain = |(a, b): &(&Record, &Record)| {
+        Some((*a.scores.get(metric)? / each, *b.scores.get(metric)? / each))
+    };
     let (x, y): (Vec<f64>, Vec<f64>) = pairs.iter().filter_map(plain).unzip();
     if !x.is_empty() {
         return (x, y);
@@ -137,6 +161,26 @@ mod tests {
         // Residuals of the clusters: 0.4, -0.8, 0.4.
         let expected = (0.96f64 * 3.0 / 2.0).sqrt() / 5.0;
         assert!((score.stderr.unwrap() - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_loss_for_each_unit_is_that_of_all_items_together() {
+        let page = |item: usize, log: f64, words: usize| {
+            let name = |value| BTreeMap::from([("word_perplexity".to_owned(), value)]);
+            let units = BTreeMap::from([("word_perplexity".to_owned(), words)]);
+            Record { item, scores: name(log), units, ..Record::default() }
+        };
+        let records = [page(0, -30.0, 10), page(1, -4.0, 7)];
+        let records: Vec<&Record> = records.iter().collect();
+        let score = Summary::of(&records).scores.remove(0);
+        assert!((score.value - 2f64.exp()).abs() < 1e-12);
+        // Residuals of the pages: 10 and -10.
+        assert!((score.stderr.unwrap() - 20.0 / 17.0 * 2f64.exp()).abs() < 1e-12);
+        let better = [page(0, -13.0, 10), page(1, -4.0, 7)];
+        let better: Vec<&Record> = better.iter().collect();
+        let (x, y) = paired_scores(&records, &better, "word_perplexity");
+        let of = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+        assert!((of(&x) + 2.0).abs() < 1e-12 && (of(&y) + 1.0).abs() < 1e-12);
     }
 
     #[test]

@@ -62,6 +62,32 @@ fn shared_passes_give_the_bits_of_texts_scored_one_by_one() {
     }
 }
 
+/// Options that begin alike, a question asked twice, and an item that is another's beginning.
+#[test]
+fn what_texts_begin_with_is_computed_once() {
+    let model = model("tied-h64/packed");
+    let option = |context: &[u32], ids: &[u32]| Continuation {
+        context: [&[7; 40], context].concat(),
+        ids: ids.to_vec(),
+    };
+    let items = [
+        vec![option(&[1, 2], &[5, 6, 7]), option(&[1, 2], &[5, 6, 8]), option(&[1, 2], &[9])],
+        vec![option(&[1, 2], &[5, 6, 7]), option(&[1], &[2, 5, 6, 4])],
+        vec![option(&[3], &[3, 3])],
+    ]
+    .map(|options| Item { options });
+    let limit = model.config().max_position_embeddings;
+    let mut plain = OneByOne::new(limit, |ids: &[u32]| Session::new(&model).logits_of_all(ids));
+    let mut shared = RuntimeModel::new(&model);
+    let expected = plain.score(&items).unwrap();
+    assert_eq!(shared.score(&items).unwrap(), expected);
+    // The common beginning; 1, 2; 5, 6; 3, 3.
+    assert_eq!(shared.work().computed, 40 + 2 + 2 + 2);
+    // What the last item began with is known, but for what is before a scored id.
+    assert_eq!(shared.score(&items).unwrap(), expected);
+    assert_eq!(shared.work().computed, 2 * (2 + 2 + 2) + 40);
+}
+
 #[test]
 fn prompts_are_continued_together_as_each_alone() {
     let model = model("tied-h64/packed");

@@ -12,6 +12,8 @@
 //!
 //! Sixteen lanes fill one AVX-512 register, two of AVX2, four of NEON.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::arch::{Kernel, LANES, Simd, dispatch};
@@ -97,6 +99,7 @@ pub(crate) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
 }
 
 /// A product with dense weights.
+#[derive(Clone, Copy)]
 struct Dense<'a, E> {
     /// `(rows, cols)`
     weights: &'a [E],
@@ -116,6 +119,33 @@ impl<'a, E: Element> Dense<'a, E> {
 
 impl<E: Element> Product for Dense<'_, E> {
     type Out = f32;
+    type Unpacked<'u>
+        = Dense<'u, f32>
+    where
+        Self: 'u;
+
+    fn unpacked_len(&self, rows: usize) -> usize {
+        if size_of::<E>() == size_of::<f32>() { 0 } else { rows * self.shape.cols }
+    }
+
+    #[inline(always)]
+    fn unpack<'u, S: Simd>(
+        &'u self,
+        simd: S,
+        rows: Range<usize>,
+        buffer: &'u mut [f32],
+    ) -> Dense<'u, f32> {
+        let cols = self.shape.cols;
+        let weights = &self.weights[rows.start * cols..rows.end * cols];
+        let (chunks, rest) = weights.as_chunks();
+        let (to, to_rest) = buffer.as_chunks_mut::<LANES>();
+        for (to, chunk) in to.iter_mut().zip(chunks) {
+            *to = simd.to_array(E::load(simd, chunk));
+        }
+        to_rest.copy_from_slice(&simd.to_array(E::load(simd, &padded(rest)))[..rest.len()]);
+        let shape = Shape { rows: rows.len(), ..self.shape };
+        Dense { weights: buffer, shape, x: self.x }
+    }
 
     fn shape(&self) -> Shape {
         self.shape
@@ -182,6 +212,17 @@ pub(crate) fn dots_ahead<S: Simd, E: Element, const R: usize, const T: usize>(
         step(simd, &mut lanes, w.each_ref(), x.each_ref());
     }
     let mut sums = [[0.0; R]; T];
+    if R * T == LANES {
+        let mut all = [lanes[0][0]; LANES];
+        for i in 0..LANES {
+            all[i] = lanes[i / R][i % R];
+        }
+        let all = simd.sum_each(all);
+        for i in 0..LANES {
+            sums[i / R][i % R] = all[i];
+        }
+        return sums;
+    }
     for t in 0..T {
         for r in 0..R {
             sums[t][r] = sum_lanes(simd.to_array(lanes[t][r]));

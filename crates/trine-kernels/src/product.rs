@@ -10,9 +10,14 @@
 //!   of the chunk pass by;
 //! - within a band into tiles of four rows, whose sums stay in registers.
 //!
-//! What is left over at the edges is done by narrower tiles. With one token, a chunk is a single
+//! Weights of 16 bits are widened for every band, or with many tokens once, into a buffer that takes
+//! their place in the second-level cache. What is left over at the edges is done by narrower tiles. With one token, a chunk is a single
 //! pass over its weights: the product of decoding.
 
+use std::cell::Cell;
+use std::ops::Range;
+
+use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::Isa;
 use crate::parallel;
@@ -26,6 +31,9 @@ const TILE_TOKENS: usize = 4;
 /// Bytes of weights in a chunk, at most.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// Tokens from which on the weights of a chunk are widened once for all of them.
+const UNPACK_TOKENS: usize = 16;
+
 /// Chunks for each thread, at least, so that a thread that is held up can leave some to others.
 const CHUNKS_PER_THREAD: usize = 4;
 
@@ -37,11 +45,27 @@ pub(crate) trait Product: Sync {
     /// An output.
     type Out: Copy + Send;
 
+    /// Some rows of it, of which the weights need not be widened any more.
+    type Unpacked<'u>: Product<Out = Self::Out> + Copy
+    where
+        Self: 'u;
+
     /// Rows, columns and tokens.
     fn shape(&self) -> Shape;
 
     /// Bytes that the weights of one row take.
     fn row_bytes(&self) -> usize;
+
+    /// How long a buffer [`Self::unpack`] takes for so many rows; 0 where there is nothing to widen.
+    fn unpacked_len(&self, rows: usize) -> usize;
+
+    /// Widens some rows into `buffer`. `#[inline(always)]`, as part of a [`Kernel`].
+    fn unpack<'u, S: Simd>(
+        &'u self,
+        simd: S,
+        rows: Range<usize>,
+        buffer: &'u mut [f32],
+    ) -> Self::Unpacked<'u>;
 
     /// The outputs of rows `row..row + R` for the tokens `token..token + T`, which all exist.
     /// `#[inline(always)]`, as part of a [`Kernel`].
@@ -115,6 +139,30 @@ impl<P: Product> Kernel for Chunk<'_, '_, P> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
+        let rows = self.out.first().map_or(0, |out| out.len());
+        let len = self.product.unpacked_len(rows);
+        if self.out.len() < UNPACK_TOKENS || len == 0 {
+            return self.bands(simd);
+        }
+        let mut buffer = UNPACKED.take();
+        if buffer.len() < len {
+            buffer = AlignedBuf::new(len);
+        }
+        let rows = self.first_row..self.first_row + rows;
+        let product = self.product.unpack(simd, rows, &mut buffer[..len]);
+        Chunk { product: &product, first_row: 0, out: self.out }.bands(simd);
+        UNPACKED.set(buffer);
+    }
+}
+
+thread_local! {
+    /// The weights of a chunk.
+    static UNPACKED: Cell<AlignedBuf<f32>> = Cell::default();
+}
+
+impl<P: Product> Chunk<'_, '_, P> {
+    #[inline(always)]
+    fn bands<S: Simd>(&mut self, simd: S) {
         let tokens = self.out.len();
         let bands = tokens - tokens % TILE_TOKENS;
         for token in (0..bands).step_by(TILE_TOKENS) {
@@ -124,9 +172,7 @@ impl<P: Product> Kernel for Chunk<'_, '_, P> {
             self.band::<S, 1>(simd, token);
         }
     }
-}
 
-impl<P: Product> Chunk<'_, '_, P> {
     /// All rows for the tokens `token..token + T`.
     #[inline(always)]
     fn band<S: Simd, const T: usize>(&mut self, simd: S, token: usize) {

@@ -251,7 +251,7 @@ fn dense_matches_scalar(isa: Isa) {
     let mut shapes = vec![Shape { rows: 1031, cols: 257, tokens: 5 }];
     for rows in [1, 4, 7] {
         for cols in COLS {
-            shapes.extend([1, 2, 4, 9].map(|tokens| Shape { rows, cols, tokens }));
+            shapes.extend([1, 2, 4, 9, 18].map(|tokens| Shape { rows, cols, tokens }));
         }
     }
     for shape in shapes {

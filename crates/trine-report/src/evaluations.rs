@@ -154,7 +154,12 @@ fn table(runs: &[Run]) -> String {
 }
 
 fn show(metric: &str, value: f64) -> String {
-    if metric == "perplexity" { significant(value, 4) } else { percent(value) }
+    if is_share(metric) { percent(value) } else { significant(value, 4) }
+}
+
+/// Whether a metric is a share, and no loss or perplexity.
+fn is_share(metric: &str) -> bool {
+    !metric.ends_with("perplexity") && metric != "bits_per_byte"
 }
 
 /// The score that stands for a task over the steps, where a run has it at several.
@@ -175,7 +180,7 @@ fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
         .filter_map(|(task, shots)| {
             let curves = chart((task, shots))?;
             let first = runs.iter().find_map(|run| of(run, (task, shots)).next())?;
-            let unit = if first.headline == "perplexity" { Unit::Number } else { Unit::Share };
+            let unit = if is_share(&first.headline) { Unit::Share } else { Unit::Number };
             Some(Chart {
                 title: task,
                 note: &first.headline,

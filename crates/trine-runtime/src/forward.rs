@@ -8,7 +8,7 @@ use trine_kernels::{AlignedBuf, nn, parallel};
 use crate::RuntimeError;
 use crate::adapter::{Adapted, same};
 use crate::linear::{Input, forward_all, forward_gated};
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, Write};
 use crate::weights::{Layer, Model};
 
 /// Ids that go through the layers together, at most. More would not use the weights any better, while
@@ -39,6 +39,15 @@ pub enum Logits {
     All,
     /// No logits, but what the head would be given, after every id: `(T, D)`, after the final norm.
     Hidden,
+    /// The same after the last so many ids, or all there are.
+    LastHidden(usize),
+}
+
+impl Logits {
+    /// Whether what the head would be given is wanted, instead of logits.
+    fn is_hidden(self) -> bool {
+        matches!(self, Self::Hidden | Self::LastHidden(_))
+    }
 }
 
 impl Step<'_> {
@@ -46,6 +55,10 @@ impl Step<'_> {
     fn part(&mut self, ids: Range<usize>) -> Step<'_> {
         let logits = match self.logits {
             Logits::Last if ids.end < self.ids.len() => Logits::None,
+            Logits::LastHidden(wanted) => {
+                let first = self.ids.len().saturating_sub(wanted).max(ids.start);
+                Logits::LastHidden(ids.end.saturating_sub(first))
+            }
             logits => logits,
         };
         Step { sequence: self.sequence, ids: &self.ids[ids], logits }
@@ -57,6 +70,7 @@ impl Step<'_> {
             Logits::None => 0,
             Logits::Last => 1,
             Logits::All | Logits::Hidden => self.ids.len(),
+            Logits::LastHidden(wanted) => wanted.min(self.ids.len()),
         }
     }
 }
@@ -82,7 +96,7 @@ impl Model {
             let pairs = steps[*first..].iter_mut().zip(&parts);
             let mut pass: Vec<_> = pairs.map(|(step, (_, ids))| step.part(ids.clone())).collect();
             let hidden = self.hidden(&mut pass);
-            for ((index, _), new) in parts.iter().zip(self.logits(&pass, &hidden)) {
+            for ((index, _), new) in parts.iter().zip(self.outputs(&pass, &hidden)) {
                 let logits = &mut logits[*index];
                 if logits.is_empty() { *logits = new } else { logits.extend_from_slice(&new) }
             }
@@ -128,8 +142,18 @@ impl Model {
         x
     }
 
+    /// The logits `(T, V)` after hidden states `(T, D)`, as a step returns them: what the head makes of
+    /// them, with the bits that the step would return itself.
+    ///
+    /// # Panics
+    /// When `hidden` is not `(T, D)` or `logits` not `(T, V)`.
+    pub fn head(&self, hidden: &[f32], logits: &mut [f32]) {
+        let tokens = hidden.len() / self.config.hidden_size;
+        self.head.as_ref().unwrap_or(&self.embed).matmul(hidden, tokens, logits);
+    }
+
     /// Final norm and head, where a step asks for it.
-    fn logits(&self, steps: &[Step<'_>], hidden: &[f32]) -> Vec<Vec<f32>> {
+    fn outputs(&self, steps: &[Step<'_>], hidden: &[f32]) -> Vec<Vec<f32>> {
         let (width, vocab) = (self.config.hidden_size, self.config.vocab_size);
         // Of each step, what it wants of its own; and for the head, what all others want.
         let (mut own, mut rows) = (Vec::with_capacity(steps.len()), Vec::new());
@@ -137,9 +161,9 @@ impl Model {
         for step in steps {
             at += step.ids.len() * width;
             let wanted = &hidden[at - step.wanted() * width..at];
-            match step.logits {
-                Logits::Hidden => own.push(self.normed(wanted)),
-                _ => {
+            match step.logits.is_hidden() {
+                true => own.push(self.normed(wanted)),
+                false => {
                     own.push(Vec::new());
                     rows.extend(self.normed(wanted));
                 }
@@ -147,17 +171,16 @@ impl Model {
         }
         let mut logits = vec![0.0; rows.len() / width * vocab];
         if !logits.is_empty() {
-            let head = self.head.as_ref().unwrap_or(&self.embed);
-            head.matmul(&rows, rows.len() / width, &mut logits);
+            self.head(&rows, &mut logits);
         }
         if let [step] = steps
-            && step.logits != Logits::Hidden
+            && !step.logits.is_hidden()
         {
             return vec![logits];
         }
         let mut rest = &logits[..];
         for (step, own) in steps.iter().zip(&mut own) {
-            if step.logits != Logits::Hidden {
+            if !step.logits.is_hidden() {
                 let logits;
                 (logits, rest) = rest.split_at(step.wanted() * vocab);
                 own.extend_from_slice(logits);
@@ -275,12 +298,17 @@ impl<'m> Pass<'m> {
         rotate(heads, q);
         rotate(kv_heads, k);
 
-        let width = kv_heads * d;
-        let mut at = 0;
+        let (mut keys, mut values) = (&*k, &*v);
+        let mut writes = Vec::new();
         for step in &mut *steps {
-            let kv = at..at + step.ids.len() * width;
-            at = kv.end;
-            step.sequence.write(index, &k[kv.clone()], &v[kv]);
+            let (key, value);
+            (key, keys) = keys.split_at(step.ids.len() * kv_heads * d);
+            (value, values) = values.split_at(key.len());
+            writes.extend(step.sequence.writes(index, key, value));
+        }
+        match self.tokens {
+            0..ROTATED => writes.iter_mut().for_each(Write::run),
+            _ => parallel::for_each(&mut writes, |_, write| write.run()),
         }
         let pages: Vec<_> = steps.iter().map(|step| step.sequence.pages()).collect();
         let views = steps.iter().zip(&pages);

@@ -12,7 +12,7 @@
 //! | `generator` | [`Generator`]: from a text to the ids that continue it, an iterator |
 //! | `speculative` | [`Drafter`]: guesses that are checked together, so that ids come sooner |
 //! | `engine` | [`Engine`]: a thread that serves many requests at once, by continuous batching |
-//! | `loss` | [`cross_entropy`]: how well logits predict a text |
+//! | `loss` | [`cross_entropy`], [`log_sum_exp`]: how well logits predict a text |
 //!
 //! Projections are integer products, bit-identical on every ISA and thread count; the float parts
 //! (norms, rotary embedding, attention, head) run in one documented order, in f32. So generation is
@@ -61,7 +61,7 @@ pub use engine::{
 pub use error::RuntimeError;
 pub use forward::{Logits, Step};
 pub use generator::{Choose, Finish, Generator, GeneratorConfig, GeneratorStats};
-pub use loss::cross_entropy;
+pub use loss::{cross_entropy, log_sum_exp};
 pub use sampler::{Sampler, SamplerConfig};
 pub use sequence::Sequence;
 pub use session::Session;

@@ -14,11 +14,14 @@ use trine_kernels::nn;
 pub fn cross_entropy(logits: &[f32], vocab: usize, targets: &[u32]) -> f64 {
     assert_eq!(Some(logits.len()), targets.len().checked_mul(vocab), "logits are not (T, vocab)");
     let rows = logits.chunks_exact(vocab.max(1)).zip(targets);
-    rows.map(|(row, &target)| {
-        let (max, sum) = nn::exp_sum(row);
-        f64::from(sum).ln() + f64::from(max) - f64::from(row[target as usize])
-    })
-    .sum()
+    rows.map(|(row, &target)| log_sum_exp(row) - f64::from(row[target as usize])).sum()
+}
+
+/// `ln sum exp` of the logits `(vocab,)` of a position, in nats: a logit less this is the logarithm of
+/// its probability.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let (max, sum) = nn::exp_sum(logits);
+    f64::from(sum).ln() + f64::from(max)
 }
 
 #[cfg(test)]

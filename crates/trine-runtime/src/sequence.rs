@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use trine_format::ModelConfig;
 use trine_kernels::nn::{KV_BLOCK, KvLayout, KvPage, KvSequence};
-use trine_kernels::parallel;
 
 use crate::{Adapter, Model, RuntimeError};
 
@@ -37,6 +36,32 @@ impl Shape {
     /// Bytes of a layer in a page.
     fn layer_bytes(self) -> usize {
         self.kv_heads * self.layout.block_bytes()
+    }
+}
+
+/// Keys and values on their way into the blocks of a layer in a page.
+pub(crate) struct Write<'a> {
+    layout: KvLayout,
+    blocks: &'a mut [u8],
+    /// Position of the first token.
+    first: usize,
+    /// `(tokens, K * d)`
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl Write<'_> {
+    pub(crate) fn run(&mut self) {
+        let Self { layout, first, keys, values, .. } = *self;
+        let (d, block) = (layout.head_dim(), layout.block_bytes());
+        let width = self.blocks.len() / block * d;
+        let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        for (position, (keys, values)) in (first..).zip(tokens) {
+            let heads = keys.chunks_exact(d).zip(values.chunks_exact(d));
+            for (block, (key, value)) in self.blocks.chunks_exact_mut(block).zip(heads) {
+                layout.write(block, position, key, value);
+            }
+        }
     }
 }
 
@@ -110,26 +135,27 @@ impl Sequence {
         self.pages.resize_with(pages.max(self.pages.len()), || Arc::new(KvPage::new(bytes)));
     }
 
-    /// Writes the keys and values `(T, K * d)` of the next T positions in a layer, for which there is
-    /// room. All layers are given the same tokens, then [`Self::advance`] counts them.
-    pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
+    /// What writes the keys and values `(T, K * d)` of the next T positions in a layer, for which there is
+    /// room, into each page that has some of them. All layers are given the same tokens, then
+    /// [`Self::advance`] counts them.
+    pub(crate) fn writes<'a>(
+        &'a mut self,
+        layer: usize,
+        keys: &'a [f32],
+        values: &'a [f32],
+    ) -> impl Iterator<Item = Write<'a>> {
         let Shape { kv_heads, layout, .. } = self.shape;
-        let (d, bytes) = (layout.head_dim(), self.shape.layer_bytes());
-        let tokens = keys.len() / (kv_heads * d);
-        let (start, end) = (self.positions, self.positions + tokens);
-        let first = start / KV_BLOCK;
-        let mut pages: Vec<_> = self.pages[first..].iter_mut().filter_map(Arc::get_mut).collect();
-        parallel::for_each(&mut pages, |i, page| {
-            let page_start = (first + i) * KV_BLOCK;
+        let (width, bytes) = (kv_heads * layout.head_dim(), self.shape.layer_bytes());
+        let (start, end) = (self.positions, self.positions + keys.len() / width);
+        let pages = start / KV_BLOCK..end.div_ceil(KV_BLOCK);
+        let starts = pages.clone().map(|page| page * KV_BLOCK);
+        let pages = self.pages[pages].iter_mut().filter_map(Arc::get_mut);
+        pages.zip(starts).map(move |(page, page_start)| {
+            let first = start.max(page_start);
+            let tokens = (first - start) * width..(end.min(page_start + KV_BLOCK) - start) * width;
             let blocks = &mut page[layer * bytes..][..bytes];
-            for position in start.max(page_start)..end.min(page_start + KV_BLOCK) {
-                let token = (position - start) * kv_heads * d;
-                for (h, block) in blocks.chunks_exact_mut(layout.block_bytes()).enumerate() {
-                    let at = token + h * d..token + (h + 1) * d;
-                    layout.write(block, position, &keys[at.clone()], &values[at]);
-                }
-            }
-        });
+            Write { layout, blocks, first, keys: &keys[tokens.clone()], values: &values[tokens] }
+        })
     }
 
     /// The pages, as attention takes them.
@@ -178,7 +204,9 @@ mod tests {
     fn append(sequence: &mut Sequence, tokens: std::ops::Range<usize>) {
         let values: Vec<f32> = (tokens.start * 6..tokens.end * 6).map(|i| i as f32).collect();
         sequence.reserve(tokens.len());
-        (0..2).for_each(|layer| sequence.write(layer, &values, &values));
+        for layer in 0..2 {
+            sequence.writes(layer, &values, &values).for_each(|mut write| write.run());
+        }
         sequence.advance(tokens.len());
     }
 

@@ -53,7 +53,7 @@ fn sequences_of_any_lengths_get_in_one_pass_what_each_gets_alone() {
                 let wanted = match logits {
                     Logits::None => 0,
                     Logits::Last => 1,
-                    Logits::All | Logits::Hidden => new,
+                    _ => new,
                 };
                 expected.push(bits(&all[(seen + new - wanted) * vocab..]));
             }
@@ -94,6 +94,18 @@ fn hidden_states_are_what_the_head_is_given() {
         assert_eq!((found[0].len(), found[1].len()), (vocab, 300 * width));
         let logits = Session::new(&model).logits_of_all(&ids).unwrap();
         assert_eq!(bits(&found[0]), bits(&logits[4 * vocab..5 * vocab]));
+        let mut made = vec![0.0; logits.len()];
+        model.head(&found[1], &mut made);
+        assert_eq!(bits(&made), bits(&logits));
+        // Of the last ones, wherever they begin in the passes that the ids go through in.
+        for last in [0, 1, 40, 44, 45, 200, 301] {
+            let mut sequence = Sequence::new(&model);
+            let logits = Logits::LastHidden(last);
+            let some =
+                model.step(&mut [Step { sequence: &mut sequence, ids: &ids, logits }]).unwrap();
+            let from = 300 - last.min(300);
+            assert_eq!(bits(&some[0]), bits(&found[1][from * width..]));
+        }
         for t in [0, 4, 255, 256, 299] {
             let hidden = &found[1][t * width..][..width];
             for id in (0..vocab).step_by(97) {

@@ -32,13 +32,20 @@ pub(crate) fn tokenizer_path(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// The place of data: a path, or a file of a data set on the hub, which is downloaded.
+/// The place of data: a path, or a file of a data set on the hub, which is downloaded with all its
+/// shards where it is one.
 pub(crate) fn data_path(path: &Path) -> anyhow::Result<PathBuf> {
     match hub_reference(path)? {
         Some(reference) if !reference.is_dataset() => {
             bail!("{reference} is a model: expected hf://datasets/owner/name/FILE");
         }
-        Some(reference) => Ok(fetch(&reference)?.path),
+        Some(reference) => {
+            let shards = path.to_str().map(trine_eval::shards).unwrap_or_default();
+            for shard in shards.iter().filter(|_| shards.len() > 1) {
+                fetch(&shard.parse()?)?;
+            }
+            Ok(fetch(&reference)?.path)
+        }
         None => Ok(path.to_owned()),
     }
 }

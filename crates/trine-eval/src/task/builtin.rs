@@ -20,6 +20,7 @@ const TASKS: &[(&str, &str)] = tasks![
     "truthfulqa_mc2",
     "mmlu",
     "lambada_openai",
+    "wikitext",
     "gsm8k_cot",
     "gsm8k",
     "math_500",

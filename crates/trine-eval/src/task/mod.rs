@@ -20,6 +20,7 @@ use template::Templates;
 
 use crate::EvalError;
 use crate::instructions::Instruction;
+use crate::perplexity::Size;
 
 /// A record of a data set.
 pub type Doc = Map<String, Value>;
@@ -38,6 +39,8 @@ pub enum Request {
     },
     /// A context and what follows.
     Continuation(String, String),
+    /// A text, and what its likelihood is divided by.
+    Document(String, Size),
     /// A text to continue.
     Generation {
         /// The text.
@@ -210,6 +213,10 @@ impl Task {
                     right.ok_or(("gold", "expected a right option in an example".to_owned()))?
                 }
                 Request::Continuation(prompt, target) => (prompt, self.delimited(&target)),
+                Request::Document(..) => {
+                    let cause = "expected none: documents are not answers";
+                    return Err(("shots", cause.to_owned()));
+                }
                 Request::Generation { prompt, expected } => {
                     let answer = match (&self.form(shot)?.target, expected) {
                         (Some(target), _) => self.templates.text("target", target, shot)?,
@@ -252,6 +259,14 @@ impl Task {
             Kind::Continuation => {
                 let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);
                 Ok(Request::Continuation(prompt, text("target", &form.target)?))
+            }
+            Kind::Document => {
+                let document = format!("{preamble}{}", text("document", &form.document)?);
+                let size = match &form.counted {
+                    Some(_) => Size::of_page(&text("counted", &form.counted)?),
+                    None => Size::of_page(&document),
+                };
+                Ok(Request::Document(document, size))
             }
             Kind::Generation => {
                 let prompt = format!("{preamble}{}", text("prompt", &form.prompt)?);

@@ -14,6 +14,8 @@ pub enum Kind {
     MultipleChoice,
     /// How likely one continuation is.
     Continuation,
+    /// How likely a whole text is, in windows where it is longer than the context.
+    Document,
     /// What the model writes.
     Generation,
 }
@@ -24,6 +26,7 @@ impl Kind {
         match self {
             Self::MultipleChoice => "multiple_choice",
             Self::Continuation => "continuation",
+            Self::Document => "document",
             Self::Generation => "generation",
         }
     }
@@ -41,8 +44,16 @@ pub enum Metric {
     Mc2,
     /// `exp` of the mean loss of the continuations.
     Perplexity,
+    /// `exp` of the loss of a word, all documents being one text.
+    WordPerplexity,
+    /// `exp` of the loss of a byte.
+    BytePerplexity,
+    /// The loss of a byte in bits.
+    BitsPerByte,
     /// Whether what was extracted from the text is the answer.
     ExactMatch,
+    /// As `ExactMatch`, or whether both are surely the same value: of answers in LaTeX.
+    Equivalent,
     /// Whether the text follows instructions: four scores, strictly and loosely, of prompts whose
     /// instructions are all followed and of single instructions.
     Instructions,
@@ -59,10 +70,20 @@ impl Metric {
             Self::AccNorm => "acc_norm",
             Self::Mc2 => "mc2",
             Self::Perplexity => "perplexity",
+            Self::WordPerplexity => "word_perplexity",
+            Self::BytePerplexity => "byte_perplexity",
+            Self::BitsPerByte => "bits_per_byte",
             Self::ExactMatch => "exact_match",
+            Self::Equivalent => "equivalent",
             Self::Instructions => "instructions",
             Self::Pass => "pass@1",
         }
+    }
+
+    /// Whether a metric of this name is a share, from 0 to 1, of which more is better; otherwise it is a
+    /// loss or a perplexity.
+    pub fn is_share(name: &str) -> bool {
+        !name.ends_with("perplexity") && name != Self::BitsPerByte.name()
     }
 
     fn kinds(self) -> &'static [Kind] {
@@ -70,7 +91,10 @@ impl Metric {
             Self::Acc => &[Kind::MultipleChoice, Kind::Continuation],
             Self::AccNorm | Self::Mc2 => &[Kind::MultipleChoice],
             Self::Perplexity => &[Kind::Continuation],
-            Self::ExactMatch | Self::Instructions | Self::Pass => &[Kind::Generation],
+            Self::WordPerplexity | Self::BytePerplexity | Self::BitsPerByte => &[Kind::Document],
+            Self::ExactMatch | Self::Equivalent | Self::Instructions | Self::Pass => {
+                &[Kind::Generation]
+            }
         }
     }
 }
@@ -187,6 +211,10 @@ pub(super) struct Form {
     pub(super) arguments: Option<String>,
     /// Template of a program in Python with the answer, `completion`, in it.
     pub(super) program: Option<String>,
+    /// Template of a text that is predicted as a whole.
+    pub(super) document: Option<String>,
+    /// Template of the text of which words and bytes are counted, where it is another one.
+    pub(super) counted: Option<String>,
 }
 
 /// What the types of a task file do not say.
@@ -205,6 +233,10 @@ pub(super) fn check(spec: &Spec) -> Result<(), String> {
     let alone = |metric: &&Metric| matches!(metric, Metric::Instructions | Metric::Pass);
     if let Some(metric) = spec.metrics.iter().find(alone).filter(|_| spec.metrics.len() > 1) {
         return Err(format!("`metrics`: `{}` stands alone", metric.name()));
+    }
+    let math = spec.generation.as_ref().is_some_and(|generation| generation.math);
+    if spec.metrics.contains(&Metric::Equivalent) && !math {
+        return Err("`metrics`: `equivalent` is for tasks with `generation.math`".to_owned());
     }
     if spec.files.is_empty() {
         return Err("`files`: expected at least one name, found none".to_owned());
@@ -228,6 +260,8 @@ pub(super) fn check(spec: &Spec) -> Result<(), String> {
             ("instructions", form.instructions.is_some()),
             ("arguments", form.arguments.is_some()),
             ("program", form.program.is_some()),
+            ("document", form.document.is_some()),
+            ("counted", form.counted.is_some()),
         ]);
         let has: Vec<_> = has.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
         let accepted: &[&[&str]] = match spec.kind {
@@ -235,6 +269,7 @@ pub(super) fn check(spec: &Spec) -> Result<(), String> {
                 &[&["choices", "gold", "prompt"], &["contexts", "gold", "target"]]
             }
             Kind::Continuation => &[&["prompt", "target"]],
+            Kind::Document => &[&["document"], &["counted", "document"]],
             Kind::Generation if spec.metrics == [Metric::Instructions] => {
                 &[&["arguments", "instructions", "prompt"]]
             }
@@ -258,9 +293,13 @@ impl Spec {
         let mut all = vec![(String::new(), "description", &self.description[..])];
         for (index, form) in self.form.iter().enumerate() {
             let at = format!("`form` {}, ", index + 1);
-            for (name, text) in
-                [("prompt", &form.prompt), ("target", &form.target), ("program", &form.program)]
-            {
+            for (name, text) in [
+                ("prompt", &form.prompt),
+                ("target", &form.target),
+                ("program", &form.program),
+                ("document", &form.document),
+                ("counted", &form.counted),
+            ] {
                 all.extend(text.iter().map(|text| (at.clone(), name, &text[..])));
             }
         }

@@ -20,6 +20,7 @@ mod x86_64;
 
 use half::{bf16, f16};
 
+use crate::dense::sum_lanes;
 use crate::isa::Isa;
 use crate::packed::{Line, PANEL};
 use crate::trits5::DIGITS;
@@ -243,6 +244,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
             parts[l / 4][1][l % 4] = (code & 0x7f) as u8;
         }
         parts
+    }
+
+    /// The sums of the lanes of each of sixteen, in the order of `dense`.
+    #[inline(always)]
+    fn sum_each(self, lanes: [Self::Lanes; LANES]) -> [f32; LANES] {
+        let mut sums = [0.0; LANES];
+        for i in 0..LANES {
+            sums[i] = sum_lanes(self.to_array(lanes[i]));
+        }
+        sums
     }
 
     /// The floats, in the order in which they were loaded.

@@ -33,9 +33,17 @@ fn scores_are_the_same_shared_and_one_by_one_and_in_every_format() {
     assert_eq!((&task["chance"], &task["lm_eval_task"]), (&0.25.into(), &"arc_easy".into()));
     let stderr = task["metrics"]["acc_norm"]["stderr"].as_f64().unwrap();
     assert!(stderr > 0.01 && stderr < 0.12, "{task}");
-    for other in [&[FIXTURE][..], &["model.gguf", "--one-by-one"]] {
+    for other in [&[FIXTURE][..], &["model.gguf", "--one-by-one"], &["model.gguf", "--measure"]] {
         let same = eval(&place, &[other, &tasks].concat());
         assert_eq!(same["models"][0]["tasks"], found["models"][0]["tasks"]);
+        let speed = &same["models"][0]["speed"];
+        assert_eq!(speed.is_object(), other.contains(&"--measure"));
+        if speed.is_object() {
+            assert_eq!(speed["items"], 29);
+            for key in ["times_one_by_one", "share_of_prefill", "one_by_one_items_per_second"] {
+                assert!(speed[key].as_f64().unwrap() > 0.0, "{speed}");
+            }
+        }
     }
     assert!(!place.exists("evals"));
 }
@@ -112,6 +120,30 @@ fn texts_have_a_perplexity_that_more_context_changes() {
     place.refused(
         &["eval", "model.gguf", "--text", "a.txt", "--window", "9999"],
         &["a.txt", "window 9999: expected 1 to 512"],
+    );
+}
+
+#[test]
+fn documents_are_predicted_in_windows() {
+    let place = Place::with_gguf();
+    let page = " = A = \\n It was the best of times . ".repeat(20);
+    place.write("wikitext.jsonl", format!("{{\"page\":\"{page}\"}}\n"));
+    let args = ["model.gguf", "-t", "wikitext", "-o", "kept"];
+    let found = eval(&place, &args);
+    let task = &found["models"][0]["tasks"]["wikitext"];
+    let value = |task: &serde_json::Value, name: &str| {
+        task["metrics"][name]["value"].as_f64().unwrap_or(f64::NAN)
+    };
+    assert!((value(task, "bits_per_byte") - value(task, "byte_perplexity").log2()).abs() < 1e-9);
+    let small = eval(&place, &[&args[..], &["--window", "32"]].concat());
+    let small = &small["models"][0]["tasks"]["wikitext"];
+    assert_ne!(value(small, "word_perplexity"), value(task, "word_perplexity"));
+    assert_eq!(std::fs::read_dir(place.path("kept")).unwrap().count(), 2);
+    let table = place.ok(&[&["eval"], &args[..]].concat());
+    assert!(table.contains("| bits_per_byte") && !table.contains('%'), "{table}");
+    place.refused_later(
+        &[&["eval"], &args[..], &["--window", "9999"]].concat(),
+        &["window 9999: expected 1 to 512"],
     );
 }
 

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::digits::Bytes;
-use super::super::{Kernel, Simd};
+use super::super::{Kernel, LANES, Simd};
 use super::register::{BYTE_PAIRS, Register, intrinsics};
 
 impl Bytes for __m256i {
@@ -136,6 +136,38 @@ impl Register for __m256i {
         unsafe {
             let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+
+    /// Halves of two registers are brought together in two, and these added: that leaves one for two,
+    /// three times. Of every eight sums, the lanes at the end have first those of even numbers, so
+    /// registers are taken in an order that makes up for it.
+    #[inline(always)]
+    unsafe fn sum_each(registers: [__m256; LANES]) -> [f32; LANES] {
+        let mut sums = registers;
+        // SAFETY: as the caller promises; both stores are the array.
+        unsafe {
+            for i in 0..8 {
+                let (a, b) = (i / 4 * 8 + i % 4, i / 4 * 8 + i % 4 + 4);
+                let (a, b) = (registers[a], registers[b]);
+                let low = _mm256_permute2f128_ps::<0x20>(a, b);
+                let high = _mm256_permute2f128_ps::<0x31>(a, b);
+                sums[i] = _mm256_add_ps(low, high);
+            }
+            for i in 0..4 {
+                let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+                let low = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+                let high = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+                sums[i] = _mm256_add_ps(low, high);
+            }
+            let mut array = [0.0; LANES];
+            for i in 0..2 {
+                let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+                let low = _mm256_shuffle_ps::<0b10_00_10_00>(a, b);
+                let high = _mm256_shuffle_ps::<0b11_01_11_01>(a, b);
+                _mm256_storeu_ps(array.as_mut_ptr().add(8 * i), _mm256_add_ps(low, high));
+            }
+            array
         }
     }
 

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::digits::{Bytes, digits};
-use super::super::{Kernel, Simd};
+use super::super::{Kernel, LANES, Simd};
 use super::register::{BYTE_PAIRS, Register, intrinsics};
 use crate::trits5::DIGITS;
 use crate::trits5::table::{HIGH, LOW, Seven};
@@ -176,6 +176,41 @@ impl Register for __m512i {
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    /// Halves of two registers are brought together in two, and these added: that leaves one for two,
+    /// four times. What stands in the lanes at the end are the columns of a 4 by 4 matrix of registers,
+    /// so its rows are taken for them.
+    #[inline(always)]
+    unsafe fn sum_each(registers: [__m512; LANES]) -> [f32; LANES] {
+        let mut sums = registers;
+        // SAFETY: as the caller promises; the store is the array.
+        unsafe {
+            for i in 0..8 {
+                let (a, b) = (2 * i, 2 * i + 1);
+                let (a, b) = (registers[a % 4 * 4 + a / 4], registers[b % 4 * 4 + b / 4]);
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+                sums[i] = _mm512_add_ps(low, high);
+            }
+            for i in 0..4 {
+                let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                sums[i] = _mm512_add_ps(low, high);
+            }
+            for i in 0..2 {
+                let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+                let high = _mm512_shuffle_ps::<0b11_10_11_10>(a, b);
+                sums[i] = _mm512_add_ps(low, high);
+            }
+            let low = _mm512_shuffle_ps::<0b10_00_10_00>(sums[0], sums[1]);
+            let high = _mm512_shuffle_ps::<0b11_01_11_01>(sums[0], sums[1]);
+            let mut array = [0.0; LANES];
+            _mm512_storeu_ps(array.as_mut_ptr(), _mm512_add_ps(low, high));
+            array
         }
     }
 

@@ -7,7 +7,7 @@
 use half::{bf16, f16};
 
 use super::super::digits::{Bytes, digits};
-use super::super::{Kernel, Simd};
+use super::super::{Kernel, LANES, Simd};
 use crate::trits5::DIGITS;
 
 /// A vector register, and the instructions on it that the kernels use.
@@ -94,6 +94,9 @@ pub(in crate::arch) trait Register: Bytes + Send + Sync {
         x: Self::Floats,
         bound: Self::Floats,
     ) -> Self::Floats;
+    /// The sums of the floats in each of sixteen registers: the upper half is added to the lower one,
+    /// until a float is left.
+    unsafe fn sum_each(registers: [Self::Floats; LANES]) -> [f32; LANES];
     unsafe fn add_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     unsafe fn multiply_f32(a: Self::Floats, b: Self::Floats) -> Self::Floats;
 }

@@ -440,6 +440,21 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
+    fn sum_each(self, lanes: [[V::Floats; N]; LANES]) -> [f32; LANES] {
+        const { assert!(N <= 2, "the halves of a line are registers, or in one") };
+        let mut registers = [lanes[0][0]; LANES];
+        for i in 0..LANES {
+            registers[i] = lanes[i][0];
+            for n in 1..N {
+                // SAFETY: `self` exists.
+                registers[i] = unsafe { V::add_f32(registers[i], lanes[i][n]) };
+            }
+        }
+        // SAFETY: `self` exists.
+        unsafe { V::sum_each(registers) }
+    }
+
+    #[inline(always)]
     fn to_array(self, lanes: [V::Floats; N]) -> [f32; LANES] {
         let mut array = [0.0; LANES];
         for n in 0..N {

@@ -11,6 +11,7 @@ use trine_train::config::DeviceConfig;
 
 use super::card::CardModel;
 use super::chat::Template;
+use super::measure::Measured;
 use super::results::ModelResults;
 use super::subject::Subject;
 use super::{Args, Questions, beside};
@@ -24,7 +25,8 @@ pub(super) fn evaluate(
 ) -> anyhow::Result<ModelResults> {
     let args = questions.args;
     let loaded = model::load(path, args.tokenizer.as_deref(), &args.options())?;
-    let keep = !args.no_keep && !args.one_by_one && !questions.tasks.is_empty();
+    let timed = args.one_by_one || args.measure;
+    let keep = !args.no_keep && !timed && !questions.tasks.is_empty();
     let identity = keep.then(|| identity(loaded.file.path(), adapter, args)).transpose()?;
     let chats = questions.tasks.iter().any(|(task, _)| args.chat.wants(task));
     let template = if chats { Template::of(&loaded, adapter)? } else { None };
@@ -33,24 +35,36 @@ pub(super) fn evaluate(
     let limit = model.config().max_position_embeddings;
     let run_with =
         adapter.map(|dir| crate::adapter::load(model, dir, LowRankType::F32)).transpose()?;
-    let mut shared = RuntimeModel::with_adapter(model, run_with.clone());
-    let mut plain = OneByOne::new(limit, |ids: &[u32]| {
-        Session::with_adapter(model, run_with.clone()).logits_of_all(ids)
-    });
+    let runtime = || RuntimeModel::with_adapter(model, run_with.clone());
+    let one_by_one = || {
+        OneByOne::new(limit, |ids: &[u32]| {
+            Session::with_adapter(model, run_with.clone()).logits_of_all(ids)
+        })
+    };
+    let (mut shared, mut plain) = (runtime(), one_by_one());
+    let mut measured = args.measure.then(|| Measured::new(model, runtime(), one_by_one()));
     let mut on_card = match args.device {
         DeviceConfig::Cpu => None,
-        _ if adapter.is_some() || args.one_by_one => {
-            bail!("--adapter and --one-by-one are for the CPU, not for --device {}", args.device)
+        _ if adapter.is_some() || timed => {
+            let device = args.device;
+            bail!(
+                "--adapter, --one-by-one and --measure are for the CPU, not for --device {device}"
+            )
         }
         device => Some(CardModel::open(&loaded.file, device)?),
     };
-    let language: &mut dyn LanguageModel = match &mut on_card {
-        Some(card) => card,
-        None if args.one_by_one => &mut plain,
-        None => &mut shared,
+    let language: &mut dyn LanguageModel = match (&mut on_card, &mut measured) {
+        (Some(card), _) => card,
+        (None, Some(measured)) => measured,
+        (None, None) if args.one_by_one => &mut plain,
+        (None, None) => &mut shared,
     };
     let subject = Subject { path, adapter, tokenizer, stop_ids, template, identity };
-    let results = subject.answer(language, questions)?;
+    let mut results = subject.answer(language, questions)?;
+    if let Some(measured) = measured {
+        measured.note();
+        results.speed = measured.results();
+    }
     if keep {
         // What was trained last: the adapter, where there is one.
         let adapter = adapter.map(model::resolve).transpose()?;

@@ -4,6 +4,7 @@ mod beside;
 mod card;
 mod chat;
 mod local;
+mod measure;
 mod remote;
 mod results;
 mod subject;
@@ -60,11 +61,11 @@ pub(crate) struct Args {
     /// that are made for it (ifeval), those of every task that generates, or none
     #[arg(long, value_enum, default_value_t = Chat::Auto, value_name = "WHEN")]
     chat: Chat,
-    /// Tokens that `--text` sends through the model together; by default the context of the model, at
-    /// most 2048
+    /// Tokens that a text or document sends through the model together; by default the context of the
+    /// model, of `--text` at most 2048
     #[arg(long, value_name = "N")]
     window: Option<usize>,
-    /// Tokens by which the window of `--text` moves on; by default the whole window
+    /// Tokens by which that window moves on; by default the whole window
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
     /// Run the programs that the model writes (humaneval). They get little room, but it is your
@@ -84,6 +85,10 @@ pub(crate) struct Args {
     /// Score every option by itself, sharing nothing: slow, with the same results
     #[arg(long)]
     one_by_one: bool,
+    /// Say how much faster sharing is: items are scored both ways in turns, between prompts whose speed is
+    /// the most there is
+    #[arg(long, conflicts_with = "one_by_one")]
+    measure: bool,
     /// Score a checkpoint on a GPU: cuda, cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceConfig::Cpu)]
     device: DeviceConfig,
@@ -129,7 +134,8 @@ impl Args {
             Policy::Skip => TooLong::Skip,
             Policy::Cut => TooLong::Cut,
         };
-        Settings { shots: self.shots, limit: self.limit, too_long }
+        let Self { shots, limit, window, stride, .. } = *self;
+        Settings { shots, limit, too_long, window, stride }
     }
 
     fn options(&self) -> LoadOptions {

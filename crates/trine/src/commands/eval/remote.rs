@@ -25,9 +25,9 @@ pub(super) fn evaluate(
     questions: &Questions<'_>,
 ) -> anyhow::Result<ModelResults> {
     let args = questions.args;
-    if adapter.is_some() || args.one_by_one {
+    if adapter.is_some() || args.one_by_one || args.measure {
         bail!(
-            "{url}: --adapter and --one-by-one are for models that are here; name what the server serves with --model-name"
+            "{url}: --adapter, --one-by-one and --measure are for models that are here; name what the server serves with --model-name"
         );
     }
     let Some(path) = &args.tokenizer else {

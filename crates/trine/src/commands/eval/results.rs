@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use trine_eval::{
-    Data, Difference, EvalError, Record, Score, Settings, Store, Summary, Task, Work, paired,
-    paired_scores,
+    Data, Difference, EvalError, Metric, Record, Score, Settings, Store, Summary, Task, Work,
+    paired, paired_scores,
 };
 
 use super::text::TextResults;
@@ -18,6 +18,8 @@ pub(super) struct ModelResults {
     adapter: Option<PathBuf>,
     pub(super) texts: Vec<TextResults>,
     pub(super) tasks: Vec<TaskResults>,
+    /// How fast it was scored, if that was measured.
+    pub(super) speed: Option<Value>,
 }
 
 /// A model on a task.
@@ -39,7 +41,7 @@ pub(super) struct TaskResults {
 impl ModelResults {
     pub(super) fn new(path: &Path, adapter: Option<&Path>) -> Self {
         let (path, adapter) = (path.to_owned(), adapter.map(Path::to_owned));
-        Self { path, adapter, texts: Vec::new(), tasks: Vec::new() }
+        Self { path, adapter, texts: Vec::new(), tasks: Vec::new(), speed: None }
     }
 
     /// What it is called in tables.
@@ -99,7 +101,10 @@ impl TaskResults {
         let scores = &self.summary.scores;
         let called = |name: &str| scores.iter().find(|score| score.metric == name);
         let found = called("acc_norm").or_else(|| called("inst_level_strict_acc"));
-        let found = found.or_else(|| scores.iter().find(|score| score.metric != "perplexity"));
+        // No perplexity, as long as there is something else.
+        let found = found.or_else(|| called("bits_per_byte"));
+        let found = found.or_else(|| scores.iter().find(|score| Metric::is_share(&score.metric)));
+        let found = found.or_else(|| scores.first());
         found.map(|score| &score.metric[..])
     }
 }
@@ -171,12 +176,16 @@ fn model(model: &ModelResults) -> Value {
             "stride": windows.stride,
         })
     });
-    json!({
+    let mut result = json!({
         "model": model.path,
         "adapter": model.adapter,
         "tasks": tasks,
         "texts": texts.collect::<Vec<_>>(),
-    })
+    });
+    if let Some(speed) = &model.speed {
+        result["speed"] = speed.clone();
+    }
+    result
 }
 
 fn task(task: &TaskResults) -> Value {

@@ -1,7 +1,7 @@
 //! What came of an evaluation, as Markdown for people.
 
 use serde_json::json;
-use trine_eval::{Reference, Score, Task, task_names};
+use trine_eval::{Metric, Reference, Score, Task, task_names};
 
 use super::Args;
 use super::results::{Compared, ModelResults, TaskResults, compare};
@@ -151,10 +151,10 @@ fn tasks(models: &[ModelResults], reference: bool) -> anyhow::Result<()> {
 }
 
 fn row(model: &ModelResults, task: &TaskResults, score: &Score) -> Vec<String> {
-    let shares = score.metric != "perplexity";
-    let number = |value: f64| match shares {
-        true => format!("{:.2} %", 100.0 * value),
-        false => large(value),
+    let number = |value: f64| match &score.metric[..] {
+        name if Metric::is_share(name) => format!("{:.2} %", 100.0 * value),
+        "byte_perplexity" | "bits_per_byte" => format!("{value:.4}"),
+        _ => large(value),
     };
     let chance = task.summary.chance.filter(|_| score.metric.starts_with("acc"));
     vec![
@@ -222,7 +222,8 @@ fn comparison(a: &ModelResults, b: &ModelResults, seed: u64) -> anyhow::Result<(
     for (a, b) in a.tasks.iter().zip(&b.tasks) {
         for Compared { metric, items, difference } in compare(a, b, seed)? {
             // Differences of log-likelihoods are in nats.
-            let (factor, unit) = if metric == "perplexity" { (1.0, "nat") } else { (100.0, "%") };
+            let (factor, unit) =
+                if Metric::is_share(&metric) { (100.0, "%") } else { (1.0, "nat") };
             let number = |value: f64| format!("{:+.2} {unit}", factor * value);
             let interval = difference.interval;
             table.0.push(vec![

@@ -1,12 +1,17 @@
 //! Answers in LaTeX, compared as Minerva does (Lewkowycz et al., 2022, appendix D).
 //!
-//! A port of `minerva_math` of lm-evaluation-harness up to the comparison, which is of normalised
-//! texts here. The harness then also asks a computer algebra system whether two texts that differ are
-//! the same number (1/2 and 0.5), so its score can only be higher.
+//! A port of `minerva_math` of lm-evaluation-harness up to the comparison, which is of normalised texts.
+//! The harness then also asks a computer algebra system whether texts that differ are the same number
+//! (1/2 and 0.5), and calls either `exact_match`. Here that is a score of its own, [`equivalent`], for which
+//! values are compared exactly: what it accepts is equal, and what it cannot read it does not accept.
+
+mod exact;
+mod latex;
 
 use std::sync::LazyLock;
 
 use fancy_regex::Regex;
+use latex::Value;
 
 /// What stands for an answer that was not found.
 const NOT_FOUND: &str = "[invalidanswer]";
@@ -108,6 +113,19 @@ pub(crate) fn answer(text: &str) -> String {
     normalize(found.map_or(NOT_FOUND, |found| found.as_str().trim()))
 }
 
+/// Whether a final answer in LaTeX is `target` but for how it is written: normalised as Minerva does, the
+/// same text, or surely the same value.
+pub fn equivalent(answer: &str, target: &str) -> bool {
+    is_equivalent(&normalize(answer), target)
+}
+
+/// [`equivalent`] of an answer that is normalised.
+pub(crate) fn is_equivalent(answer: &str, target: &str) -> bool {
+    let target = normalize(target);
+    let value = || Some(Value::parse(answer)?.equals(&Value::parse(&target)?));
+    answer == target || value().unwrap_or(false)
+}
+
 /// A final answer without what does not change its value.
 pub(crate) fn normalize(answer: &str) -> String {
     let mut text = answer.rsplit('=').next().unwrap_or_default().to_owned();
@@ -165,6 +183,23 @@ mod tests {
             ("\\boxed{5 \\text{ dollars}}", "5"),
         ] {
             assert_eq!(normalize(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_may_be_written_in_another_way() {
+        for (text, target, expected) in [
+            ("$0.5$", "\\frac12", true),
+            ("$x(x+1)$", "x^2 + x", true),
+            ("$\\sqrt{8}$ cm", "2 \\sqrt 2", true),
+            ("(3, \\pi/2)", "\\left( 3, \\frac{\\pi}{2} \\right)", true),
+            ("\\dfrac{17}{50}", "0.34", true),
+            ("\\text{Evelyn}", "\\text{Evelyn}", true),
+            ("\\text{Evelny}", "\\text{Evelyn}", false),
+            ("0.333", "\\frac13", false),
+            ("(\\pi/2, 3)", "\\left( 3, \\frac{\\pi}{2} \\right)", false),
+        ] {
+            assert_eq!(equivalent(text, target), expected, "{text} and {target}");
         }
     }
 
