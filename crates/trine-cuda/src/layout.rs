@@ -286,8 +286,10 @@ impl Layout {
         self.tensors.push(tensor);
     }
 
-    /// Numbers what is trained.
+    /// Numbers what is trained, and puts what has a scale first.
     fn numbered(mut self) -> Self {
+        let Self { multiplied, tensors, .. } = &mut self;
+        multiplied.sort_by_key(|at| tensors[*at].scale.is_none());
         let trained = &mut self.tensors[..self.trained];
         let mut names: Vec<String> = trained.iter().map(|tensor| tensor.name.clone()).collect();
         names.sort_unstable();

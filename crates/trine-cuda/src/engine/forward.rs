@@ -277,9 +277,12 @@ impl Pass<'_> {
 
     /// The same in elements of what is multiplied.
     fn copy(&self, layer: usize, first: Projection) -> u64 {
-        // Of a model that stays as it is one layer is at hand.
-        let layer = if self.base.is_some() { 0 } else { layer as u64 };
-        layer * self.layout.layer + self.layout.offset(first)
+        if self.base.is_some() {
+            // Of a model that stays as it is one layer is at hand.
+            return self.layout.offset(first);
+        }
+        let tensor = self.layout.get(Id::Of(TensorId::Layer(layer, Part::Projection(first))));
+        tensor.and_then(|tensor| tensor.copy).expect("projections are multiplied")
     }
 
     /// Where the codes of the input that is next multiplied go as bytes, if they are multiplied so.
