@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use trine_eval::{
-    Data, Evaluation, LanguageModel, OneByOne, Record, RuntimeModel, Settings, Store, Summary,
-    Task, TooLong,
+    Data, Evaluation, LanguageModel, OneByOne, Record, RuntimeModel, Settings, Store, Summary, Task,
 };
 use trine_format::ModelFile;
 use trine_runtime::Model;
@@ -101,7 +100,7 @@ fn runtime_and_trainer_give_the_same_scores() {
     let tokenizer = Tokenizer::from_file(&checkpoint.join("tokenizer.json")).unwrap();
     let model = Model::load(&ModelFile::open(&checkpoint).unwrap()).unwrap();
     let limit = model.config().max_position_embeddings;
-    let settings = Settings { shots: None, limit: None, too_long: TooLong::Skip };
+    let settings = Settings::default();
 
     for text in [CHOICE, LAST, WRITTEN] {
         let task = Task::parse(text, "task.toml").unwrap();

@@ -473,7 +473,7 @@ mod tests {
     fn a_layers_first_projection_is_aligned_and_scaled_tensors_are_multiplied_first() {
         let layout = layout(3, 33, true);
         let first = |tensor: &&Tensor| {
-            matches!(tensor.id, TensorId::Layer(_, Part::Projection(Projection::Q)))
+            matches!(tensor.id, Id::Of(TensorId::Layer(_, Part::Projection(Projection::Q))))
         };
         assert_eq!(layout.tensors.iter().filter(first).count(), 3);
         for tensor in layout.tensors.iter().filter(first) {

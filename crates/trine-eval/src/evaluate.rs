@@ -18,9 +18,10 @@ use crate::{
 const TOGETHER: usize = 64;
 
 /// What to do with an item that is longer than the context of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TooLong {
     /// It is not scored, and counted.
+    #[default]
     Skip,
     /// Its beginning is cut off, as lm-evaluation-harness does; it is scored, and counted.
     Cut,
@@ -37,7 +38,7 @@ impl TooLong {
 }
 
 /// Choices of an evaluation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Answered examples before each question; those of the task where `None`.
     pub shots: Option<usize>,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use trine_eval::{
-    Data, Evaluation, Request, RuntimeModel, Settings, Size, Store, Summary, Task, TooLong,
-    Windows, perplexity,
+    Data, Evaluation, Request, RuntimeModel, Settings, Size, Store, Summary, Task, Windows,
+    perplexity,
 };
 use trine_format::ModelFile;
 use trine_runtime::Model;
@@ -54,8 +54,7 @@ fn documents_are_one_text_for_their_perplexities() {
         let value = |name: &str| scores.iter().find(|score| score.metric == name).unwrap().value;
         (value("word_perplexity"), value("byte_perplexity"), value("bits_per_byte"))
     };
-    let whole =
-        Settings { shots: None, limit: None, too_long: TooLong::Skip, window: None, stride: None };
+    let whole = Settings::default();
     let windows = Settings { window: Some(100), ..whole };
     let (word, byte, bits) = scored(windows);
     let (mut log, mut words, mut bytes) = (0.0, 0, 0);

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use trine_eval::{
     Continuation, Data, Evaluation, Item, LanguageModel, RuntimeModel, Settings, Store, Task,
-    TooLong,
 };
 use trine_format::ModelFile;
 use trine_remote::{Remote, RemoteConfig};
@@ -130,7 +129,7 @@ fn scores_are_those_of_the_model_itself() {
         json!({ "query": query, "choices": choices, "gold": i % 4 }).to_string() + "\n"
     };
     std::fs::write(dir.path().join("items.jsonl"), (0..40).map(line).collect::<String>()).unwrap();
-    let settings = Settings { shots: None, limit: None, too_long: TooLong::Skip };
+    let settings = Settings::default();
     for text in [CHOICE, LAST, WRITTEN] {
         let task = Task::parse(text, "task.toml").unwrap();
         let data = Data::open(&task, dir.path(), 0).unwrap();
