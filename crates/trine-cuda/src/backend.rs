@@ -63,6 +63,31 @@ pub struct Product {
     pub add: bool,
 }
 
+impl Product {
+    /// Of factors that lie as they are multiplied, with a result that is kept as they are.
+    pub fn new(
+        kind: Kind,
+        [m, n, k]: [usize; 3],
+        [a_stride, b_stride, c_stride]: [usize; 3],
+    ) -> Self {
+        let (a_transposed, b_transposed, add) = (false, false, false);
+        let (factors, result) = (kind, kind);
+        Self {
+            m,
+            n,
+            k,
+            factors,
+            a_transposed,
+            b_transposed,
+            a_stride,
+            b_stride,
+            result,
+            c_stride,
+            add,
+        }
+    }
+}
+
 /// What a kernel is given of a matrix of bytes, by value.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]

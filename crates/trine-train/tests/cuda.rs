@@ -112,43 +112,63 @@ fn gradients_of(engine: &Engine) -> Vec<(String, Vec<f32>)> {
     found
 }
 
+/// What the CPU's engine makes of a batch.
+struct OnCpu {
+    loss: f32,
+    gradients: Gradients,
+    evaluated: f32,
+}
+
+impl OnCpu {
+    fn of(model: &Bitnet, batch: &Batch) -> Self {
+        let ternary = model.config().quantization != Quantization::None;
+        let options = fused::Options { precision: Precision::F32, recompute: false };
+        let mut engine = fused::Engine::new(options, ternary);
+        let (loss, gradients) = engine.gradients(model, batch).unwrap();
+        let evaluated = engine.evaluate(model, batch).unwrap();
+        Self { loss, gradients, evaluated }
+    }
+
+    /// An engine that has seen another batch `before` makes the same of this one.
+    fn check(&self, engine: &mut Engine, before: &Batch, batch: &Batch, kind: Kind, what: &str) {
+        // What was there before leaves no trace.
+        engine.begin().unwrap();
+        engine.add(before, 1.0).unwrap();
+        engine.begin().unwrap();
+        engine.add(batch, 1.0 / batch.learned() as f32).unwrap();
+        let loss = engine.loss().unwrap() / batch.learned() as f64;
+        // Norms are summed in another order, which quantizes a number to another code once in a while. In
+        // bfloat16, what a layer returns is rounded, and quantized to another code here and there.
+        let (in_loss, in_gradients) = match kind {
+            Kind::F32 => (1e-5, 2e-3),
+            Kind::Bf16 => (2e-2, 0.2),
+        };
+        let expected_loss = self.loss;
+        let error = (loss / f64::from(expected_loss) - 1.0).abs();
+        assert!(error < in_loss, "{what}: {loss} for {expected_loss}");
+        let norm = global_norm(&self.gradients).unwrap();
+        let found = gradients_of(engine);
+        assert_eq!(found.len(), self.gradients.len());
+        for (name, found) in found {
+            let difference = difference(&found, &values(&self.gradients[&name]), 1e-3 * norm);
+            assert!(difference < in_gradients, "{what}, {name}: {difference}");
+        }
+        let squares: f64 = engine.squares().unwrap().iter().sum();
+        assert!((squares.sqrt() / norm - 1.0).abs() < in_gradients, "{what}: {squares}");
+        let loss = engine.evaluate(batch).unwrap() / batch.learned() as f64;
+        assert!((loss / f64::from(self.evaluated) - 1.0).abs() < 1e-5, "{what}: {loss}");
+    }
+}
+
 fn check(device: &Arc<dyn Backend>, config: &ModelConfig, batch: &Batch, what: &str) {
     let model = model(config);
-    let ternary = config.quantization != Quantization::None;
-    let options = fused::Options { precision: Precision::F32, recompute: false };
-    let mut on_cpu = fused::Engine::new(options, ternary);
-    let (expected_loss, expected) = on_cpu.gradients(&model, batch).unwrap();
-    let evaluated = on_cpu.evaluate(&model, batch).unwrap();
-    let weight = 1.0 / batch.learned() as f32;
+    let expected = OnCpu::of(&model, batch);
     for kind in [Kind::F32, Kind::Bf16] {
         for recompute in [false, true] {
             let what = format!("{}: {what}, {kind:?}, recompute {recompute}", device.name());
             let mut engine = on(device, &model, kind, recompute);
-            // A larger batch before leaves no trace.
-            engine.begin().unwrap();
-            engine.add(&self::batch(3, 65, config.vocab_size), 1.0).unwrap();
-            engine.begin().unwrap();
-            engine.add(batch, weight).unwrap();
-            let loss = engine.loss().unwrap() / batch.learned() as f64;
-            // Norms are summed in another order, which quantizes a number to another code once in a while. In
-            // bfloat16, what a layer returns is rounded, and quantized to another code here and there.
-            let (in_loss, in_gradients) = match kind {
-                Kind::F32 => (1e-5, 2e-3),
-                Kind::Bf16 => (2e-2, 0.2),
-            };
-            let error = (loss / f64::from(expected_loss) - 1.0).abs();
-            assert!(error < in_loss, "{what}: {loss} for {expected_loss}");
-            let norm = global_norm(&expected).unwrap();
-            let found = gradients_of(&engine);
-            assert_eq!(found.len(), expected.len());
-            for (name, found) in found {
-                let difference = difference(&found, &values(&expected[&name]), 1e-3 * norm);
-                assert!(difference < in_gradients, "{what}, {name}: {difference}");
-            }
-            let squares: f64 = engine.squares().unwrap().iter().sum();
-            assert!((squares.sqrt() / norm - 1.0).abs() < in_gradients, "{what}: {squares}");
-            let loss = engine.evaluate(batch).unwrap() / batch.learned() as f64;
-            assert!((loss / f64::from(evaluated) - 1.0).abs() < 1e-5, "{what}: {loss}");
+            let larger = self::batch(3, 65, config.vocab_size);
+            expected.check(&mut engine, &larger, batch, kind, &what);
         }
     }
 }

@@ -316,27 +316,6 @@ impl Pass<'_> {
         found
     }
 
-    /// A product of what `a` and `b` are kept as, neither of them transposed.
-    fn product(
-        &self,
-        [m, n, k]: [usize; 3],
-        [a_stride, b_stride, c_stride]: [usize; 3],
-    ) -> Product {
-        Product {
-            m,
-            n,
-            k,
-            factors: self.kind(),
-            a_transposed: false,
-            b_transposed: false,
-            a_stride,
-            b_stride,
-            result: self.kind(),
-            c_stride,
-            add: false,
-        }
-    }
-
     /// The products of an input with the matrices `A` of its adapters.
     pub(super) fn lower(&self, layer: usize, input: usize, x: &Codes) -> Result<()> {
         let Some(base) = self.base.as_deref() else { return Ok(()) };
@@ -344,7 +323,7 @@ impl Pass<'_> {
         let (between, (_, inp)) =
             (base.adapters.between(input), self.config.projection_shape(first));
         let m = self.input.extent.rows();
-        let product = self.product([m, between, inp], [inp, inp, between]);
+        let product = Product::new(self.kind(), [m, between, inp], [inp, inp, between]);
         let product = Product { b_transposed: true, ..product };
         self.device.multiply(&product, x.codes.at(), self.matrix(Id::A(layer, first)), x.low.at())
     }
@@ -364,7 +343,7 @@ impl Pass<'_> {
         let between = base.adapters.between(input);
         for (i, p, at) in self.adapters(base, input) {
             let (outputs, _) = self.config.projection_shape(p);
-            let product = self.product([m, outputs, rows], [between, outputs, out]);
+            let product = Product::new(kind, [m, outputs, rows], [between, outputs, out]);
             let product = Product { add: true, ..product };
             let from = x.low.at() + bytes(i * rows, kind) as u64;
             let to = y + bytes(at, kind) as u64;
@@ -396,19 +375,19 @@ impl Pass<'_> {
             let (outputs, _) = self.config.projection_shape(p);
             let column = bytes(i * rows, kind) as u64;
             let dy = dy + bytes(at, kind) as u64;
-            let of_low = self.product([m, rows, outputs], [out, outputs, between]);
+            let of_low = Product::new(kind, [m, rows, outputs], [out, outputs, between]);
             let of_low = Product { b_transposed: true, ..of_low };
             self.device.multiply(&of_low, dy, self.matrix(Id::B(layer, p)), dlow + column)?;
-            let of_b = of_weights(self.product([rows, outputs, m], [between, out, outputs]));
+            let of_b = of_weights(Product::new(kind, [rows, outputs, m], [between, out, outputs]));
             self.device.multiply(&of_b, low + column, dy, gradient(Id::B(layer, p)))?;
         }
         let (_, inp) = self.config.projection_shape(first);
-        let of_a = of_weights(self.product([between, inp, m], [between, inp, inp]));
+        let of_a = of_weights(Product::new(kind, [between, inp, m], [between, inp, inp]));
         self.device.multiply(&of_a, dlow, x.codes.at(), gradient(Id::A(layer, first)))?;
         self.finished(Id::A(layer, first))?;
         let Some(dx) = dx else { return Ok(()) };
         let a = self.matrix(Id::A(layer, first));
-        let of_input = self.product([m, inp, between], [between, inp, inp]);
+        let of_input = Product::new(kind, [m, inp, between], [between, inp, inp]);
         let Some(Mask { key, below, kept }) = self.mask(layer, input) else {
             return self.device.multiply(&Product { add: true, ..of_input }, dlow, a, dx);
         };

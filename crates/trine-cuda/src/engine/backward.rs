@@ -184,19 +184,8 @@ impl Pass<'_> {
         (out, inp): (usize, usize),
     ) -> Result<()> {
         let (kind, first) = (self.kind(), INPUTS[input][0]);
-        let of_input = Product {
-            m: self.input.extent.rows(),
-            n: inp,
-            k: out,
-            factors: kind,
-            a_transposed: false,
-            b_transposed: false,
-            a_stride: out,
-            b_stride: inp,
-            result: kind,
-            c_stride: inp,
-            add: false,
-        };
+        let rows = self.input.extent.rows();
+        let of_input = Product::new(kind, [rows, inp, out], [out, inp, inp]);
         if let Some(dx) = dx {
             self.device.multiply(&of_input, dy, self.weights(layer, first), dx)?;
         }
@@ -207,7 +196,7 @@ impl Pass<'_> {
         let of_weights = Product {
             m: out,
             n: inp,
-            k: self.input.extent.rows(),
+            k: rows,
             a_transposed: true,
             result: Kind::F32,
             add: self.add,

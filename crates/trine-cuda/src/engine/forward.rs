@@ -231,19 +231,8 @@ impl Pass<'_> {
             return self.multiply_bytes(codes, trits, y, (self.input.extent.rows(), out, inp));
         }
         let x = self.codes(x).expect("codes that are not bytes");
-        let product = Product {
-            m: self.input.extent.rows(),
-            n: out,
-            k: inp,
-            factors: kind,
-            a_transposed: false,
-            b_transposed: true,
-            a_stride: inp,
-            b_stride: inp,
-            result: kind,
-            c_stride: out,
-            add: false,
-        };
+        let product = Product::new(kind, [self.input.extent.rows(), out, inp], [inp, inp, out]);
+        let product = Product { b_transposed: true, ..product };
         self.device.multiply(&product, x, self.weights(layer, first), y)
     }
 

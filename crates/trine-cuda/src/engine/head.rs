@@ -55,17 +55,8 @@ impl Pass<'_> {
         let stride = self.logits_stride();
         let logits = self.memory.logits.at();
         let product = |ids| Product {
-            m: rows,
-            n: ids,
-            k: width,
-            factors: kind,
-            a_transposed: false,
             b_transposed: true,
-            a_stride: width,
-            b_stride: width,
-            result: kind,
-            c_stride: stride,
-            add: false,
+            ..Product::new(kind, [rows, ids, width], [width, width, stride])
         };
         let hidden = self.memory.hidden.at() + bytes(first * width, kind) as u64;
         for part in self.head_parts()? {
@@ -133,19 +124,7 @@ impl Pass<'_> {
             let (hidden, dhidden) =
                 (self.memory.hidden.at() + offset, self.memory.dhidden.at() + offset);
             let logits = self.memory.logits.at();
-            let of_rows = |ids| Product {
-                m: rows,
-                n: width,
-                k: ids,
-                factors: kind,
-                a_transposed: false,
-                b_transposed: false,
-                a_stride: stride,
-                b_stride: width,
-                result: kind,
-                c_stride: width,
-                add: false,
-            };
+            let of_rows = |ids| Product::new(kind, [rows, width, ids], [stride, width, width]);
             for part in self.head_parts()? {
                 let from = logits + bytes(part.0, kind) as u64;
                 let product = Product { add: part.0 > 0, ..of_rows(part.1) };

@@ -161,17 +161,8 @@ impl Engine {
         launch!(self.device, &run("muon_begin"), [blocks, 1, 1], 256, 0; x, sum, factors, n as u64)?;
         let [a, b, c] = muon.coefficients;
         let of = |m, n, k, a_stride, b_stride| Product {
-            m,
-            n,
-            k,
-            factors: kind,
-            a_transposed: false,
-            b_transposed: false,
-            a_stride,
-            b_stride,
             result: Kind::F32,
-            c_stride: n,
-            add: false,
+            ..Product::new(kind, [m, n, k], [a_stride, b_stride, n])
         };
         // The products of a matrix with itself are of the smaller size; that of a tall one is turned.
         let wide = rows <= columns;

@@ -8,12 +8,10 @@ use trine_cuda::{Backend, Emulator, Engine, Kind, Options};
 use trine_format::{ModelConfig, Projection, Quantization, names};
 use trine_ternary::TernaryMatrix;
 use trine_train::adapters::Adapters;
-use trine_train::fused::{self, Precision};
-use trine_train::optimizer::global_norm;
 use trine_train::plan::Plan;
 use trine_train::{Bitnet, RunConfig};
 
-use super::{batch, config, devices, difference, documents, gradients_of, model, values};
+use super::{OnCpu, batch, config, devices, documents, model, values};
 
 /// Adapters whose `B` is not zero, so that every gradient is something.
 fn adapters(config: &ModelConfig, rank: usize, targets: &[Projection]) -> Adapters {
@@ -77,39 +75,14 @@ fn check(
 ) {
     let model = if narrow { narrowed(model(config)) } else { model(config) };
     let model = model.with_adapters(adapters(config, rank, targets));
-    let ternary = config.quantization != Quantization::None;
-    let options = fused::Options { precision: Precision::F32, recompute: false };
-    let mut on_cpu = fused::Engine::new(options, ternary);
-    let (expected_loss, expected) = on_cpu.gradients(&model, batch).unwrap();
-    let evaluated = on_cpu.evaluate(&model, batch).unwrap();
-    let weight = 1.0 / batch.learned() as f32;
+    let expected = OnCpu::of(&model, batch);
     for (kind, recompute) in [(Kind::F32, false), (Kind::F32, true), (Kind::Bf16, true)] {
         let what = format!("{}: {what}, {kind:?}, recompute {recompute}", device.name());
         let options = Options { kind, recompute, narrow_masters: false };
         let mut engine = beside(device, &model, options, narrow);
-        engine.begin().unwrap();
-        engine.add(&super::batch(3, 41, config.vocab_size), 1.0).unwrap();
-        engine.begin().unwrap();
-        engine.add(batch, weight).unwrap();
-        let loss = engine.loss().unwrap() / batch.learned() as f64;
+        let before = super::batch(3, 41, config.vocab_size);
         // As where everything is trained.
-        let (in_loss, in_gradients) = match kind {
-            Kind::F32 => (1e-5, 2e-3),
-            Kind::Bf16 => (2e-2, 0.2),
-        };
-        let error = (loss / f64::from(expected_loss) - 1.0).abs();
-        assert!(error < in_loss, "{what}: {loss} for {expected_loss}");
-        let norm = global_norm(&expected).unwrap();
-        let found = gradients_of(&engine);
-        assert_eq!(found.len(), expected.len());
-        for (name, found) in found {
-            let difference = difference(&found, &values(&expected[&name]), 1e-3 * norm);
-            assert!(difference < in_gradients, "{what}, {name}: {difference}");
-        }
-        let squares: f64 = engine.squares().unwrap().iter().sum();
-        assert!((squares.sqrt() / norm - 1.0).abs() < in_gradients, "{what}: {squares}");
-        let loss = engine.evaluate(batch).unwrap() / batch.learned() as f64;
-        assert!((loss / f64::from(evaluated) - 1.0).abs() < 1e-5, "{what}: {loss}");
+        expected.check(&mut engine, &before, batch, kind, &what);
     }
 }
 
