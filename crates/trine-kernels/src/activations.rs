@@ -231,6 +231,16 @@ impl Activations {
         }
     }
 
+    /// Codes of the tokens `first..first + 4`, four columns after four; `first` is a multiple of four. None
+    /// where these tokens do not lie in one tile.
+    #[inline(always)]
+    pub(crate) fn fours(&self, first: usize) -> Option<impl Iterator<Item = &[[i8; 4]; 4]>> {
+        let Tile { first: token, width } = self.tile_of(first);
+        let padded = padded(self.cols);
+        let fours = self.codes[token * padded..][..width * padded].as_chunks::<4>().0.as_chunks().0;
+        (width >= 4).then(|| fours[(first - token) / 4..].iter().step_by(width / 4))
+    }
+
     /// Writes what the codes stand for, `code * (1 / scale)`, `(tokens, cols)`.
     ///
     /// # Panics

@@ -29,7 +29,7 @@
 //! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
 //! | `low_rank` | what adapters add to a projection |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
-//! | [`bf16`], [`gemm`] | products in bfloat16 and f32, of which gradients are made |
+//! | [`bf16`], [`gemm`], [`int8`] | products in bfloat16, f32 and int8, of which gradients are made |
 //! | `product` | what products of dense weights share: tiles and cache blocks |
 //! | [`parallel`] | the threads |
 //! | `arch` | the traits; one file per instruction set, all of the same shape |
@@ -48,6 +48,7 @@ pub mod bf16;
 mod block;
 mod dense;
 pub mod gemm;
+pub mod int8;
 mod isa;
 pub mod limits;
 mod low_rank;
@@ -58,6 +59,7 @@ mod product;
 mod ternary;
 #[cfg(test)]
 mod tests;
+mod tiling;
 mod trits5;
 
 pub use activations::Activations;

@@ -15,7 +15,6 @@ use trine_kernels::{PackedMatrix, parallel};
 use trine_ternary::pack::{pack_2bit, row_bytes_2bit};
 
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
-use crate::fused::Precision;
 use crate::optimizer::{Gradients, Optimizer, in_place};
 use crate::parallel::Group;
 use crate::schedule::Rates;
@@ -86,10 +85,7 @@ pub(crate) fn check(config: &RunConfig, model: &Bitnet) -> Result<(), TrainError
 
 fn options(config: &RunConfig) -> Options {
     Options {
-        kind: match config.train.precision {
-            Precision::F32 => Kind::F32,
-            Precision::Auto | Precision::Bf16 | Precision::Int8 => Kind::Bf16,
-        },
+        kind: config.train.precision.kind(),
         recompute: config.train.recompute_activations,
         narrow_masters: config.optimizer.masters == MasterPrecision::Bf16,
     }

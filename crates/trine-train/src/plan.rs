@@ -198,10 +198,10 @@ fn buffers(model: &ModelConfig, rows: usize) -> u64 {
 pub struct Work {
     /// Ternary, of the forward pass.
     forward: f64,
-    /// Of gradients, and of the head.
+    /// Of the other gradients, and of the head.
     gradients: f64,
-    /// Of gradients of the inputs of ternary projections, where these are multiplied in int8.
-    inputs: f64,
+    /// Of those gradients of ternary projections that are multiplied in int8.
+    in_int8: f64,
     /// Of attention: scores and weighted sums once forward, five such products backward.
     attention_forward: f64,
     attention_backward: f64,
@@ -223,17 +223,21 @@ impl Work {
         // A query sees half of the sequence.
         let product =
             layers * (config.num_attention_heads * config.head_dim * seq_len) as f64 / 2.0;
-        let int8 = precision == Precision::Int8 && config.quantization != Quantization::None;
+        let ternary = config.quantization != Quantization::None;
         let gradients = match adapters {
             None => 2.0 * blocks + 3.0 * head,
             // The input's gradient alone, and all three products of an adapter.
             Some(adapters) => blocks + 2.0 * head + 3.0 * adapters as f64,
         };
-        let inputs = if int8 { blocks } else { 0.0 };
+        let inputs = if ternary && precision.has_int8_inputs() { blocks } else { 0.0 };
+        let weights = match adapters {
+            None if ternary && precision.has_int8_weights() => blocks,
+            _ => 0.0,
+        };
         Self {
             forward: blocks,
-            gradients: gradients - inputs,
-            inputs,
+            gradients: gradients - inputs - weights,
+            in_int8: inputs + weights,
             attention_forward: 2.0 * product,
             attention_backward: 5.0 * product,
         }
@@ -251,7 +255,7 @@ impl Work {
     pub fn seconds(&self, limits: &Limits) -> f64 {
         let f32 = limits.f32.median / 2.0;
         let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
-        (self.forward + self.inputs) / limits.int8.median
+        (self.forward + self.in_int8) / limits.int8.median
             + (self.gradients + self.attention_backward) / bf16
             + self.attention_forward / f32
     }

@@ -26,12 +26,7 @@ pub use crate::gemm::Store;
 
 use crate::arch::bfloat as arch;
 use crate::isa::{Isa, isa};
-
-/// Rows in a tile.
-pub(crate) const ROWS: usize = 12;
-
-/// Columns in a tile.
-pub(crate) const COLS: usize = 32;
+pub(crate) use crate::tiling::{COLS, ROWS};
 
 /// Pairs along `k` that a step of a tile takes; sides are padded to whole steps.
 pub(crate) const STEP: usize = 16;

@@ -1,16 +1,10 @@
-//! The product itself: tasks of some columns and some rows, tile by tile.
+//! The product itself, tile by tile.
 
 use super::operand::{Left, Order, RightPart, pairs};
 use super::{COLS, Pair, ROWS, STEP};
 use crate::arch::bfloat::{self as arch, Target};
 use crate::gemm::Store;
-use crate::parallel::{self, SharedMut};
-
-/// Bytes of right side that a task keeps in the second-level cache.
-const CACHE: usize = 320 << 10;
-
-/// Tasks for each thread, at least, so that a thread that is held up can leave some to others.
-const TASKS_PER_THREAD: usize = 4;
+use crate::tiling::for_each_tile;
 
 /// `out = scale * left right`, or that much more, `(rows, cols)`, on the threads of the pool.
 ///
@@ -30,43 +24,16 @@ pub(super) fn multiply_on(
     store: Store,
     out: &mut [f32],
 ) {
-    let (rows, cols, k) = (left.rows, right.cols, left.k);
-    assert_eq!(k, right.k, "the sides of a product differ in k");
-    assert_eq!(Some(out.len()), rows.checked_mul(cols), "output is not (rows, cols)");
-    if out.is_empty() {
-        return;
-    }
-    let (blocks, panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
-    let group = (CACHE / (pairs(k) * COLS * 4).max(1)).clamp(1, panels);
-    let groups = panels.div_ceil(group);
-    // Every thread begins with rows of its own, which are those that it had in other loops over rows; of
-    // these it does all before it goes on to the next columns.
-    let threads = parallel::threads();
-    let chunks = TASKS_PER_THREAD.div_ceil(groups);
-    let chunk = blocks.div_ceil(threads * chunks).max(1);
-    let out = SharedMut::new(out);
-    parallel::run(threads * groups * chunks, |task| {
-        let (thread, first) = (task / (groups * chunks), task / chunks % groups * group);
-        let start = (thread * chunks + task % chunks) * chunk;
-        for block in start..blocks.min(start + chunk) {
-            for panel in first..panels.min(first + group) {
-                let (a, b) = (left.block(block), right.panel(panel));
-                let (row, col) = (block * ROWS, panel * COLS);
-                let width = COLS.min(cols - col);
-                let rows = std::array::from_fn(|r| match row + r < rows {
-                    // SAFETY: a tile is in one task, and an output in one tile.
-                    #[allow(unsafe_code)]
-                    true => unsafe { out.slice((row + r) * cols + col, width) },
-                    false => &mut [][..],
-                });
-                let mut to = Target { rows, scale, add: store == Store::Add };
-                match (fast, left.order) {
-                    (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
-                    (true, Order::Columns) => arch::tile::<false>(a, b, &mut to),
-                    (false, Order::Rows) => plain_tile::<true>(a, b, &mut to),
-                    (false, Order::Columns) => plain_tile::<false>(a, b, &mut to),
-                }
-            }
+    assert_eq!(left.k, right.k, "the sides of a product differ in k");
+    let panel_bytes = pairs(left.k) * COLS * size_of::<Pair>();
+    for_each_tile([left.rows, right.cols], panel_bytes, out, |block, panel, rows| {
+        let (a, b) = (left.block(block), right.panel(panel));
+        let mut to = Target { rows, scale, add: store == Store::Add };
+        match (fast, left.order) {
+            (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
+            (true, Order::Columns) => arch::tile::<false>(a, b, &mut to),
+            (false, Order::Rows) => plain_tile::<true>(a, b, &mut to),
+            (false, Order::Columns) => plain_tile::<false>(a, b, &mut to),
         }
     });
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
+use trine_cuda::Kind;
 use trine_kernels::bf16::{self, Left, Right, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
+use trine_kernels::int8::{self, Gradients, Inputs};
 use trine_kernels::{Activations, PackedMatrix, bitlinear, bitlinear_add, bitlinear_all, parallel};
 use trine_ternary::TernaryError;
 
@@ -28,6 +30,9 @@ pub enum Precision {
     /// As [`Self::Bf16`], but what a ternary projection passes on to its input is multiplied as in the
     /// forward pass, by trits, after it was rounded to int8 row by row (SwitchBack, arXiv 2304.13013).
     Int8,
+    /// As [`Self::Int8`], and the gradients of ternary weights are products of int8 too: of the codes of
+    /// the forward pass, and of gradients rounded by blocks of tokens ([`trine_kernels::int8`]).
+    Int8All,
 }
 
 impl Precision {
@@ -35,9 +40,28 @@ impl Precision {
     #[must_use]
     pub fn on_card(self) -> Self {
         match self {
-            Self::Auto => Self::Bf16,
-            other => other,
+            Self::F32 => Self::F32,
+            Self::Auto | Self::Bf16 | Self::Int8 | Self::Int8All => Self::Bf16,
         }
+    }
+
+    /// The numbers that a GPU multiplies for it.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self.on_card() {
+            Self::F32 => Kind::F32,
+            _ => Kind::Bf16,
+        }
+    }
+
+    /// Whether what ternary projections pass on to their inputs is multiplied in int8.
+    pub(crate) fn has_int8_inputs(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int8All)
+    }
+
+    /// Whether gradients of ternary weights are multiplied in int8.
+    pub(crate) fn has_int8_weights(self) -> bool {
+        self == Self::Int8All
     }
 
     /// The precision that is used on this CPU, for a ternary model or one in full precision.
@@ -199,6 +223,9 @@ pub(super) struct Products {
     right: Right,
     /// A side in f32.
     floats: Buffer,
+    /// The sides of gradients of weights in int8.
+    gradients: Gradients,
+    inputs: Inputs,
     /// A gradient as codes, and the trits that it meets, on their side.
     codes: Activations,
     turned: PackedMatrix,
@@ -214,6 +241,8 @@ impl Products {
             left: Left::default(),
             right: Right::default(),
             floats: Buffer::default(),
+            gradients: Gradients::default(),
+            inputs: Inputs::default(),
             codes: Activations::from_codes(&[], &[], 0),
             turned: PackedMatrix::default(),
             low: Buffer::default(),
@@ -222,7 +251,7 @@ impl Products {
     }
 
     pub(super) fn is_bf16(&self) -> bool {
-        matches!(self.precision, Precision::Bf16 | Precision::Int8)
+        !matches!(self.precision, Precision::Auto | Precision::F32)
     }
 
     /// Outputs `(M, out)` of projections with the same input.
@@ -275,7 +304,7 @@ impl Products {
         dx: &mut [f32],
     ) {
         let rows = dy.len() / p.out;
-        if let (Precision::Int8, Some(weights)) = (self.precision, p.weights.trits()) {
+        if let (true, Some(weights)) = (self.precision.has_int8_inputs(), p.weights.trits()) {
             self.codes.refill(rows, p.out, |row, to| {
                 let dy = &dy[row * p.out..][..p.out];
                 to.iter_mut().zip(dy).for_each(|(to, dy)| *to = dy * LARGE);
@@ -313,6 +342,7 @@ impl Products {
     pub(super) fn take_input(&mut self, input: &Input, inp: usize) {
         let bf16 = self.is_bf16();
         match input {
+            Input::Codes(x) if self.precision.has_int8_weights() => self.inputs.fill(x),
             Input::Codes(x) if bf16 => self.right.fill_codes(x),
             Input::Codes(x) => {
                 self.floats.resize(x.tokens() * inp);
@@ -332,6 +362,10 @@ impl Products {
         input: &Input,
         dw: &mut [f32],
     ) {
+        if let (true, Input::Codes(x)) = (self.precision.has_int8_weights(), input) {
+            self.gradients.fill(dy, x.scales(), out);
+            return int8::multiply(&self.gradients, &self.inputs, dw);
+        }
         if self.is_bf16() {
             match input {
                 Input::Codes(x) => {

@@ -67,7 +67,7 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 
 fn check(model: &Bitnet, batch: &Batch, what: &str) {
     let (expected_loss, expected) = by_graph(model, batch);
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int8All] {
         for recompute in [false, true] {
             let mut engine = Engine::new(Options { precision, recompute }, is_ternary(model));
             // A larger batch before leaves no trace.

@@ -7,7 +7,6 @@ use std::time::Instant;
 use anyhow::Context;
 
 use serde_json::{Value, json};
-use trine_cuda::Kind;
 use trine_data::Batch;
 use trine_format::{ModelConfig, Quantization};
 use trine_kernels::limits::{Limits, Rate};
@@ -82,7 +81,8 @@ fn precision(name: &str) -> Result<Precision, String> {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
         "int8" => Ok(Precision::Int8),
-        _ => Err("expected auto, f32, bf16 or int8".to_owned()),
+        "int8-all" => Ok(Precision::Int8All),
+        _ => Err("expected auto, f32, bf16, int8 or int8-all".to_owned()),
     }
 }
 
@@ -171,10 +171,7 @@ fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.card.device != DeviceConfig::Cpu {
         let options = trine_cuda::Options {
-            kind: match args.precision {
-                Precision::F32 => Kind::F32,
-                _ => Kind::Bf16,
-            },
+            kind: args.precision.kind(),
             recompute: args.recompute,
             narrow_masters: false,
         };
