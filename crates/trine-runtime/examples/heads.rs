@@ -18,8 +18,8 @@ use rayon::prelude::*;
 use trine_format::{DenseTensor, Dtype};
 use trine_kernels::limits::{Options, measure};
 use trine_kernels::{
-    BlockKind, BlockMatrix, DenseData, HeadRows, TwoStageHead, block_matmul, dense_matmul, isa,
-    threads,
+    BlockKind, BlockMatrix, DenseData, HeadRows, Largest, TwoStageHead, block_matmul, dense_matmul,
+    isa, threads,
 };
 
 /// Tokens of the batch.
@@ -66,20 +66,25 @@ fn main() {
     report("f16", 2 * half.len(), &|x, tokens, out| {
         dense_matmul(DenseData::F16(&half), rows, cols, x, tokens, out);
     });
-    let begin = Instant::now();
-    let sketch = TwoStageHead::new(rows, cols, |r, row| {
-        row.copy_from_slice(&weights[r * cols..][..cols]);
-    });
-    println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
-    let two_stages = |sketch: &TwoStageHead, head: HeadRows<'_>| {
-        for k in [1, 40] {
-            let mut candidates = 0;
-            let seconds = fastest(|| candidates = sketch.top_k(head, &x[..cols], k).candidates);
-            println!("      two stages, top {k}: {:.2} ms, {candidates} candidates", seconds * 1e3);
+    let two_stages = |head: HeadRows<'_>| {
+        let begin = Instant::now();
+        let sketch = TwoStageHead::new(head, rows, cols);
+        println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
+        for (tokens, count) in [(1, 1), (1, 10), (1, 40), (2, 1), (4, 1), (BATCH, 1)] {
+            let mut out = vec![0.0; tokens * rows];
+            let (mut computed, largest) = (0, Largest { count, within: 0.0 });
+            let seconds = fastest(|| {
+                computed = sketch.largest(head, &x[..tokens * cols], largest, &mut out);
+            });
+            println!(
+                "      two stages, {tokens} tokens, top {count}: {:.2} ms, {:.2} % of the rows",
+                seconds * 1e3,
+                100.0 * computed as f64 / (tokens * rows) as f64
+            );
         }
     };
-    two_stages(&sketch, HeadRows::Dense(DenseData::F16(&half)));
-    drop((half, sketch));
+    two_stages(HeadRows::Dense(DenseData::F16(&half)));
+    drop(half);
     let tensor = DenseTensor::from_f32("head", &[rows, cols], &weights);
     for (dtype, kind) in [
         (Dtype::Q8_0, BlockKind::Q8_0),
@@ -96,8 +101,7 @@ fn main() {
         });
         println!("      encoded in {encoded:.2?}, laid out in {laid_out:.2?}");
         if kind != BlockKind::Q4_0 {
-            let sketch = TwoStageHead::new(rows, cols, |r, row| matrix.row(r, row));
-            two_stages(&sketch, HeadRows::Blocks(&matrix));
+            two_stages(HeadRows::Blocks(&matrix));
         }
     }
 }
