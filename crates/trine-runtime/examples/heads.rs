@@ -1,5 +1,5 @@
-//! What a head costs in each type: time of one token, of eight, and errors of logits; and how long
-//! the largest logits take in two stages.
+//! What a head costs in each type: time of one token, of two, four and eight, and errors of logits; and how
+//! long the largest logits take in two stages.
 //!
 //! ```text
 //! cargo run --release -p trine-runtime --example heads -- 128256 2560
@@ -22,7 +22,8 @@ use trine_kernels::{
     isa, threads,
 };
 
-/// Tokens of the batch.
+/// Tokens of the batches.
+const BATCHES: [usize; 4] = [1, 2, 4, BATCH];
 const BATCH: usize = 8;
 
 /// A product with some tokens.
@@ -46,20 +47,18 @@ fn main() {
         // The machine may be shared: the best of each, within seconds of each other.
         let bandwidth = measure(isa(), &Options::new(threads())).bandwidth.high / 1e9;
         let mut out = vec![0.0; BATCH * rows];
-        let [one, batch] = [1, BATCH].map(|tokens| {
+        let times = BATCHES.map(|tokens| {
             fastest(|| matmul(&x[..tokens * cols], tokens, &mut out[..tokens * rows]))
         });
         let errors = out.iter().zip(&exact).map(|(a, b)| f64::from(a - b).abs() / deviation);
         let largest = errors.clone().fold(0.0, f64::max);
         let rms = (errors.map(|e| e * e).sum::<f64>() / out.len() as f64).sqrt();
-        let speed = bytes as f64 / one / 1e9;
+        let speed = bytes as f64 / times[0] / 1e9;
         println!(
-            "{name:5} {:4} MB  {:7.2} ms  {speed:5.1} GB/s = {:3.0} % of {bandwidth:.1}  {BATCH} tokens {:7.2} ms  \
-             error {rms:.2e} rms {largest:.2e} max",
+            "{name:5} {:4} MB, {speed:5.1} GB/s = {:3.0} % of {bandwidth:.1}, {}, error {rms:.2e} rms {largest:.2e} max",
             bytes / 1_000_000,
-            one * 1e3,
             speed / bandwidth * 100.0,
-            batch * 1e3,
+            milliseconds(&times),
         );
     };
     let half: Vec<_> = weights.par_iter().map(|&w| f16::from_f32(w)).collect();
@@ -70,17 +69,15 @@ fn main() {
         let begin = Instant::now();
         let sketch = TwoStageHead::new(head, rows, cols);
         println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
-        for (tokens, count) in [(1, 1), (1, 10), (1, 40), (2, 1), (4, 1), (BATCH, 1)] {
-            let mut out = vec![0.0; tokens * rows];
+        let mut out = vec![0.0; BATCH * rows];
+        for count in [1, 10, 40] {
             let (mut computed, largest) = (0, Largest { count, within: 0.0 });
-            let seconds = fastest(|| {
-                computed = sketch.largest(head, &x[..tokens * cols], largest, &mut out);
+            let times = BATCHES.map(|tokens| {
+                let (x, out) = (&x[..tokens * cols], &mut out[..tokens * rows]);
+                fastest(|| computed = sketch.largest(head, x, largest, out))
             });
-            println!(
-                "      two stages, {tokens} tokens, top {count}: {:.2} ms, {:.2} % of the rows",
-                seconds * 1e3,
-                100.0 * computed as f64 / (tokens * rows) as f64
-            );
+            let share = 100.0 * computed as f64 / (BATCH * rows) as f64;
+            println!("      top {count} by it: {}, {share:.2} % of the rows", milliseconds(&times));
         }
     };
     two_stages(HeadRows::Dense(DenseData::F16(&half)));
@@ -104,6 +101,13 @@ fn main() {
             two_stages(HeadRows::Blocks(&matrix));
         }
     }
+}
+
+/// What so many tokens took.
+fn milliseconds(times: &[f64; BATCHES.len()]) -> String {
+    let times = BATCHES.iter().zip(times);
+    let times: Vec<_> = times.map(|(n, time)| format!("{n}: {:.2} ms", time * 1e3)).collect();
+    format!("tokens {}", times.join(", "))
 }
 
 /// Seconds of the fastest of some calls, after a warm-up.

@@ -98,7 +98,7 @@ impl DenseMatrix {
     pub(crate) fn sketch_use(&self) -> Use {
         const NEVER: usize = usize::MAX;
         let (rows, count, weights) = match &self.data {
-            Elements::F32(_) | Elements::F16(_) | Elements::Bf16(_) => (16, 64, 1 << 24),
+            Elements::F32(_) | Elements::F16(_) | Elements::Bf16(_) => (32, 64, 1 << 24),
             Elements::Blocks(data) => match data.kind() {
                 BlockKind::Q8_0 => (1, 16, 1 << 24),
                 BlockKind::Q6_K => (1, 8, NEVER),
