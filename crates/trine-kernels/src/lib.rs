@@ -64,7 +64,7 @@ mod trits5;
 
 pub use activations::Activations;
 pub use aligned::AlignedBuf;
-pub use block::{BlockKind, BlockMatrix, HeadRows, Top, TwoStageHead, block_matmul};
+pub use block::{BlockKind, BlockMatrix, HeadRows, Largest, TwoStageHead, block_matmul};
 pub use dense::{DenseData, dense_matmul, dot};
 pub use isa::{Isa, IsaError, available, isa, select};
 pub use low_rank::{LowRank, LowRankProduct, LowRankType, low_rank_add};

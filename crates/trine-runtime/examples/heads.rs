@@ -1,5 +1,5 @@
-//! What a head costs in each type: time of one token, of eight, and errors of logits; and how long
-//! the largest logits take in two stages.
+//! What a head costs in each type: time of one token, of two, four and eight, and errors of logits; and how
+//! long the largest logits take in two stages.
 //!
 //! ```text
 //! cargo run --release -p trine-runtime --example heads -- 128256 2560
@@ -18,11 +18,12 @@ use rayon::prelude::*;
 use trine_format::{DenseTensor, Dtype};
 use trine_kernels::limits::{Options, measure};
 use trine_kernels::{
-    BlockKind, BlockMatrix, DenseData, HeadRows, TwoStageHead, block_matmul, dense_matmul, isa,
-    threads,
+    BlockKind, BlockMatrix, DenseData, HeadRows, Largest, TwoStageHead, block_matmul, dense_matmul,
+    isa, threads,
 };
 
-/// Tokens of the batch.
+/// Tokens of the batches.
+const BATCHES: [usize; 4] = [1, 2, 4, BATCH];
 const BATCH: usize = 8;
 
 /// A product with some tokens.
@@ -46,40 +47,41 @@ fn main() {
         // The machine may be shared: the best of each, within seconds of each other.
         let bandwidth = measure(isa(), &Options::new(threads())).bandwidth.high / 1e9;
         let mut out = vec![0.0; BATCH * rows];
-        let [one, batch] = [1, BATCH].map(|tokens| {
+        let times = BATCHES.map(|tokens| {
             fastest(|| matmul(&x[..tokens * cols], tokens, &mut out[..tokens * rows]))
         });
         let errors = out.iter().zip(&exact).map(|(a, b)| f64::from(a - b).abs() / deviation);
         let largest = errors.clone().fold(0.0, f64::max);
         let rms = (errors.map(|e| e * e).sum::<f64>() / out.len() as f64).sqrt();
-        let speed = bytes as f64 / one / 1e9;
+        let speed = bytes as f64 / times[0] / 1e9;
         println!(
-            "{name:5} {:4} MB  {:7.2} ms  {speed:5.1} GB/s = {:3.0} % of {bandwidth:.1}  {BATCH} tokens {:7.2} ms  \
-             error {rms:.2e} rms {largest:.2e} max",
+            "{name:5} {:4} MB, {speed:5.1} GB/s = {:3.0} % of {bandwidth:.1}, {}, error {rms:.2e} rms {largest:.2e} max",
             bytes / 1_000_000,
-            one * 1e3,
             speed / bandwidth * 100.0,
-            batch * 1e3,
+            milliseconds(&times),
         );
     };
     let half: Vec<_> = weights.par_iter().map(|&w| f16::from_f32(w)).collect();
     report("f16", 2 * half.len(), &|x, tokens, out| {
         dense_matmul(DenseData::F16(&half), rows, cols, x, tokens, out);
     });
-    let begin = Instant::now();
-    let sketch = TwoStageHead::new(rows, cols, |r, row| {
-        row.copy_from_slice(&weights[r * cols..][..cols]);
-    });
-    println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
-    let two_stages = |sketch: &TwoStageHead, head: HeadRows<'_>| {
-        for k in [1, 40] {
-            let mut candidates = 0;
-            let seconds = fastest(|| candidates = sketch.top_k(head, &x[..cols], k).candidates);
-            println!("      two stages, top {k}: {:.2} ms, {candidates} candidates", seconds * 1e3);
+    let two_stages = |head: HeadRows<'_>| {
+        let begin = Instant::now();
+        let sketch = TwoStageHead::new(head, rows, cols);
+        println!("      sketch of {} MB in {:.2?}", sketch.bytes() / 1_000_000, begin.elapsed());
+        let mut out = vec![0.0; BATCH * rows];
+        for count in [1, 10, 40] {
+            let (mut computed, largest) = (0, Largest { count, within: 0.0 });
+            let times = BATCHES.map(|tokens| {
+                let (x, out) = (&x[..tokens * cols], &mut out[..tokens * rows]);
+                fastest(|| computed = sketch.largest(head, x, largest, out))
+            });
+            let share = 100.0 * computed as f64 / (BATCH * rows) as f64;
+            println!("      top {count} by it: {}, {share:.2} % of the rows", milliseconds(&times));
         }
     };
-    two_stages(&sketch, HeadRows::Dense(DenseData::F16(&half)));
-    drop((half, sketch));
+    two_stages(HeadRows::Dense(DenseData::F16(&half)));
+    drop(half);
     let tensor = DenseTensor::from_f32("head", &[rows, cols], &weights);
     for (dtype, kind) in [
         (Dtype::Q8_0, BlockKind::Q8_0),
@@ -96,10 +98,16 @@ fn main() {
         });
         println!("      encoded in {encoded:.2?}, laid out in {laid_out:.2?}");
         if kind != BlockKind::Q4_0 {
-            let sketch = TwoStageHead::new(rows, cols, |r, row| matrix.row(r, row));
-            two_stages(&sketch, HeadRows::Blocks(&matrix));
+            two_stages(HeadRows::Blocks(&matrix));
         }
     }
+}
+
+/// What so many tokens took.
+fn milliseconds(times: &[f64; BATCHES.len()]) -> String {
+    let times = BATCHES.iter().zip(times);
+    let times: Vec<_> = times.map(|(n, time)| format!("{n}: {:.2} ms", time * 1e3)).collect();
+    format!("tokens {}", times.join(", "))
 }
 
 /// Seconds of the fastest of some calls, after a warm-up.

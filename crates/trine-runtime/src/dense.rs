@@ -6,9 +6,10 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use trine_format::{BoxError, DenseTensor, Dtype};
-use trine_kernels::{AlignedBuf, BlockKind, BlockMatrix, DenseData};
+use trine_kernels::{AlignedBuf, BlockKind, BlockMatrix, DenseData, HeadRows};
 
 use crate::RuntimeError;
+use crate::sketch::Use;
 
 /// Elements that a thread checks at a time.
 const CHECKED: usize = 1 << 16;
@@ -70,13 +71,41 @@ impl DenseMatrix {
 
     /// `x` `(T, cols)` times the transpose: `out` `(T, rows)`.
     pub(crate) fn matmul(&self, x: &[f32], tokens: usize, out: &mut [f32]) {
-        let data = match &self.data {
-            Elements::F32(data) => DenseData::F32(data),
-            Elements::F16(data) => DenseData::F16(data),
-            Elements::Bf16(data) => DenseData::Bf16(data),
-            Elements::Blocks(data) => return trine_kernels::block_matmul(data, x, tokens, out),
+        match self.head_rows() {
+            HeadRows::Dense(data) => {
+                trine_kernels::dense_matmul(data, self.rows, self.cols, x, tokens, out);
+            }
+            HeadRows::Blocks(data) => trine_kernels::block_matmul(data, x, tokens, out),
+        }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// The rows, as a sketch of them reads them.
+    pub(crate) fn head_rows(&self) -> HeadRows<'_> {
+        match &self.data {
+            Elements::F32(data) => HeadRows::Dense(DenseData::F32(data)),
+            Elements::F16(data) => HeadRows::Dense(DenseData::F16(data)),
+            Elements::Bf16(data) => HeadRows::Dense(DenseData::Bf16(data)),
+            Elements::Blocks(data) => HeadRows::Blocks(data),
+        }
+    }
+
+    /// For what a sketch of it is used.
+    pub(crate) fn sketch_use(&self) -> Use {
+        const NEVER: usize = usize::MAX;
+        let (rows, count, weights) = match &self.data {
+            Elements::F32(_) | Elements::F16(_) | Elements::Bf16(_) => (32, 64, 1 << 24),
+            Elements::Blocks(data) => match data.kind() {
+                BlockKind::Q8_0 => (1, 16, 1 << 24),
+                BlockKind::Q6_K => (1, 8, NEVER),
+                BlockKind::Q4_0 => (0, 0, NEVER),
+            },
         };
-        trine_kernels::dense_matmul(data, self.rows, self.cols, x, tokens, out);
+        Use { rows, count, weights }
     }
 }
 

@@ -32,6 +32,17 @@ pub enum RuntimeError {
         /// Why.
         reason: String,
     },
+    /// A sketch of a head that cannot have one.
+    #[error(
+        "a sketch of the head: expected a hidden size that is a multiple of {multiple}, found \
+         {hidden_size}"
+    )]
+    HeadSketch {
+        /// What there is.
+        hidden_size: usize,
+        /// What it has to be a multiple of.
+        multiple: usize,
+    },
     /// A token id that the model has no embedding for.
     #[error("token id {id} is outside the vocabulary of {vocab_size}")]
     TokenId {

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use trine_format::ModelConfig;
-use trine_kernels::{AlignedBuf, nn, parallel};
+use trine_kernels::{AlignedBuf, Largest, TwoStageHead, nn, parallel};
 
 use crate::RuntimeError;
 use crate::adapter::{Adapted, same};
+use crate::dense::DenseMatrix;
 use crate::linear::{Input, forward_all, forward_gated};
 use crate::sequence::{Sequence, Write};
 use crate::weights::{Layer, Model};
@@ -29,7 +30,7 @@ pub struct Step<'a> {
 }
 
 /// The positions of a [`Step`] of which logits are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Logits {
     /// None: a part of a prompt that goes on.
     None,
@@ -37,6 +38,11 @@ pub enum Logits {
     Last,
     /// Those after every id, `(T, V)`.
     All,
+    /// As [`Self::Last`], but only the largest matter: any other may be `-inf` instead. A model with a
+    /// sketch of its head ([`LoadOptions::sketch`](crate::LoadOptions::sketch)) has them sooner.
+    Largest(Largest),
+    /// As [`Self::All`], in the same way.
+    AllLargest(Largest),
     /// No logits, but what the head would be given, after every id: `(T, D)`, after the final norm.
     Hidden,
     /// The same after the last so many ids, or all there are.
@@ -48,13 +54,21 @@ impl Logits {
     fn is_hidden(self) -> bool {
         matches!(self, Self::Hidden | Self::LastHidden(_))
     }
+
+    /// Which logits matter, if not all.
+    fn largest(self) -> Option<Largest> {
+        match self {
+            Self::Largest(largest) | Self::AllLargest(largest) => Some(largest),
+            _ => None,
+        }
+    }
 }
 
 impl Step<'_> {
     /// The part of the step that appends only some of the ids, in their turn.
     fn part(&mut self, ids: Range<usize>) -> Step<'_> {
         let logits = match self.logits {
-            Logits::Last if ids.end < self.ids.len() => Logits::None,
+            Logits::Last | Logits::Largest(_) if ids.end < self.ids.len() => Logits::None,
             Logits::LastHidden(wanted) => {
                 let first = self.ids.len().saturating_sub(wanted).max(ids.start);
                 Logits::LastHidden(ids.end.saturating_sub(first))
@@ -68,8 +82,8 @@ impl Step<'_> {
     fn wanted(&self) -> usize {
         match self.logits {
             Logits::None => 0,
-            Logits::Last => 1,
-            Logits::All | Logits::Hidden => self.ids.len(),
+            Logits::Last | Logits::Largest(_) => 1,
+            Logits::All | Logits::AllLargest(_) | Logits::Hidden => self.ids.len(),
             Logits::LastHidden(wanted) => wanted.min(self.ids.len()),
         }
     }
@@ -149,7 +163,35 @@ impl Model {
     /// When `hidden` is not `(T, D)` or `logits` not `(T, V)`.
     pub fn head(&self, hidden: &[f32], logits: &mut [f32]) {
         let tokens = hidden.len() / self.config.hidden_size;
-        self.head.as_ref().unwrap_or(&self.embed).matmul(hidden, tokens, logits);
+        self.head_matrix().matmul(hidden, tokens, logits);
+    }
+
+    /// As [`Self::head`], where only the `largest` logits of every token matter and any other may be `-inf`
+    /// instead: with the sketch of the head, if there is one and it pays. Returns how many logits were
+    /// computed from rows of the head.
+    ///
+    /// # Panics
+    /// As [`Self::head`].
+    pub fn largest(&self, hidden: &[f32], largest: Largest, logits: &mut [f32]) -> usize {
+        let (head, tokens) = (self.head_matrix(), hidden.len() / self.config.hidden_size);
+        match &self.sketch {
+            Some(sketch) if head.sketch_use().pays(tokens, largest) => {
+                sketch.largest(head.head_rows(), hidden, largest, logits)
+            }
+            _ => {
+                self.head(hidden, logits);
+                logits.len()
+            }
+        }
+    }
+
+    /// Bytes of the sketch of the head, if there is one.
+    pub fn sketch_bytes(&self) -> Option<usize> {
+        self.sketch.as_ref().map(TwoStageHead::bytes)
+    }
+
+    fn head_matrix(&self) -> &DenseMatrix {
+        self.head.as_ref().unwrap_or(&self.embed)
     }
 
     /// Final norm and head, where a step asks for it.
@@ -157,6 +199,8 @@ impl Model {
         let (width, vocab) = (self.config.hidden_size, self.config.vocab_size);
         // Of each step, what it wants of its own; and for the head, what all others want.
         let (mut own, mut rows) = (Vec::with_capacity(steps.len()), Vec::new());
+        // What is read for one needs not be spared for another.
+        let mut largest = Some(Largest { count: 0, within: 0.0 });
         let mut at = 0;
         for step in steps {
             at += step.ids.len() * width;
@@ -164,14 +208,20 @@ impl Model {
             match step.logits.is_hidden() {
                 true => own.push(self.normed(wanted)),
                 false => {
+                    if !wanted.is_empty() {
+                        let both = largest.zip(step.logits.largest());
+                        largest = both.map(|(a, b)| a.and(b));
+                    }
                     own.push(Vec::new());
                     rows.extend(self.normed(wanted));
                 }
             }
         }
         let mut logits = vec![0.0; rows.len() / width * vocab];
-        if !logits.is_empty() {
-            self.head(&rows, &mut logits);
+        match largest {
+            _ if logits.is_empty() => (),
+            Some(largest) => _ = self.largest(&rows, largest, &mut logits),
+            None => self.head(&rows, &mut logits),
         }
         if let [step] = steps
             && !step.logits.is_hidden()

@@ -3,8 +3,10 @@
 use std::iter::FusedIterator;
 use std::time::Instant;
 
+use trine_kernels::Largest;
+
 use crate::speculative::{Draft, Drafter};
-use crate::{RuntimeError, Sampler, Session};
+use crate::{Logits, RuntimeError, Sampler, Session};
 
 /// What chooses the next id: a [`Sampler`], or any function of logits `(V,)` and text so far.
 ///
@@ -16,9 +18,19 @@ pub trait Choose {
     /// # Errors
     /// Those that are to end the generation.
     fn choose(&mut self, logits: &[f32], text: &[u32]) -> Result<u32, RuntimeError>;
+
+    /// Which logits choices depend on, if not on all: any other may then be `-inf`. It is asked before a pass
+    /// and holds for all of its logits.
+    fn largest(&self) -> Option<Largest> {
+        None
+    }
 }
 
 impl Choose for Sampler {
+    fn largest(&self) -> Option<Largest> {
+        Sampler::largest(self)
+    }
+
     fn choose(&mut self, logits: &[f32], text: &[u32]) -> Result<u32, RuntimeError> {
         self.sample(logits, text)
     }
@@ -130,7 +142,8 @@ impl<'m> Session<'m> {
         config: GeneratorConfig,
     ) -> Result<Generator<'a, 'm, C>, RuntimeError> {
         let GeneratorConfig { max_tokens, stop, draft } = config;
-        let logits = self.prefill(text.get(self.position()..).unwrap_or_default())?;
+        let new = text.get(self.position()..).unwrap_or_default();
+        let logits = self.append(new, choose.largest().map_or(Logits::Last, Logits::Largest))?;
         let mut drafter = Drafter::new(draft);
         drafter.extend(text);
         Ok(Generator {
@@ -200,10 +213,8 @@ impl<C: Choose> Generator<'_, '_, C> {
         // In a browser there is no clock: to ask for the time would be a panic.
         let clock = !cfg!(all(target_family = "wasm", target_os = "unknown"));
         let begin = clock.then(Instant::now);
-        self.logits = match ids[..] {
-            [id] => self.session.decode(id)?,
-            _ => self.session.logits_of_all(&ids)?,
-        };
+        let logits = self.choose.largest().map_or(Logits::All, Logits::AllLargest);
+        self.logits = self.session.append(&ids, logits)?;
         if let Some(begin) = begin {
             self.drafter.timed(ids.len(), begin.elapsed());
         }

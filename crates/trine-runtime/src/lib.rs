@@ -7,6 +7,7 @@
 //! | `linear`, `dense` | projections on ternary and on full-precision weights |
 //! | `sequence` | [`Sequence`]: keys and values of the positions that were seen |
 //! | `forward` | [`Model::step`]: one pass for any number of sequences, parts of prompts and single tokens alike |
+//! | `sketch` | [`HeadSketch`]: which passes spare reading the whole head |
 //! | `session` | [`Session`]: one sequence on a model, prefill and decode |
 //! | `sampler` | [`Sampler`]: from logits to the next id |
 //! | `generator` | [`Generator`]: from a text to the ids that continue it, an iterator |
@@ -50,6 +51,7 @@ mod loss;
 mod sampler;
 mod sequence;
 mod session;
+mod sketch;
 mod speculative;
 mod weights;
 
@@ -65,6 +67,7 @@ pub use loss::{cross_entropy, log_sum_exp};
 pub use sampler::{Sampler, SamplerConfig};
 pub use sequence::Sequence;
 pub use session::Session;
+pub use sketch::HeadSketch;
 pub use speculative::{Draft, Drafter};
-pub use trine_kernels::LowRankType;
+pub use trine_kernels::{Largest, LowRankType};
 pub use weights::{LoadOptions, Model};

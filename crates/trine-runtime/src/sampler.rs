@@ -6,7 +6,7 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use trine_kernels::nn;
+use trine_kernels::{Largest, nn};
 
 use crate::RuntimeError;
 
@@ -71,6 +71,28 @@ impl Sampler {
         check("repetition_penalty", positive, "a number above 0", repetition_penalty)?;
         let rng = ChaCha8Rng::seed_from_u64(config.seed);
         Ok(Self { config, rng, penalized: Vec::new(), weights: Vec::new(), sorted: Vec::new() })
+    }
+
+    /// Which logits the next id depends on, if not on all: any other may be `-inf`, and the id is the same,
+    /// as are those after it.
+    ///
+    /// It depends on all of them with a repetition penalty, and where neither top-k nor min-p alone bounds
+    /// what is left: top-p is a share of the sum over all.
+    pub fn largest(&self) -> Option<Largest> {
+        let SamplerConfig { temperature, top_k, top_p, min_p, repetition_penalty, .. } =
+            self.config;
+        // Of logits that differ by less, roundings and the exponential may make the same probability, and
+        // then the lower id comes first. Below the exponential's range all are alike: 0.
+        let same = temperature * 2f32.powi(-14);
+        match temperature {
+            _ if repetition_penalty != 1.0 => None,
+            0.0 => Some(Largest::ONE),
+            _ if top_k > 0 => Some(Largest { count: top_k, within: same }),
+            _ if top_p == 1.0 && min_p > 0.0 => {
+                Some(Largest { count: 1, within: same - temperature * min_p.ln() })
+            }
+            _ => None,
+        }
     }
 
     /// The next id given `logits` `(V,)` and the ids so far (for the repetition penalty).
@@ -404,6 +426,58 @@ mod tests {
         let error = sampler.sample(&[0.0, f32::NAN], &[]).unwrap_err();
         assert!(matches!(error, RuntimeError::NanLogit { id: 1 }));
         assert!(matches!(sampler.sample(&[], &[]), Err(RuntimeError::Empty)));
+    }
+
+    /// Logits of which many differ in their last bits only, or not at all.
+    fn close(seed: u32, n: usize, apart: f32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = |n: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % n
+        };
+        let logit = |_| next(9) as f32 * 1.7 - 4.0 + next(60) as f32 * apart;
+        (0..n).map(logit).collect()
+    }
+
+    #[test]
+    fn ids_depend_on_no_other_logits_than_the_sampler_says() {
+        let settings = [
+            SamplerConfig { temperature: 0.0, ..HOT },
+            SamplerConfig { top_k: 3, ..HOT },
+            SamplerConfig { top_k: 3, temperature: 0.01, ..HOT },
+            SamplerConfig { top_k: 40, temperature: 30.0, ..HOT },
+            SamplerConfig { top_k: 90, top_p: 0.7, min_p: 0.1, temperature: 0.3, ..HOT },
+            SamplerConfig { top_k: 1000, ..HOT },
+            SamplerConfig { min_p: 0.03, temperature: 1.3, ..HOT },
+            SamplerConfig { min_p: 1.0, temperature: 1.3, ..HOT },
+        ];
+        let mut spared = 0;
+        for config in settings {
+            let (mut all, mut some) =
+                (Sampler::new(config).unwrap(), Sampler::new(config).unwrap());
+            let Largest { count, within } = all.largest().unwrap();
+            for (seed, apart) in (0..300).zip([0.0, 1e-7, 5e-7, 1e-6, 1e-5, 0.02].repeat(50)) {
+                let logits = close(seed, 500, apart);
+                let mut sorted = logits.clone();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                let least = sorted[count.min(500) - 1] - within;
+                let keep = |logit: &f32| if *logit < least { f32::NEG_INFINITY } else { *logit };
+                let kept: Vec<f32> = logits.iter().map(keep).collect();
+                spared += kept.iter().filter(|logit| **logit == f32::NEG_INFINITY).count();
+                for _ in 0..5 {
+                    let expected = all.sample(&logits, &[]).unwrap();
+                    assert_eq!(some.sample(&kept, &[]).unwrap(), expected, "{config:?}, {apart}");
+                }
+            }
+        }
+        assert!(spared > 300_000, "{spared}");
+        for config in [
+            HOT,
+            SamplerConfig { top_p: 0.9, min_p: 0.1, ..HOT },
+            SamplerConfig { temperature: 0.0, repetition_penalty: 0.9, ..HOT },
+        ] {
+            assert_eq!(Sampler::new(config).unwrap().largest(), None, "{config:?}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl<'m> Session<'m> {
         self.append(ids, Logits::All)
     }
 
-    fn append(&mut self, ids: &[u32], logits: Logits) -> Result<Vec<f32>, RuntimeError> {
+    pub(crate) fn append(&mut self, ids: &[u32], logits: Logits) -> Result<Vec<f32>, RuntimeError> {
         let sequence = &mut self.sequence;
         let logits = self.model.step(&mut [Step { sequence, ids, logits }])?;
         Ok(logits.into_iter().next().unwrap_or_default())

@@ -5,12 +5,13 @@ use trine_format::{
     Dtype, HiddenAct, ModelConfig, ModelFile, Projection, Quantization, Weight, names,
 };
 use trine_kernels::nn::{Gate, KvLayout, KvType};
-use trine_kernels::{PackedMatrix, Packing, isa};
+use trine_kernels::{PackedMatrix, Packing, TwoStageHead, isa};
 use trine_ternary::TernaryMatrix;
 
 use crate::RuntimeError;
 use crate::dense::{DenseMatrix, check_finite};
 use crate::linear::{Linear, Norm, Projected};
+use crate::sketch::{self, HeadSketch};
 
 /// How a model is held in memory.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +23,16 @@ pub struct LoadOptions {
     pub head: Option<Dtype>,
     /// How sequences store keys and values.
     pub kv: KvType,
+    /// Whether a sketch of the head spares reading the rest of it where only the largest logits are
+    /// asked for, which changes no result.
+    pub sketch: HeadSketch,
 }
 
 impl Default for LoadOptions {
     /// Trits as the processor reads them fastest, everything else as it is stored, and f32 for keys and
     /// values: the bits that the trainer computes.
     fn default() -> Self {
-        Self { packing: isa().packing(), head: None, kv: KvType::F32 }
+        Self { packing: isa().packing(), head: None, kv: KvType::F32, sketch: HeadSketch::Off }
     }
 }
 
@@ -68,6 +72,8 @@ pub struct Model {
     pub(crate) final_norm: Norm,
     /// `(V, D)`; `None` when the head is the embedding.
     pub(crate) head: Option<DenseMatrix>,
+    /// Of the head, or of the embedding where that is the head.
+    pub(crate) sketch: Option<TwoStageHead>,
     /// Rotary frequencies, `(d/2,)`. No table of positions: a file may claim any number of them.
     pub(crate) inv_freq: Vec<f32>,
     /// How sequences store the keys and values of a head.
@@ -78,7 +84,8 @@ impl Model {
     /// Loads a model of any format that `trine-format` reads; masters are ternarized.
     ///
     /// # Errors
-    /// Missing tensors, shapes that do not fit the configuration, weights that are not finite.
+    /// Missing tensors, shapes that do not fit the configuration, weights that are not finite, a head
+    /// that cannot have the sketch that is asked for.
     pub fn load(file: &ModelFile) -> Result<Self, RuntimeError> {
         Self::load_with(file, &LoadOptions::default())
     }
@@ -106,6 +113,7 @@ impl Model {
             true => None,
             false => Some(matrix(names::HEAD)?),
         };
+        let sketch = sketch::make(head.as_ref().unwrap_or(&embed), options.sketch)?;
         let mut projections = projections(file, options)?.into_iter();
         let layers = (0..config.num_hidden_layers)
             .map(|layer| load_layer(file, layer, projections.by_ref()))
@@ -113,7 +121,7 @@ impl Model {
         let final_norm = norm(file, names::FINAL_NORM, config.rms_norm_eps)?;
         let inv_freq = config.rope_inv_freq();
         file.release_all();
-        Ok(Self { config, embed, layers, final_norm, head, inv_freq, kv })
+        Ok(Self { config, embed, layers, final_norm, head, sketch, inv_freq, kv })
     }
 
     /// What the network looks like.

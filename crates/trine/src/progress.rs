@@ -344,6 +344,11 @@ impl BenchProgress {
         Self { bar, watched }
     }
 
+    /// There are so many steps.
+    pub(crate) fn expect(&self, steps: usize) {
+        self.bar.set_length(steps as u64);
+    }
+
     /// Said when a step begins.
     pub(crate) fn step(&self, name: &str) {
         self.bar.inc(1);

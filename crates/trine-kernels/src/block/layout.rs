@@ -146,31 +146,45 @@ impl BlockMatrix {
         fill: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Self {
         let row_bytes = row_bytes(kind, cols);
+        Self::from_panels(kind, rows, cols, |p, lines, scales| {
+            let mut bytes = vec![0; row_bytes];
+            for r in 0..PANEL.min(rows - p * PANEL) {
+                bytes.fill(0);
+                fill(p * PANEL + r, &mut bytes);
+                let blocks = lines.chunks_exact_mut(kind.lines()).zip(&mut *scales);
+                for ((lines, scales), bytes) in blocks.zip(bytes.chunks_exact(kind.block_bytes())) {
+                    let block = Block::read(kind, bytes);
+                    scales[r] = block.d;
+                    block.put(kind, r, lines);
+                }
+            }
+        })
+    }
+
+    /// Takes panels that `fill` writes as they lie in memory, each called for once, in any order and on
+    /// any thread of the pool. `fill` gets a panel's number, its lines and its scales, zeros.
+    ///
+    /// # Panics
+    /// When rows are not whole blocks.
+    pub(super) fn from_panels(
+        kind: BlockKind,
+        rows: usize,
+        cols: usize,
+        fill: impl Fn(usize, &mut [Line], &mut [[f16; PANEL]]) + Sync,
+    ) -> Self {
+        // Rows that are no whole blocks have no bytes.
+        row_bytes(kind, cols);
         // Without rows, columns may be more than there is memory for.
         let blocks = if rows == 0 { 0 } else { cols / kind.block() };
         let panels = rows.div_ceil(PANEL);
-        let (panel_lines, panel_scales) = (blocks * kind.lines(), blocks * PANEL);
+        let panel_lines = blocks * kind.lines();
         let mut lines = AlignedBuf::new(panels * panel_lines * size_of::<Line>());
-        let mut scales = AlignedBuf::new(panels * panel_scales);
+        let mut scales = AlignedBuf::new(panels * blocks * PANEL);
         if blocks > 0 {
-            let line_panels = lines.chunks_mut(panel_lines * size_of::<Line>());
-            let mut work: Vec<_> = line_panels.zip(scales.chunks_mut(panel_scales)).collect();
-            parallel::for_each(&mut work, |p, (lines, scales)| {
-                let mut bytes = vec![0; row_bytes];
-                for r in 0..PANEL.min(rows - p * PANEL) {
-                    bytes.fill(0);
-                    fill(p * PANEL + r, &mut bytes);
-                    let lines = lines.as_chunks_mut().0.chunks_exact_mut(kind.lines());
-                    let blocks = lines.zip(scales.as_chunks_mut::<PANEL>().0);
-                    for ((lines, scales), bytes) in
-                        blocks.zip(bytes.chunks_exact(kind.block_bytes()))
-                    {
-                        let block = Block::read(kind, bytes);
-                        scales[r] = block.d;
-                        block.put(kind, r, lines);
-                    }
-                }
-            });
+            let line_panels = lines.as_chunks_mut().0.chunks_mut(panel_lines);
+            let scale_panels = scales.as_chunks_mut().0.chunks_mut(blocks);
+            let mut work: Vec<_> = line_panels.zip(scale_panels).collect();
+            parallel::for_each(&mut work, |p, (lines, scales)| fill(p, lines, scales));
         }
         Self { kind, rows, cols, lines, scales }
     }
@@ -200,6 +214,12 @@ impl BlockMatrix {
     /// # Panics
     /// When there is no row `r`, or `out` is not `(cols,)`.
     pub fn row(&self, r: usize, out: &mut [f32]) {
+        self.widen(r, out);
+    }
+
+    /// [`Self::row`], to be compiled for an instruction set.
+    #[inline(always)]
+    pub(super) fn widen(&self, r: usize, out: &mut [f32]) {
         assert!(r < self.rows, "row {r} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "a row has other columns");
         let (lines, scales) = self.panel(r / PANEL);
@@ -315,6 +335,7 @@ impl Block {
     }
 
     /// Reads row `r` of the lines of a panel's block.
+    #[inline(always)]
     fn get(kind: BlockKind, r: usize, d: f16, lines: &[Line]) -> Self {
         let mut codes = [0; LARGEST];
         let mut subs = [0; SUBS];
@@ -332,12 +353,10 @@ impl Block {
                 let scales = scales.as_flattened().as_chunks::<PANEL>().0;
                 subs.iter_mut().zip(scales).for_each(|(sub, from)| *sub = from[r] as i8);
                 for [a, b, high] in lines.as_chunks::<3>().0 {
-                    let [a, b, high] = [a, b, high].map(load);
+                    let [a, b, high] = [a, b, high].map(|line| u32::from_le_bytes(load(line)));
                     for q in 0..4 {
-                        let low = if q < 2 { a } else { b };
-                        let (shift, top) = (q % 2 * 4, 2 * q);
-                        let code = |i: usize| low[i] >> shift & 15 | (high[i] >> top & 3) << 4;
-                        push([0, 1, 2, 3].map(code));
+                        let low = if q < 2 { a } else { b } >> (q % 2 * 4) & 0x0f0f_0f0f;
+                        push((low | (high >> (2 * q) & 0x0303_0303) << 4).to_le_bytes());
                     }
                 }
             }
@@ -346,6 +365,7 @@ impl Block {
     }
 
     /// The numbers of the block, in ggml's order of multiplications.
+    #[inline(always)]
     fn widen(&self, kind: BlockKind, out: &mut [f32]) {
         let d = self.d.to_f32();
         let number = |code: u8| f32::from(i16::from(code) - i16::from(kind.zero()));

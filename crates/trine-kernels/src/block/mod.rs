@@ -39,10 +39,11 @@
 mod inputs;
 mod layout;
 mod product;
+mod sketch;
 mod two_stage;
 
 pub use layout::{BlockKind, BlockMatrix};
 pub use product::block_matmul;
 #[cfg(test)]
 pub(crate) use product::block_matmul_on;
-pub use two_stage::{HeadRows, Top, TwoStageHead};
+pub use two_stage::{HeadRows, Largest, TwoStageHead};

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use trine_kernels::Largest;
+
 use super::constraint::Constraint;
 use super::logprobs::Logprob;
 use super::request::{Request, Sampling, Token};
@@ -24,6 +26,19 @@ impl Chooser {
         let sampler = Sampler::new(sampling.sampler)?;
         let (constraint, logprobs) = (request.constraint.take(), request.logprobs);
         Ok(Self { sampler, sampling, constraint, logprobs, counts: HashMap::new() })
+    }
+
+    /// Which logits the next id depends on, if not on all; see [`Sampler::largest`].
+    pub(super) fn largest(&self) -> Option<Largest> {
+        let Sampling { presence_penalty, frequency_penalty, logit_bias, .. } = &self.sampling;
+        let penalties = *presence_penalty >= 0.0 && *frequency_penalty >= 0.0;
+        let lowers = penalties && logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
+        if !lowers || self.constraint.is_some() || self.logprobs.is_some() {
+            return None;
+        }
+        // Those that are lowered may fall behind as many others.
+        let largest = self.sampler.largest()?;
+        Some(Largest { count: largest.count + self.counts.len() + logit_bias.len(), ..largest })
     }
 
     /// The next id, given logits `(V,)` and the text so far.

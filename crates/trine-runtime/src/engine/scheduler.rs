@@ -225,7 +225,7 @@ impl Scheduler {
             let logits = match running.text.len() - seen == count {
                 _ if running.request.embedding.is_some() => Logits::Hidden,
                 _ if running.wants_prompt_logprobs() => Logits::All,
-                true => Logits::Last,
+                true => running.chooser.largest().map_or(Logits::Last, Logits::Largest),
                 false => Logits::None,
             };
             if running.is_in_prompt() {

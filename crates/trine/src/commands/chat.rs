@@ -66,14 +66,15 @@ fn template<'a>(args: &'a Args, loaded: &Loaded) -> anyhow::Result<(ChatTemplate
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    let mut sampler = args.sampling.sampler()?;
+    let options = args.memory.options(sampler.largest());
+    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &options)?;
     let adapter = args.adapter.load(&loaded.model, LowRankType::F16)?;
     let (template, origin) = template(args, &loaded)?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         note!("an empty line or ctrl-D ends the conversation");
     }
-    let mut sampler = args.sampling.sampler()?;
     let mut session = Session::with_adapter(&loaded.model, adapter);
     let mut seen: Vec<u32> = Vec::new();
     let mut messages: Vec<Message> =

@@ -46,7 +46,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    let mut sampler = args.sampling.sampler()?;
+    let options = args.memory.options(sampler.largest());
+    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &options)?;
     let adapter = args.adapter.load(&loaded.model, LowRankType::F16)?;
     let mut prompt_text = args.prompt.clone();
     if prompt_text == "-" {
@@ -57,7 +59,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let prompt = loaded.prompt_ids(&prompt_text)?;
     let stop = if args.ignore_eos { Vec::new() } else { loaded.stop_ids() };
-    let mut sampler = args.sampling.sampler()?;
     let mut session = Session::with_adapter(&loaded.model, adapter);
     let mut text = String::new();
     if !args.json {

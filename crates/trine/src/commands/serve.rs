@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tracing_subscriber::EnvFilter;
-use trine_runtime::{Engine, EngineConfig, LowRankType, Model};
+use trine_runtime::{Engine, EngineConfig, Largest, LowRankType, Model};
 use trine_server::{App, ServedAdapter, ServerConfig};
 use trine_tokenizer::ChatTemplate;
 
@@ -123,7 +123,9 @@ fn load(
     config: ServerConfig,
     engine: EngineConfig,
 ) -> anyhow::Result<App> {
-    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &args.memory.options())?;
+    // What requests will ask for is not known: some will be greedy.
+    let options = args.memory.options(Some(Largest::ONE));
+    let loaded = model::load(&args.model, args.tokenizer.as_deref(), &options)?;
     // A template of the command line is everybody's.
     let own = args.chat_template.is_none();
     let adapters = adapters.iter().map(|(name, dir)| served(&loaded.model, name, dir, own));

@@ -61,6 +61,29 @@ fn formats_batches_and_depths_are_chosen() {
 }
 
 #[test]
+fn a_sketch_of_the_head_is_measured_beside_the_whole_head() {
+    let place = Place::new();
+    let args = ["bench", "--shape", "tiny", "-t", "2", "-r", "1", "-p", "8", "-n", "4", "--json"];
+    let more = ["--head", "f16", "-b", "1,3", "--head-sketch"];
+    let bench = |sketch| json(&place.ok(&[&args[..], &more, &[sketch]].concat()));
+    let report = bench("on");
+    let tests: Vec<_> =
+        report["decode"].as_array().unwrap().iter().map(|row| row["test"].clone()).collect();
+    assert_eq!(tests, ["tg4", "tg4 sketch", "tg4 x3", "tg4 x3 sketch"]);
+    let sketch = &report["head_sketch"];
+    assert_eq!(sketch["bytes"], 1024 * 256 * 18 / 32);
+    assert!(sketch["times_whole_head"].as_f64() > Some(0.0), "{report}");
+    for (batch, read) in [1.0, 3.0].into_iter().zip(sketch["read"].as_array().unwrap()) {
+        assert_eq!(read["batch"], batch as usize);
+        assert!(read["logits"].as_f64().is_some_and(|n| n < 1024.0 * batch), "{read}");
+        let bytes = read["bytes"].as_f64();
+        assert!(bytes.is_some_and(|n| (147_456.0..524_288.0).contains(&n)), "{read}");
+    }
+    // So small a head goes without.
+    assert_eq!(bench("auto")["head_sketch"], Value::Null);
+}
+
+#[test]
 fn kernels_are_timed_at_the_shapes_of_the_model() {
     let place = Place::new();
     let report = json(&place.ok(&["bench", "--shape", "tiny", "--kernels", "--json"]));

@@ -232,6 +232,20 @@ fn guesses_change_the_speed_and_not_the_text() {
     assert!(ran.stderr.contains("expected `auto`, `off` or a number, found `some`"));
 }
 
+#[test]
+fn a_sketch_of_the_head_changes_no_text() {
+    let place = Place::with_gguf();
+    for more in [&["-t", "0"][..], &["--top-k", "20", "--seed", "3"], &["-t", "1.2"]] {
+        let run = |sketch: &str| {
+            let args = ["run", "model.gguf", "--json", "-p", "the fox", "--head-sketch", sketch];
+            json(&place.ok(&[&args[..], more].concat()))["ids"].clone()
+        };
+        let off = run("off");
+        assert!(off.as_array().unwrap().len() > 5, "{off}");
+        assert_eq!((run("on"), run("auto")), (off.clone(), off), "{more:?}");
+    }
+}
+
 /// How trits lie in memory is nobody's business; smaller heads and caches are asked for by name.
 #[test]
 fn memory_is_chosen_and_trits_stay_what_they_are() {

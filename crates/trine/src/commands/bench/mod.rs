@@ -23,11 +23,11 @@ use clap::ArgGroup;
 use trine_export::RandomTrits;
 use trine_format::{BoxError, Dtype, ModelConfig, ModelFile, Quantization, names};
 use trine_kernels::limits::{self, Limits};
-use trine_runtime::{LoadOptions, Model};
+use trine_runtime::{Largest, LoadOptions, Model};
 
 use self::kernels::{Kernel, Timed};
 use self::machine::{Busy, Energy};
-use self::report::{Report, Setting};
+use self::report::{Report, Setting, Sketched};
 use self::runs::{Measured, Runner, Sample, Test};
 use self::traffic::{Formats, Traffic};
 use super::synth_model::Shape;
@@ -115,6 +115,7 @@ impl Args {
                     tokens,
                     depth: *depth,
                     batch: batch.get(),
+                    sketch: false,
                 };
                 tests.extend(self.batch.iter().map(decode));
             }
@@ -213,8 +214,8 @@ fn time_model(
     progress.step("load");
     machine::forget_peak();
     let begin = Instant::now();
-    let Formats { weights: packing, head, kv } = formats;
-    let options = LoadOptions { packing, head: Some(head), kv };
+    let options =
+        LoadOptions { head: Some(formats.head), ..args.memory.options(Some(Largest::ONE)) };
     let model = Model::load_with(file, &options)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     if args.model.is_none() {
@@ -230,9 +231,16 @@ fn time_model(
     progress.step("first token");
     let prompt = FIRST_PROMPT.min(model.config().max_position_embeddings);
     let first_token = (prompt, runs::first_token(&model, prompt)?);
+    let tests: Vec<_> = match model.sketch_bytes() {
+        Some(_) => tests.iter().flat_map(|test| test.and_sketch()).collect(),
+        None => tests.to_vec(),
+    };
+    progress.expect(tests.len() * repetitions + 4);
     progress.step("contexts");
+    let traffic = Traffic::new(model.config(), formats);
+    let sketch = Sketched::all(&model, &tests, traffic)?;
     let energy = Energy::open();
-    let mut runners = Runner::all(&model, tests)?;
+    let mut runners = Runner::all(&model, &tests)?;
     let mut measured: Vec<_> =
         tests.iter().map(|test| Measured::new(*test, energy.is_ok())).collect();
     // The limits need memory too, which is not the model's.
@@ -251,7 +259,8 @@ fn time_model(
     }
     Ok(Report {
         setting: setting(limits),
-        traffic: Traffic::new(model.config(), formats),
+        traffic,
+        sketch,
         load_seconds,
         from_file,
         first_token,
@@ -301,7 +310,7 @@ fn formats(args: &Args, file: &ModelFile) -> anyhow::Result<Formats> {
         (None, Some(_)) => Dtype::Q6_K,
         (None, None) => file.dense(if tied { names::EMBED } else { names::HEAD })?.dtype,
     };
-    let LoadOptions { packing: weights, kv, .. } = args.memory.options();
+    let LoadOptions { packing: weights, kv, .. } = args.memory.options(None);
     Ok(Formats { weights, head, kv })
 }
 

@@ -1,12 +1,15 @@
 //! The result, as a table and as JSON.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use trine_format::Dtype;
 use trine_kernels::limits::{Limits, Rate};
+use trine_runtime::{Model, RuntimeError};
 
 use super::kernels::Kernel;
 use super::machine::Memory;
-use super::runs::{Measured, Test};
+use super::runs::{Measured, Test, logits_of_sketch};
 use super::traffic::{Formats, Traffic};
 use crate::output;
 
@@ -128,10 +131,52 @@ impl Setting {
     }
 }
 
+/// A sketch of the head, and what it spares.
+pub(crate) struct Sketched {
+    /// Bytes of it.
+    bytes: usize,
+    /// What a step reads instead of the head, by the number of its sequences.
+    read: BTreeMap<usize, Read>,
+}
+
+/// What a step reads of a head and its sketch where it looks for the largest logit of every sequence.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    /// Logits that are computed from rows of the head.
+    logits: f64,
+    /// Bytes of the sketch and of these rows, or of the head, where that is read whole.
+    bytes: f64,
+}
+
+impl Sketched {
+    /// What the steps of `tests` read, if the model has a sketch.
+    pub(crate) fn all(
+        model: &Model,
+        tests: &[Test],
+        traffic: Traffic,
+    ) -> Result<Option<Self>, RuntimeError> {
+        let Some(bytes) = model.sketch_bytes() else { return Ok(None) };
+        let vocab = model.config().vocab_size as f64;
+        let mut read = BTreeMap::new();
+        for test in tests {
+            if let Test::Decode { batch, sketch: true, .. } = *test
+                && !read.contains_key(&batch)
+            {
+                let (logits, head) = (logits_of_sketch(model, batch)?, traffic.head as f64);
+                let rows = bytes as f64 + logits / vocab * head;
+                let bytes = if logits < vocab * batch as f64 { rows } else { head };
+                read.insert(batch, Read { logits, bytes });
+            }
+        }
+        Ok(Some(Self { bytes, read }))
+    }
+}
+
 /// What was found out about a model.
 pub(crate) struct Report {
     pub(crate) setting: Setting,
     pub(crate) traffic: Traffic,
+    pub(crate) sketch: Option<Sketched>,
     pub(crate) load_seconds: f64,
     /// Whether the model came from a file: else its making is part of the load.
     pub(crate) from_file: bool,
@@ -151,12 +196,26 @@ impl Report {
     fn share_of_bandwidth(&self, measured: &Measured) -> Option<f64> {
         match measured.test {
             Test::Prefill { .. } | Test::Repeat { .. } => None,
-            Test::Decode { tokens, depth, batch } => {
+            Test::Decode { tokens, depth, batch, sketch } => {
+                let head = match sketch {
+                    true => self.read(measured)?.bytes,
+                    false => self.traffic.head as f64,
+                };
                 // A token attends to those before it and itself.
                 let positions = depth as f64 + (tokens as f64 + 1.0) / 2.0;
-                let bytes = self.traffic.bytes_per_token(batch, positions);
+                let bytes = self.traffic.bytes_per_token(batch, positions, head);
                 Some(bytes * share(measured, |limits| limits.bandwidth))
             }
+        }
+    }
+
+    /// What the steps of a test read of head and sketch, where they use one.
+    fn read(&self, measured: &Measured) -> Option<Read> {
+        match measured.test {
+            Test::Decode { batch, sketch: true, .. } => {
+                self.sketch.as_ref()?.read.get(&batch).copied()
+            }
+            _ => None,
         }
     }
 
@@ -167,20 +226,20 @@ impl Report {
     /// What the context costs: seconds by which a token takes longer than without, and bytes of keys
     /// and values that are read for it. `None` where that was not measured, or is not longer.
     fn context(&self, measured: &Measured) -> Option<(f64, f64)> {
-        let Test::Decode { tokens, depth: depth @ 1.., batch } = measured.test else {
+        let Test::Decode { tokens, depth: depth @ 1.., batch, sketch } = measured.test else {
             return None;
         };
-        let without = Test::Decode { tokens, depth: 0, batch };
+        let without = Test::Decode { tokens, depth: 0, batch, sketch };
         let seconds = self.beside(measured, without, |with, without| 1.0 / with - 1.0 / without)?;
         (seconds > 0.0).then_some((seconds, self.traffic.position as f64 * depth as f64))
     }
 
     /// How much slower a token is behind a context than without, as a share of its speed.
     fn slower(&self, measured: &Measured) -> Option<f64> {
-        let Test::Decode { tokens, depth: 1.., batch } = measured.test else {
+        let Test::Decode { tokens, depth: 1.., batch, sketch } = measured.test else {
             return None;
         };
-        let without = Test::Decode { tokens, depth: 0, batch };
+        let without = Test::Decode { tokens, depth: 0, batch, sketch };
         self.beside(measured, without, |with, without| 1.0 - with / without)
     }
 
@@ -190,6 +249,15 @@ impl Report {
             return None;
         };
         let without = Test::Repeat { tokens, ahead: false };
+        self.beside(measured, without, |with, without| with / without)
+    }
+
+    /// How many times faster tokens come with a sketch of the head, where that was measured.
+    fn by_sketch(&self, measured: &Measured) -> Option<f64> {
+        let Test::Decode { tokens, depth, batch, sketch: true } = measured.test else {
+            return None;
+        };
+        let without = Test::Decode { tokens, depth, batch, sketch: false };
         self.beside(measured, without, |with, without| with / without)
     }
 
@@ -237,6 +305,7 @@ impl Report {
             "start_to_first_token_s": self.from_file.then_some(self.load_seconds + self.first_token.1),
             "weights_bytes": self.traffic.weights,
             "head_bytes": self.traffic.head,
+            "head_sketch": self.sketch_json(),
             "kv_bytes_per_position": self.traffic.position,
             "macs_per_token": self.traffic.macs,
             "prefill": sweep(|test| matches!(test, Test::Prefill { .. })),
@@ -251,11 +320,25 @@ impl Report {
         Value::Object(map)
     }
 
+    /// What a sketch of the head takes and gives; the first generation by it.
+    fn sketch_json(&self) -> Option<Value> {
+        let sketch = self.sketch.as_ref()?;
+        let first = self.measured.iter().find(|m| self.by_sketch(m).is_some());
+        let read = |(batch, read): (&usize, &Read)| json!({ "batch": batch, "logits": read.logits, "bytes": read.bytes });
+        Some(json!({
+            "bytes": sketch.bytes,
+            "read": sketch.read.iter().map(read).collect::<Vec<_>>(),
+            "decode_tok_s": first.map(|m| median(speeds(m))),
+            "decode_fraction_of_bandwidth": first.and_then(|m| self.share_of_bandwidth(m)),
+            "times_whole_head": first.and_then(|m| self.by_sketch(m)),
+        }))
+    }
+
     fn row_json(&self, m: &Measured) -> Value {
-        let (tokens, depth, batch) = match m.test {
-            Test::Prefill { tokens } => (tokens, 0, 1),
-            Test::Decode { tokens, depth, batch } => (tokens, depth, batch),
-            Test::Repeat { tokens, .. } => (tokens, tokens, 1),
+        let (tokens, depth, batch, sketch) = match m.test {
+            Test::Prefill { tokens } => (tokens, 0, 1, false),
+            Test::Decode { tokens, depth, batch, sketch } => (tokens, depth, batch, sketch),
+            Test::Repeat { tokens, .. } => (tokens, tokens, 1, false),
         };
         let context = self.context(m);
         json!({
@@ -263,6 +346,8 @@ impl Report {
             "tokens": tokens,
             "depth": depth,
             "batch": batch,
+            "head_sketch": sketch,
+            "times_whole_head": self.by_sketch(m),
             "tok_s": median(speeds(m)),
             "tok_s_stddev": stddev(&speeds(m)),
             "samples": speeds(m),
@@ -306,6 +391,14 @@ impl Report {
             }
         }
         for m in &self.measured {
+            if let Some((times, read)) = self.by_sketch(m).zip(self.read(m)) {
+                out += &format!(
+                    "head        {}: {times:.2} times as fast as with the whole head, reads {} of its {}\n",
+                    m.test.name(),
+                    output::bytes(read.bytes as u64),
+                    output::bytes(self.traffic.head),
+                );
+            }
             if let Some(times) = self.speedup(m) {
                 let name = m.test.name();
                 out +=
@@ -414,7 +507,8 @@ mod tests {
             samples: speeds.iter().map(|&speed| Sample { speed, limits }).collect(),
             joules: None,
         };
-        let decode = |depth, batch| Test::Decode { tokens: 1, depth, batch };
+        let decode = |depth, batch| Test::Decode { tokens: 1, depth, batch, sketch: false };
+        let read = BTreeMap::from([(1, Read { logits: 3.0, bytes: 70.0 })]);
         Report {
             setting: Setting {
                 model: "m".into(),
@@ -426,6 +520,7 @@ mod tests {
                 others: Some(0.5),
             },
             traffic: Traffic { macs: 400, weights: 600, head: 200, position: 2 },
+            sketch: Some(Sketched { bytes: 60, read }),
             load_seconds: 0.5,
             from_file: true,
             first_token: (128, 0.25),
@@ -436,6 +531,7 @@ mod tests {
                 measured(decode(0, 1), &[100.0]),
                 measured(decode(100, 1), &[50.0]),
                 measured(decode(0, 8), &[400.0]),
+                measured(decode(0, 1).and_sketch()[1], &[120.0]),
             ],
             no_energy: Some("no counters".into()),
         }
@@ -496,6 +592,23 @@ mod tests {
         assert!(table.contains("tg1@d100 is 50.0 % slower, 10.00 ms a token: 200 B"), "{table}");
         assert!(table.contains("other programs took 50 %"), "{table}");
         assert!(table.contains("cores       25 ns apart (25 to 25)"), "{table}");
+    }
+
+    #[test]
+    fn a_sketch_counts_as_the_bytes_that_are_read() {
+        let json = report().json();
+        let sketch = &json["head_sketch"];
+        assert_eq!((&sketch["bytes"], &sketch["decode_tok_s"]), (&json!(60), &json!(120.0)));
+        assert_near(&sketch["times_whole_head"], 1.2);
+        assert_near(&sketch["decode_fraction_of_bandwidth"], (670.0 + 2.0) * 120.0 / 1e5);
+        let row = &json["decode"][3];
+        assert_eq!((&row["test"], &row["head_sketch"]), (&json!("tg1 sketch"), &json!(true)));
+        assert_eq!(sketch["read"][0]["logits"], 3.0);
+        let table = report().table();
+        let line = "tg1 sketch: 1.20 times as fast as with the whole head, reads 70 B of its 200 B";
+        assert!(table.contains(line), "{table}");
+        let without = Report { sketch: None, ..report() }.json();
+        assert_eq!(without["head_sketch"], Value::Null);
     }
 
     #[test]

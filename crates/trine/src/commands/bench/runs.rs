@@ -3,12 +3,17 @@
 use std::time::Instant;
 
 use trine_kernels::limits::Limits;
-use trine_runtime::{Draft, GeneratorConfig, Logits, Model, RuntimeError, Sequence, Session, Step};
+use trine_runtime::{
+    Draft, GeneratorConfig, Largest, Logits, Model, RuntimeError, Sequence, Session, Step,
+};
 
 use super::machine::Energy;
 
 /// Steps of decode before it is timed.
 const WARM_UP: usize = 8;
+
+/// Passes of which it is counted how much of a head they read beside its sketch.
+const SKETCHED: usize = 16;
 
 /// One token in so many of a repeated text is another.
 const CHANGED: usize = 16;
@@ -19,8 +24,8 @@ pub(crate) enum Test {
     /// A prompt of so many tokens in an empty context, at once, and the logits after the last.
     Prefill { tokens: usize },
     /// So many steps of `batch` sequences together, each a token after a context of `depth` tokens:
-    /// the logits after each, and the likeliest next token.
-    Decode { tokens: usize, depth: usize, batch: usize },
+    /// the logits after each, of the whole head or by its sketch, and the likeliest next token.
+    Decode { tokens: usize, depth: usize, batch: usize, sketch: bool },
     /// An answer of so many tokens that repeats the prompt before it but for one in [`CHANGED`], as an
     /// edit or a summary that quotes would; with guesses, if `ahead`. The answer is given, so that
     /// weights do not matter, only their shape: every pass that it takes is computed.
@@ -29,14 +34,16 @@ pub(crate) enum Test {
 
 impl Test {
     /// The name that llama-bench would give it: pp512, tg128, tg128@d2048; several sequences add
-    /// their number, x8. It has none for repeated text: rp256, and rp256 ahead.
+    /// their number, x8. It has none for a sketch of the head, tg128 sketch, and for repeated text: rp256,
+    /// and rp256 ahead.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Prefill { tokens } => format!("pp{tokens}"),
-            Self::Decode { tokens, depth, batch } => {
+            Self::Decode { tokens, depth, batch, sketch } => {
                 let depth = if depth > 0 { format!("@d{depth}") } else { String::new() };
                 let batch = if batch > 1 { format!(" x{batch}") } else { String::new() };
-                format!("tg{tokens}{depth}{batch}")
+                let sketch = if sketch { " sketch" } else { "" };
+                format!("tg{tokens}{depth}{batch}{sketch}")
             }
             Self::Repeat { tokens, ahead: false } => format!("rp{tokens}"),
             Self::Repeat { tokens, ahead: true } => format!("rp{tokens} ahead"),
@@ -57,6 +64,16 @@ impl Test {
         match self {
             Self::Prefill { tokens } | Self::Repeat { tokens, .. } => tokens,
             Self::Decode { tokens, batch, .. } => tokens * batch,
+        }
+    }
+
+    /// The test, and after a generation the same by the sketch of the head.
+    pub(crate) fn and_sketch(self) -> Vec<Self> {
+        match self {
+            Self::Decode { tokens, depth, batch, sketch: false } => {
+                vec![self, Self::Decode { tokens, depth, batch, sketch: true }]
+            }
+            _ => vec![self],
         }
     }
 }
@@ -127,7 +144,8 @@ impl<'m> Runner<'m> {
                 likeliest(&session.prefill(&ids)?);
                 Ok(begin.elapsed().as_secs_f64())
             }),
-            Test::Decode { tokens, depth, batch } => {
+            Test::Decode { tokens, depth, batch, sketch } => {
+                let logits = if sketch { Logits::Largest(Largest::ONE) } else { Logits::Last };
                 let mut sequences = match depth {
                     0 => vec![Sequence::new(model); batch],
                     _ => contexts[..batch].to_vec(),
@@ -138,7 +156,7 @@ impl<'m> Runner<'m> {
                     let ids = ids.take(batch * steps);
                     let begin = Instant::now();
                     for ids in ids.chunks_exact(batch) {
-                        decode(model, &mut sequences, ids)?;
+                        decode(model, &mut sequences, ids, logits)?;
                     }
                     let seconds = begin.elapsed().as_secs_f64();
                     sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
@@ -210,10 +228,14 @@ fn filled(model: &Model, ids: &[u32]) -> Result<Sequence, RuntimeError> {
 }
 
 /// Appends one id to each sequence, all in one pass, and takes the likeliest ids after them.
-fn decode(model: &Model, sequences: &mut [Sequence], ids: &[u32]) -> Result<(), RuntimeError> {
+fn decode(
+    model: &Model,
+    sequences: &mut [Sequence],
+    ids: &[u32],
+    logits: Logits,
+) -> Result<(), RuntimeError> {
     let pairs = sequences.iter_mut().zip(ids);
-    let step =
-        |(sequence, id)| Step { sequence, ids: std::slice::from_ref(id), logits: Logits::Last };
+    let step = |(sequence, id)| Step { sequence, ids: std::slice::from_ref(id), logits };
     let mut steps: Vec<_> = pairs.map(step).collect();
     for logits in model.step(&mut steps)? {
         likeliest(&logits);
@@ -227,6 +249,24 @@ pub(crate) fn first_token(model: &Model, tokens: usize) -> Result<f64, RuntimeEr
     let begin = Instant::now();
     likeliest(&Session::new(model).prefill(&prompt)?);
     Ok(begin.elapsed().as_secs_f64())
+}
+
+/// Logits that a pass of `batch` tokens computes from rows of the head where only the largest of each is
+/// asked for: the mean over some passes.
+pub(crate) fn logits_of_sketch(model: &Model, batch: usize) -> Result<f64, RuntimeError> {
+    let config = model.config();
+    let ids = Ids::new(config.vocab_size).take(SKETCHED.min(config.max_position_embeddings));
+    let (mut sequence, logits) = (Sequence::new(model), Logits::Hidden);
+    let step = Step { sequence: &mut sequence, ids: &ids, logits };
+    let hidden: Vec<f32> = model.step(&mut [step])?.concat();
+    let mut logits = vec![0.0; batch * config.vocab_size];
+    // Batches are of any of these states.
+    let pass = |start: usize| {
+        let states = hidden.chunks_exact(config.hidden_size).cycle().skip(start).take(batch);
+        model.largest(&states.collect::<Vec<_>>().concat(), Largest::ONE, &mut logits)
+    };
+    let computed: usize = (0..ids.len()).map(pass).sum();
+    Ok(computed as f64 / ids.len() as f64)
 }
 
 /// Greedy sampling. The result is not fed back: what a model of random weights would say is no
@@ -272,10 +312,13 @@ mod tests {
     #[test]
     fn tests_are_named_as_llama_bench_names_them() {
         assert_eq!(Test::Prefill { tokens: 512 }.name(), "pp512");
-        let decode = |depth, batch| Test::Decode { tokens: 32, depth, batch };
+        let decode = |depth, batch| Test::Decode { tokens: 32, depth, batch, sketch: false };
         assert_eq!(decode(0, 1).name(), "tg32");
         assert_eq!(decode(2048, 1).name(), "tg32@d2048");
         assert_eq!(decode(2048, 8).name(), "tg32@d2048 x8");
+        let names: Vec<_> = decode(0, 8).and_sketch().into_iter().map(Test::name).collect();
+        assert_eq!(names, ["tg32 x8", "tg32 x8 sketch"]);
+        assert_eq!(Test::Prefill { tokens: 9 }.and_sketch(), [Test::Prefill { tokens: 9 }]);
         assert_eq!((decode(2048, 8).positions(), decode(2048, 8).tokens()), (2080, 256));
         let repeat = |ahead| Test::Repeat { tokens: 256, ahead };
         assert_eq!(

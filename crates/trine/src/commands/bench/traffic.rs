@@ -1,7 +1,8 @@
 //! What a token costs: multiplications, and bytes that have to come from memory.
 //!
-//! Counted is what no runtime gets around: every ternary weight and the head once a step, and the
-//! keys and values that are attended to once for each sequence. Not counted are norms, the row of
+//! Counted is what no runtime gets around: every ternary weight and the head once a step (or its sketch
+//! and the rows that are read beside it), and the keys and values that are attended to once for each
+//! sequence. Not counted are norms, the row of
 //! the embedding, activations and padding: together under a percent.
 
 use trine_format::{Dtype, ModelConfig, Projection};
@@ -51,9 +52,9 @@ impl Traffic {
     }
 
     /// Bytes that a step of `batch` sequences reads for each of its tokens, where every sequence
-    /// attends to `positions` positions on average.
-    pub(crate) fn bytes_per_token(&self, batch: usize, positions: f64) -> f64 {
-        (self.weights + self.head) as f64 / batch as f64 + self.position as f64 * positions
+    /// attends to `positions` positions on average, with `head` bytes for the logits of all.
+    pub(crate) fn bytes_per_token(&self, batch: usize, positions: f64, head: f64) -> f64 {
+        (self.weights as f64 + head) / batch as f64 + self.position as f64 * positions
     }
 }
 
@@ -85,8 +86,9 @@ mod tests {
     #[test]
     fn a_batch_shares_the_weights_and_not_the_cache() {
         let traffic = Traffic { macs: 1, weights: 600, head: 200, position: 3 };
-        assert_eq!(traffic.bytes_per_token(1, 0.0), 800.0);
-        assert_eq!(traffic.bytes_per_token(1, 100.0), 1100.0);
-        assert_eq!(traffic.bytes_per_token(8, 100.0), 400.0);
+        assert_eq!(traffic.bytes_per_token(1, 0.0, 200.0), 800.0);
+        assert_eq!(traffic.bytes_per_token(1, 100.0, 200.0), 1100.0);
+        assert_eq!(traffic.bytes_per_token(8, 100.0, 200.0), 400.0);
+        assert_eq!(traffic.bytes_per_token(1, 0.0, 120.0), 720.0);
     }
 }
