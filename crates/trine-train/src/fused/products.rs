@@ -19,8 +19,9 @@ use crate::ops::view;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// [`Self::Bf16`] for ternary models, whose forward pass stays exact, where the CPU has
-    /// instructions for it; otherwise [`Self::F32`].
+    /// For ternary models, whose forward pass stays exact, [`Self::Int8All`] where the CPU has
+    /// instructions for it, and [`Self::Bf16`] where they are fine-tuned, in which int8 was not compared;
+    /// otherwise [`Self::F32`].
     #[default]
     Auto,
     /// Single precision.
@@ -64,11 +65,15 @@ impl Precision {
         self == Self::Int8All
     }
 
-    /// The precision that is used on this CPU, for a ternary model or one in full precision.
+    /// The precision that is used on this CPU, for a ternary model or one in full precision, which begins
+    /// at random or as another model.
     #[must_use]
-    pub fn resolved(self, ternary: bool) -> Self {
+    pub fn resolved(self, ternary: bool, from_scratch: bool) -> Self {
         match self {
-            Self::Auto if ternary && bf16::is_fast() => Self::Bf16,
+            Self::Auto if ternary && bf16::is_fast() => match from_scratch {
+                true => Self::Int8All,
+                false => Self::Bf16,
+            },
             Self::Auto => Self::F32,
             other => other,
         }

@@ -32,10 +32,11 @@ pub(crate) struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// What a command line that says nothing means.
+    /// What a command line that says nothing means. With a `top_k`, logits that cannot matter need not be
+    /// computed (`--head-sketch`).
     pub(crate) const DEFAULT: Self = Self {
         temperature: 0.8,
-        top_k: 0,
+        top_k: 40,
         top_p: 0.95,
         min_p: 0.0,
         repetition_penalty: 1.0,
