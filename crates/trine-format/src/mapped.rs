@@ -49,6 +49,12 @@ impl Mapped {
     }
 }
 
+/// Some bytes of a tensor that lies in `whole`, as far as it has them.
+pub(crate) fn part(whole: &Range<usize>, bytes: Range<usize>) -> Range<usize> {
+    let at = |byte: usize| whole.start.saturating_add(byte).min(whole.end);
+    at(bytes.start)..at(bytes.end)
+}
+
 /// Maps a whole file read-only.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! An opened model, of whatever format it is.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -209,6 +210,19 @@ impl ModelFile {
                 let info = names::to_gguf(name).and_then(|name| file.tensor(&name));
                 info.into_iter().for_each(|info| file.release(info));
             }
+        }
+    }
+
+    /// As [`Self::release`], of some bytes of a tensor: whoever copies a large one need not have all of it
+    /// in memory beside the copy.
+    pub fn release_part(&self, name: &str, bytes: Range<usize>) {
+        match &self.storage {
+            Storage::HuggingFace(dir) => dir.release_part(name, bytes),
+            Storage::Gguf(file, _) => {
+                let info = names::to_gguf(name).and_then(|name| file.tensor(&name));
+                info.into_iter().for_each(|info| file.release_part(info, bytes.clone()));
+            }
+            Storage::Imported(_) => {}
         }
     }
 

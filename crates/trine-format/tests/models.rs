@@ -85,6 +85,24 @@ fn a_model_of_transformers_survives_every_format() {
 }
 
 #[test]
+fn what_is_given_back_is_read_again() {
+    let dir = tempdir().unwrap();
+    let source = ModelFile::open(&data("fixtures/tied-h64/bf16")).unwrap();
+    let gguf = dir.path().join("model.gguf");
+    let options = WriteOptions { embedding: Dtype::BF16, ..WriteOptions::default() };
+    gguf::write_model(&gguf, source.config(), &source, source.tokenizer(), options).unwrap();
+    for file in [&source, &ModelFile::open(&gguf).unwrap()] {
+        let embedding = file.dense(names::EMBED).unwrap();
+        let before = embedding.data.to_vec();
+        for bytes in [0..1, 100..9000, 5000..usize::MAX, usize::MAX..usize::MAX] {
+            file.release_part(names::EMBED, bytes);
+            assert!(*embedding.data == before[..]);
+        }
+        file.release_part("no.such.tensor", 0..1);
+    }
+}
+
+#[test]
 fn a_checkpoint_keeps_every_bit_of_its_masters() {
     let dir = tempdir().unwrap();
     let mut config = tiny_config();

@@ -26,6 +26,7 @@
 //! | --- | --- |
 //! | `packed`, `trits5`, `activations` | the two operands, in the layout that the kernels load |
 //! | `ternary`, `dense` | the algorithms, each written once over the private trait `Simd` |
+//! | `sums` | outputs of ternary products in 16 bits, exactly |
 //! | `block` | the same for weights in blocks of 4 to 8 bits and inputs of 16 |
 //! | `low_rank` | what adapters add to a projection |
 //! | [`nn`] | norms, rotary embedding, attention, gates: what stands between the products |
@@ -56,6 +57,7 @@ pub mod nn;
 mod packed;
 pub mod parallel;
 mod product;
+mod sums;
 mod ternary;
 #[cfg(test)]
 mod tests;
@@ -70,4 +72,5 @@ pub use isa::{Isa, IsaError, available, isa, select};
 pub use low_rank::{LowRank, LowRankProduct, LowRankType, low_rank_add};
 pub use packed::{PackedMatrix, Packing};
 pub use parallel::threads;
+pub use sums::{bitlinear_sums, rescale_sums};
 pub use ternary::{bitlinear, bitlinear_add, bitlinear_all, bitlinear_gated, matmul_i32};

@@ -127,14 +127,14 @@ pub(crate) fn bitlinear_gated_on(
 }
 
 /// A product of `N` matrices of one shape with the same activations, to one output.
-struct Product<'a, O, const N: usize> {
-    weights: [&'a PackedMatrix; N],
+pub(crate) struct Product<'a, O, const N: usize> {
+    pub(crate) weights: [&'a PackedMatrix; N],
     /// `(tokens, rows)`
-    out: &'a mut [O],
+    pub(crate) out: &'a mut [O],
 }
 
 /// What becomes of the sums of sixteen rows of `N` matrices.
-trait Finish<const N: usize>: Copy + Sync {
+pub(crate) trait Finish<const N: usize>: Copy + Sync {
     /// An output.
     type Out: Copy + Default + Send;
 
@@ -214,7 +214,7 @@ struct Part {
     tokens: Range<usize>,
 }
 
-fn compute<'a, F: Finish<N>, const N: usize>(
+pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
     isa: Isa,
     products: impl IntoIterator<Item = Product<'a, F::Out, N>>,
     x: &Activations,
@@ -334,7 +334,7 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         let mut ahead = Ahead {
             outputs: self.out.address(p * PANEL).cast(),
             row_bytes: rows * size_of::<F::Out>(),
-            output_lines: R / N,
+            output_lines: (R / N * PANEL * size_of::<F::Out>()).div_ceil(size_of::<Line>()),
             first: self.tokens.start,
             tokens: self.tokens.len(),
             weights: [&[]; R],

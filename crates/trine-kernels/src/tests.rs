@@ -16,6 +16,7 @@ use crate::nn::{Gate, gate_on};
 use crate::packed::Line;
 use crate::parallel::Pool;
 use crate::product::Shape;
+use crate::sums::{bitlinear_sums_on, rescale_sums_on};
 use crate::ternary::{bitlinear_add_on, bitlinear_all_on, bitlinear_gated_on, bitlinear_on};
 use crate::{Activations, DenseData, Isa, PackedMatrix, Packing, available, matmul_i32, select};
 
@@ -112,6 +113,35 @@ fn random_matmul_matches_scalar(isa: Isa) {
     proptest!(ProptestConfig::with_cases(64), |((rows, tokens, trits, codes) in case)| {
         check_matmul(isa, rows, tokens, &trits, &codes);
     });
+}
+
+/// What is kept in 16 bits comes back as it was, where sums fit and where they do not.
+fn sums_in_16_bits_give_back_every_output(isa: Isa) {
+    let (rows, long) = (33, if cfg!(miri) { 300 } else { 3000 });
+    for (cols, tokens) in [(21, 1), (17, 5), (257, 17), (long, 3)] {
+        if too_large(rows * cols * tokens) && cols != long {
+            continue;
+        }
+        // The trits of every third row agree in sign, and so do all codes: sums of up to 127 cols.
+        let of = |i: usize| if i / cols % 3 == 0 { 1 } else { (i * i % 251 % 3) as i8 - 1 };
+        let trits: Vec<i8> = (0..rows * cols).map(of).collect();
+        let codes: Vec<i8> = (0..tokens * cols).map(|i| 127 - (i % 7) as i8).collect();
+        let scales: Vec<f32> = (0..tokens).map(|t| 3.7 + t as f32).collect();
+        let x = Activations::from_codes(&codes, &scales, cols);
+        let matrix = TernaryMatrix::from_trits(&trits, rows, cols, 0.37).unwrap();
+        let weights = PackedMatrix::new(&matrix, Packing::Bits2);
+        let (mut expected, mut found) = (vec![0.0; tokens * rows], vec![0.0; rows]);
+        bitlinear_on(isa, &weights, &x, &mut expected);
+        let mut sums = [vec![0; tokens * rows], vec![0; tokens * rows]];
+        let [first, second] = &mut sums;
+        bitlinear_sums_on(isa, &mut [(&weights, first), (&weights, second)], &x);
+        assert_eq!(sums[0], sums[1]);
+        assert_eq!(sums[0].contains(&i16::MIN), 121 * cols > 32_767, "{cols} columns");
+        for t in 0..tokens {
+            rescale_sums_on(isa, &sums[0][t * rows..][..rows], &weights, &x, t, &mut found);
+            assert_same_bits(&found, &expected[t * rows..][..rows]);
+        }
+    }
 }
 
 /// One line of codes times four numbers, on any instruction set.
@@ -358,6 +388,7 @@ stamp!(
     random_matmul_matches_scalar,
     lines_match_scalar,
     bitlinear_matches_definition,
+    sums_in_16_bits_give_back_every_output,
     block_products_match_scalar,
     block_products_are_those_of_the_numbers,
     sixteen_sums_match_scalar,

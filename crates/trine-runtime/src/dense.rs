@@ -1,5 +1,6 @@
 //! Full-precision matrices: embedding and head, and the projections of a baseline.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
@@ -11,8 +12,11 @@ use trine_kernels::{AlignedBuf, BlockKind, BlockMatrix, DenseData, HeadRows};
 use crate::RuntimeError;
 use crate::sketch::Use;
 
-/// Elements that a thread checks at a time.
+/// Elements that a thread checks, or copies, at a time.
 const CHECKED: usize = 1 << 16;
+
+/// Rows that are converted before the memory of what they were made of is given back.
+const RELEASED: usize = 64;
 
 /// A matrix `(rows, cols)` of plain numbers in the type it was stored in; all finite.
 pub(crate) struct DenseMatrix {
@@ -29,12 +33,13 @@ enum Elements {
 }
 
 impl DenseMatrix {
-    /// `dtype` is the type to hold it in.
+    /// `dtype` is the type to hold it in. `release` is told which bytes of the tensor have been copied.
     pub(crate) fn new(
         tensor: &DenseTensor<'_>,
         rows: usize,
         cols: usize,
         dtype: Dtype,
+        release: impl Fn(Range<usize>) + Sync,
     ) -> Result<Self, RuntimeError> {
         let name = &tensor.name;
         let kind = match dtype {
@@ -44,14 +49,19 @@ impl DenseMatrix {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
         };
         if let Some(kind) = kind {
-            let data = Elements::Blocks(blocks(tensor, kind, rows, cols, dtype)?);
+            let data = Elements::Blocks(blocks(tensor, kind, rows, cols, dtype, release)?);
             return Ok(Self { rows, cols, data });
         }
         let bytes = &*tensor.convert(dtype).map_err(|reason| head_type(name, dtype, reason))?;
+        let release = |bytes| {
+            if dtype == tensor.dtype {
+                release(bytes)
+            }
+        };
         let data = match dtype {
-            Dtype::F16 => Elements::F16(numbers(name, bytes, f16::from_le_bytes)?),
-            Dtype::BF16 => Elements::Bf16(numbers(name, bytes, bf16::from_le_bytes)?),
-            _ => Elements::F32(numbers(name, bytes, f32::from_le_bytes)?),
+            Dtype::F16 => Elements::F16(numbers(name, bytes, f16::from_le_bytes, release)?),
+            Dtype::BF16 => Elements::Bf16(numbers(name, bytes, bf16::from_le_bytes, release)?),
+            _ => Elements::F32(numbers(name, bytes, f32::from_le_bytes, release)?),
         };
         Ok(Self { rows, cols, data })
     }
@@ -134,12 +144,14 @@ fn numbers<T: Pod + Send + Sync + Into<f32>, const B: usize>(
     name: &str,
     bytes: &[u8],
     number: impl Fn([u8; B]) -> T + Sync,
+    release: impl Fn(Range<usize>) + Sync,
 ) -> Result<AlignedBuf<T>, RuntimeError> {
     let bytes = bytes.as_chunks().0;
     let mut values = AlignedBuf::new(bytes.len());
     let chunks = values.par_chunks_mut(CHECKED).zip(bytes.par_chunks(CHECKED));
-    chunks.for_each(|(values, bytes)| {
+    chunks.enumerate().for_each(|(i, (values, bytes))| {
         values.iter_mut().zip(bytes).for_each(|(value, bytes)| *value = number(*bytes));
+        release(i * CHECKED * B..(i * CHECKED + bytes.len()) * B);
     });
     check_finite(name, &values)?;
     Ok(values)
@@ -160,17 +172,23 @@ fn blocks(
     rows: usize,
     cols: usize,
     dtype: Dtype,
+    release: impl Fn(Range<usize>) + Sync,
 ) -> Result<BlockMatrix, RuntimeError> {
     let name = &tensor.name;
     dtype.check_columns(cols).map_err(|reason| head_type(name, dtype, reason))?;
     // The first by row, whichever thread meets another one before.
     let failed: Mutex<Option<(usize, BoxError)>> = Mutex::new(None);
+    let row_bytes = tensor.data.len() / rows.max(1);
     let matrix = BlockMatrix::from_rows(kind, rows, cols, |r, out| {
         if let Err(reason) = tensor.convert_row(r, rows, dtype, out) {
             let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
             if failed.as_ref().is_none_or(|(first, _)| r < *first) {
                 *failed = Some((r, reason));
             }
+        }
+        // Rows that another thread is still at are read again.
+        if (r + 1).is_multiple_of(RELEASED) || r + 1 == rows {
+            release(r / RELEASED * RELEASED * row_bytes..(r + 1) * row_bytes);
         }
     });
     if let Some((_, reason)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {

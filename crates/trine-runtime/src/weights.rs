@@ -103,7 +103,8 @@ impl Model {
         let matrix = |name| -> Result<DenseMatrix, RuntimeError> {
             let tensor = file.dense(name)?;
             let dtype = options.head.unwrap_or(tensor.dtype);
-            let matrix = DenseMatrix::new(&tensor, vocab, hidden, dtype)?;
+            let release = |bytes| file.release_part(name, bytes);
+            let matrix = DenseMatrix::new(&tensor, vocab, hidden, dtype, release)?;
             file.release(name);
             Ok(matrix)
         };
@@ -154,8 +155,10 @@ fn projections(file: &ModelFile, options: &LoadOptions) -> Result<Vec<Linear>, R
     if config.quantization == Quantization::None {
         let dense = |(&(layer, p), (rows, cols))| match file.projection(layer, p)? {
             Weight::Dense(tensor) => {
-                let matrix = DenseMatrix::new(&tensor, rows, cols, tensor.dtype);
-                file.release(&names::projection(layer, p));
+                let name = names::projection(layer, p);
+                let release = |bytes| file.release_part(&name, bytes);
+                let matrix = DenseMatrix::new(&tensor, rows, cols, tensor.dtype, release);
+                file.release(&name);
                 Ok(Linear::Dense(matrix?))
             }
             Weight::Ternary(matrix) => Ok(Linear::Ternary(PackedMatrix::from(&matrix))),

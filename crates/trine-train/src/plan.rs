@@ -10,7 +10,7 @@ use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
-use crate::fused::{BLOCK, LEAST_ROWS, Precision};
+use crate::fused::{BLOCK, Form, LEAST_ROWS, Precision};
 use crate::{RunConfig, TrainError, card};
 
 /// What of a model is trained, beside the weights that are not.
@@ -165,23 +165,31 @@ fn frozen(model: &ModelConfig, rows: usize) -> u64 {
     (parameters + 4 * layer) as u64
 }
 
-/// Bytes that the layers keep for the backward pass.
+/// Bytes that the layers keep for the backward pass, beside the gradients, which take the place of some of
+/// them; and of the layer that is at work.
 fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bool) -> u64 {
     let (d, f) = (model.hidden_size, model.intermediate_size);
     let heads = model.num_attention_heads * model.head_dim;
-    let kv = model.num_key_value_heads * model.head_dim;
     let ternary = model.quantization != Quantization::None;
-    let input = usize::from(ternary) + 4 * usize::from(adapted || !ternary);
-    let inputs = (2 * d + heads + f) * input;
-    let floats = 4 * (2 * heads + 2 * kv + d + 2 * f);
     let shapes = Projection::ALL.map(|p| model.projection_shape(p));
-    let packed = match ternary && !adapted {
-        true => shapes.iter().map(|(out, inp)| out * inp / 4).sum::<usize>(),
-        false => 0,
-    };
+    let sums = ternary && !adapted && config.quantizer.lambda_steps == 0;
+    let kept = 4 * Form::new(model, rows, sums).floats();
+    let weights = shapes.iter().map(|(out, inp)| out * inp).sum::<usize>();
+    let packed = if ternary && !adapted { weights / 4 } else { 0 };
     let layers = model.num_hidden_layers;
-    let states = if config.train.recompute_activations { 1 } else { layers };
-    (states * (rows * (inputs + floats) + packed) + (layers + 1) * rows * d * 4) as u64
+    let states = match config.train.recompute_activations {
+        true => kept + packed,
+        false => {
+            // The gradients of a layer lie where the layer above has kept its things.
+            let in_place = !adapted && !config.train.update_in_backward;
+            let beside = if in_place { kept.saturating_sub(4 * weights) } else { kept };
+            kept + layers.saturating_sub(1) * beside + layers * packed
+        }
+    };
+    let input = usize::from(ternary) + 4 * usize::from(adapted || !ternary);
+    let kv = model.num_key_value_heads * model.head_dim;
+    let work = rows * ((2 * d + heads + f) * input + 4 * (heads + 2 * kv + d + 2 * f));
+    (states + work + (layers + 1) * rows * d * 4) as u64
 }
 
 /// Bytes of the sides of products, and of the head.

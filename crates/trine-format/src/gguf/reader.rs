@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::cursor::Cursor;
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, MAGIC, MAX_DIMS, VERSION, Value};
+use crate::mapped::part;
 use crate::{FormatError, Mapped, map_file};
 
 /// Bytes of the smallest metadata entry: a key's length, a type, a one-byte value.
@@ -95,6 +96,11 @@ impl Gguf {
     /// Gives the memory of a tensor's data back; it is read from the file again when asked for.
     pub fn release(&self, info: &TensorInfo) {
         self.file.release(info.range.clone());
+    }
+
+    /// As [`Self::release`], of some bytes of the tensor.
+    pub(crate) fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
+        self.file.release(part(&info.range, bytes));
     }
 
     /// Gives the memory of the whole file back.

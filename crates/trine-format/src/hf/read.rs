@@ -17,6 +17,7 @@ use trine_ternary::TernaryMatrix;
 use super::config::{self, HfConfig};
 use super::header::header;
 use super::packed;
+use crate::mapped::part;
 use crate::names::{Part, TensorId};
 use crate::{
     DenseTensor, Dtype, FormatError, Mapped, ModelConfig, Projection, Quantization, TensorSummary,
@@ -272,6 +273,13 @@ impl HfDir {
     pub(crate) fn release(&self, name: &str) {
         if let Some(stored) = self.tensors.get(name) {
             self.shards[stored.shard].1.release(stored.range.clone());
+        }
+    }
+
+    /// As [`Self::release`], of some bytes of the tensor.
+    pub(crate) fn release_part(&self, name: &str, bytes: Range<usize>) {
+        if let Some(stored) = self.tensors.get(name) {
+            self.shards[stored.shard].1.release(part(&stored.range, bytes));
         }
     }
 

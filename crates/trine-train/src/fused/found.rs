@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use trine_format::names::TensorId;
 
 use crate::optimizer::{Gradients, in_place};
@@ -15,17 +15,6 @@ pub(super) struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Of all `params`, in the memory of `gradients` where it fits.
-    pub(super) fn new(params: &Params, gradients: &'a mut Gradients) -> Result<Self> {
-        let fits = |(name, var): (&str, &Var)| {
-            gradients.get(name).is_some_and(|gradient| gradient.shape() == var.shape())
-        };
-        if gradients.len() != params.iter().count() || !params.iter().all(fits) {
-            *gradients = zeros(params)?;
-        }
-        Ok(Self::within(gradients))
-    }
-
     /// Of the parameters that have a gradient in `gradients`.
     pub(super) fn within(gradients: &'a mut Gradients) -> Self {
         Self { gradients, written: BTreeSet::new() }

@@ -1,6 +1,7 @@
 //! One decoder layer, forward and backward.
 //!
-//! Buffers of the forward pass become gradients in the backward pass, each in its place.
+//! A layer keeps what its products and attention made ([`Kept`]); norms, gates and codes are made of that
+//! again in the backward pass. Buffers of the forward pass become gradients, each in its place.
 
 use candle_core::Result;
 use trine_format::{HiddenAct, Projection, names};
@@ -9,6 +10,7 @@ use trine_kernels::nn::{self, Gate};
 use trine_kernels::parallel;
 
 use super::head::norm_backward;
+use super::outputs::{self, Form, Kept, Output};
 use super::products::{self, Input, Products, Weights};
 use super::relations::{Lesson, States};
 use super::{Buffer, Extent, Found, Pass, is_ternary, mixture};
@@ -22,34 +24,35 @@ const GATE_ROWS: usize = 16;
 /// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before,
 /// but for what is left out of it.
 #[derive(Default)]
-struct Kept {
+struct Entering {
     input: Input,
     floats: Buffer,
     mask: Option<Mask>,
 }
 
-/// What the backward pass needs of a layer's forward pass.
+/// What is at hand of the layer that is being computed: all of it follows from the layer's input and from
+/// what is [`Kept`] of it.
 #[derive(Default)]
-pub(super) struct LayerState {
-    /// In the order of [`Projection::ALL`].
-    weights: Vec<Weights>,
+pub(super) struct Work {
+    /// Of which layer, if all of it is there.
+    of: Option<usize>,
     /// Input of the queries, keys and values `(M, D)`; of the output projection `(M, H d)`; of gate and
     /// up `(M, D)`; of the down projection `(M, F)`.
-    qkv_input: Kept,
-    o_input: Kept,
-    gate_input: Kept,
-    down_input: Kept,
+    qkv_input: Entering,
+    o_input: Entering,
+    gate_input: Entering,
+    down_input: Entering,
     /// Rotated, `(M, H d)` and `(M, K d)`.
     q: Buffer,
     k: Buffer,
     v: Buffer,
-    /// What attention returned, `(M, H d)`.
-    y: Buffer,
     /// The residual stream after attention, `(M, D)`.
     middle: Buffer,
-    /// `(M, F)`
+    /// The gradient of the down projection's input, which becomes that of gate, and that of up, `(M, F)`.
     gate: Buffer,
     up: Buffer,
+    /// The gradient of any other input of projections.
+    scratch: Buffer,
 }
 
 /// A layer of a step.
@@ -78,7 +81,7 @@ impl<'a> Layer<'a> {
     /// What is left out of an input of adapters in this step, the inputs of a layer being numbered.
     fn mask(&self, input: usize) -> Option<Mask> {
         let dropout = self.adapters()?.dropout();
-        let in_training = self.extent.pass == Pass::Training;
+        let in_training = self.extent.pass.learns();
         let mask = dropout.mask(self.model.step(), self.extent.ids, 4 * self.index + input);
         mask.filter(|_| in_training)
     }
@@ -88,108 +91,180 @@ impl<'a> Layer<'a> {
         self.model.adapters().filter(|_| self.extent.pass != Pass::Base)
     }
 
-    /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs.
+    /// The size of what is kept: sums, where a projection makes these and nothing else is added to them.
+    pub(super) fn form(&self) -> Form {
+        let sums = is_ternary(self.model) && mixture(self.model).is_none();
+        Form::new(self.model.config(), self.extent.rows(), sums && self.adapters().is_none())
+    }
+
+    /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs, which is left
+    /// in `memory` and, until the next layer comes, in `work`.
     pub(super) fn forward(
         &mut self,
         x: &[f32],
-        state: &mut LayerState,
+        weights: &mut Vec<Weights>,
+        memory: &mut [f32],
+        work: &mut Work,
         out: Option<&mut [f32]>,
     ) -> Result<()> {
-        let config = self.model.config();
-        let (rows, width, eps) = (self.extent.rows(), config.hidden_size, config.rms_norm_eps);
-        state.weights.resize_with(Projection::ALL.len(), || Weights::Full);
+        weights.resize_with(Projection::ALL.len(), || Weights::Full);
         for p in Projection::ALL {
-            self.ternarize(p, &mut state.weights[p as usize])?;
+            self.ternarize(p, &mut weights[p as usize])?;
         }
-        state.qkv_input.mask = self.mask(0);
-        self.normed(x, width, Some(&names::input_norm(self.index)), &mut state.qkv_input)?;
-        let heads_width = config.num_attention_heads * config.head_dim;
-        let kv_width = config.num_key_value_heads * config.head_dim;
-        for (buffer, width) in
-            [(&mut state.q, heads_width), (&mut state.k, kv_width), (&mut state.v, kv_width)]
-        {
-            buffer.resize(rows * width);
+        work.of = None;
+        let mut kept = self.form().within(memory);
+
+        self.take_qkv_input(x, work)?;
+        let [q, k, v, ..] = &mut kept.outputs;
+        let outputs = [(Projection::Q, q), (Projection::K, k), (Projection::V, v)];
+        self.project(weights, &work.qkv_input, outputs)?;
+        self.take_qkv(weights, &kept, work);
+        self.attention().forward(&mut work.q, &mut work.k, &work.v, kept.y);
+
+        self.take_o_input(&kept, work)?;
+        let [.., o, _, _] = &mut kept.outputs;
+        self.project(weights, &work.o_input, [(Projection::O, o)])?;
+        self.take_middle(x, weights, &kept, work);
+
+        self.take_gate_input(work)?;
+        let [.., gate, up] = &mut kept.outputs;
+        self.project(weights, &work.gate_input, [(Projection::Gate, gate), (Projection::Up, up)])?;
+        self.take_down_input(weights, &kept, work)?;
+        if let Some(out) = out {
+            let mut down = Output::Floats(&mut *out);
+            self.project(weights, &work.down_input, [(Projection::Down, &mut down)])?;
+            add(out, &work.middle);
         }
-        let LayerState { weights, qkv_input, q, k, v, .. } = state;
-        let work = [(Projection::Q, &mut q[..]), (Projection::K, k), (Projection::V, v)];
-        self.project(weights, qkv_input, work)?;
-        state.y.resize(rows * heads_width);
-        self.attention().forward(&mut state.q, &mut state.k, &state.v, &mut state.y);
+        work.of = Some(self.index);
+        Ok(())
+    }
 
-        let sub_norm = config.sub_norms.then(|| names::attn_sub_norm(self.index));
-        state.o_input.mask = self.mask(1);
-        self.normed(&state.y, heads_width, sub_norm.as_deref(), &mut state.o_input)?;
-        state.middle.resize(rows * width);
-        self.project(&state.weights, &state.o_input, [(Projection::O, &mut state.middle)])?;
-        add(&mut state.middle, x);
+    /// Makes `work` what it was at the end of the forward pass.
+    fn restore(
+        &self,
+        x: &[f32],
+        weights: &[Weights],
+        kept: &Kept<'_>,
+        work: &mut Work,
+    ) -> Result<()> {
+        let config = self.model.config();
+        self.take_qkv_input(x, work)?;
+        self.take_qkv(weights, kept, work);
+        self.attention().rotate(&mut work.q, config.num_attention_heads);
+        self.attention().rotate(&mut work.k, config.num_key_value_heads);
+        self.take_o_input(kept, work)?;
+        self.take_middle(x, weights, kept, work);
+        self.take_gate_input(work)?;
+        self.take_down_input(weights, kept, work)
+    }
 
+    fn take_qkv_input(&self, x: &[f32], work: &mut Work) -> Result<()> {
+        work.qkv_input.mask = self.mask(0);
+        self.normed(x, Some(&names::input_norm(self.index)), &mut work.qkv_input)
+    }
+
+    /// Queries, keys and values, not yet rotated.
+    fn take_qkv(&self, weights: &[Weights], kept: &Kept<'_>, work: &mut Work) {
+        let input = &work.qkv_input.input;
+        for (i, to) in [&mut work.q, &mut work.k, &mut work.v].into_iter().enumerate() {
+            let width = self.model.config().projection_shape(Projection::ALL[i]).0;
+            to.resize(self.extent.rows() * width);
+            parallel::for_each_chunk(to, width, |row, to| {
+                kept.outputs[i].row((&weights[i], input), row, to);
+            });
+        }
+    }
+
+    fn take_o_input(&self, kept: &Kept<'_>, work: &mut Work) -> Result<()> {
+        let sub_norm = self.model.config().sub_norms.then(|| names::attn_sub_norm(self.index));
+        work.o_input.mask = self.mask(1);
+        self.normed(kept.y, sub_norm.as_deref(), &mut work.o_input)
+    }
+
+    fn take_middle(&self, x: &[f32], weights: &[Weights], kept: &Kept<'_>, work: &mut Work) {
+        let (o, width) = (Projection::O as usize, self.model.config().hidden_size);
+        let input = &work.o_input.input;
+        work.middle.resize(x.len());
+        parallel::for_each_chunk(&mut work.middle, width, |row, to| {
+            kept.outputs[o].row((&weights[o], input), row, to);
+            to.iter_mut().zip(&x[row * width..]).for_each(|(to, x)| *to += x);
+        });
+    }
+
+    fn take_gate_input(&self, work: &mut Work) -> Result<()> {
         let norm = names::post_attention_norm(self.index);
-        state.gate_input.mask = self.mask(2);
-        self.normed(&state.middle, width, Some(&norm), &mut state.gate_input)?;
-        let inner = config.intermediate_size;
-        state.gate.resize(rows * inner);
-        state.up.resize(rows * inner);
-        let LayerState { weights, gate_input, gate, up, .. } = state;
-        self.project(weights, gate_input, [(Projection::Gate, gate), (Projection::Up, up)])?;
+        work.gate_input.mask = self.mask(2);
+        let Work { middle, gate_input, .. } = work;
+        self.normed(middle, Some(&norm), gate_input)
+    }
+
+    fn take_down_input(&self, weights: &[Weights], kept: &Kept<'_>, work: &mut Work) -> Result<()> {
+        let config = self.model.config();
+        let (act, inner, eps) = (self.act, config.intermediate_size, config.rms_norm_eps);
         let sub_norm = config.sub_norms.then(|| names::ffn_sub_norm(self.index));
         let weight = sub_norm.map(|name| self.param(&name)).transpose()?;
-        let (gate, up, act) = (&state.gate, &state.up, self.act);
-        state.down_input.mask = self.mask(3);
-        self.keep(&mut state.down_input, inner, |row, to| {
-            let at = row * inner;
-            nn::gate_into(act, &gate[at..][..inner], &up[at..][..inner], to);
+        work.down_input.mask = self.mask(3);
+        let Work { gate_input, down_input, .. } = work;
+        self.keep(down_input, inner, |row, to| {
+            let mut up = vec![0.0; inner];
+            gate_and_up(weights, kept, gate_input, row, [to, &mut up]);
+            nn::gate(act, to, &up);
             if let Some(weight) = &weight {
                 nn::rms_norm_in_place(to, weight, eps);
             }
         });
-        if let Some(out) = out {
-            self.project(&state.weights, &state.down_input, [(Projection::Down, &mut *out)])?;
-            add(out, &state.middle);
-        }
         Ok(())
     }
 
     /// From `dx` `(M, D)`, the gradient of the layer's output, to that of its input `x`, in its place.
-    /// `scratch` may hold anything. With a `lesson`, the gradient is that of its loss too.
+    /// With a `lesson`, the gradient is that of its loss too.
     pub(super) fn backward(
         &mut self,
         x: &mut [f32],
-        state: &mut LayerState,
+        weights: &[Weights],
+        memory: &mut [f32],
+        work: &mut Work,
         dx: &[f32],
-        scratch: &mut Buffer,
         found: &mut Found<'_>,
         lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
         let config = self.model.config();
         let (rows, width, eps) = (self.extent.rows(), config.hidden_size, config.rms_norm_eps);
+        let kept = self.form().within(memory);
+        if work.of.take() != Some(self.index) {
+            self.restore(x, weights, &kept, work)?;
+        }
+        let [mut gate, mut scratch] =
+            [&mut work.gate, &mut work.scratch].map(std::mem::take::<Buffer>);
 
-        scratch.resize(rows * config.intermediate_size);
+        gate.resize(rows * config.intermediate_size);
         let dys = [(Projection::Down, dx)];
-        self.gradients(&state.weights, &state.down_input, &dys, scratch, found)?;
-        self.gate_backward(state, scratch, found)?;
+        self.gradients(weights, &work.down_input, &dys, &mut gate, found)?;
+        self.gate_backward(weights, &kept, work, &mut gate, found)?;
 
         scratch.resize(rows * width);
-        let dys = [(Projection::Gate, &state.gate[..]), (Projection::Up, &state.up)];
-        self.gradients(&state.weights, &state.gate_input, &dys, scratch, found)?;
+        let dys = [(Projection::Gate, &gate[..]), (Projection::Up, &work.up)];
+        self.gradients(weights, &work.gate_input, &dys, &mut scratch, found)?;
+        work.gate = gate;
         let name = names::post_attention_norm(self.index);
         let weight = self.param(&name)?;
-        let dw = norm_backward(&mut state.middle, &weight, eps, scratch, Some(dx));
+        let dw = norm_backward(&mut work.middle, &weight, eps, &scratch, Some(dx));
         found.write(&name, |to| to.copy_from_slice(&dw))?;
 
         let heads_width = config.num_attention_heads * config.head_dim;
         scratch.resize(rows * heads_width);
-        let dys = [(Projection::O, &state.middle[..])];
-        self.gradients(&state.weights, &state.o_input, &dys, scratch, found)?;
+        let dys = [(Projection::O, &work.middle[..])];
+        self.gradients(weights, &work.o_input, &dys, &mut scratch, found)?;
         let mut dy = &*scratch;
         if config.sub_norms {
             let name = names::attn_sub_norm(self.index);
             let weight = self.param(&name)?;
-            let dw = norm_backward(&mut state.y, &weight, eps, dy, None);
+            let dw = norm_backward(kept.y, &weight, eps, dy, None);
             found.write(&name, |to| to.copy_from_slice(&dw))?;
-            dy = &state.y;
+            dy = kept.y;
         }
-        let lesson = lesson.map(|lesson| (lesson, self.unrotated(state)));
-        let LayerState { q, k, v, .. } = state;
+        let lesson = lesson.map(|lesson| (lesson, self.unrotated(work)));
+        let Work { q, k, v, .. } = &mut *work;
         self.attention().backward(self.products.is_bf16(), [q, k, v], dy);
         if let Some((lesson, states)) = lesson {
             lesson.learn(self.extent, &states, [q, k, v]);
@@ -197,18 +272,20 @@ impl<'a> Layer<'a> {
 
         scratch.resize(rows * width);
         let dys =
-            [(Projection::Q, &state.q[..]), (Projection::K, &state.k), (Projection::V, &state.v)];
-        self.gradients(&state.weights, &state.qkv_input, &dys, scratch, found)?;
+            [(Projection::Q, &work.q[..]), (Projection::K, &work.k), (Projection::V, &work.v)];
+        self.gradients(weights, &work.qkv_input, &dys, &mut scratch, found)?;
         let name = names::input_norm(self.index);
         let weight = self.param(&name)?;
-        let dw = norm_backward(x, &weight, eps, scratch, Some(&state.middle));
-        found.write(&name, |to| to.copy_from_slice(&dw))
+        let dw = norm_backward(x, &weight, eps, &scratch, Some(&work.middle));
+        found.write(&name, |to| to.copy_from_slice(&dw))?;
+        work.scratch = scratch;
+        Ok(())
     }
 
     /// Queries, keys and values after a forward pass, without positions.
-    pub(super) fn unrotated(&self, state: &LayerState) -> States {
+    pub(super) fn unrotated(&self, work: &Work) -> States {
         let config = self.model.config();
-        let mut states = [&state.q, &state.k, &state.v].map(Buffer::clone);
+        let mut states = [&work.q, &work.k, &work.v].map(Buffer::clone);
         let [q, k, _] = &mut states;
         self.attention().turn_back(q, config.num_attention_heads);
         self.attention().turn_back(k, config.num_key_value_heads);
@@ -241,10 +318,10 @@ impl<'a> Layer<'a> {
         made.map_err(|e| candle_core::Error::Msg(format!("{name}: {e}")))
     }
 
-    /// Fills the input of projections: rows of `x`, after a norm if one is named.
-    fn normed(&self, x: &[f32], cols: usize, norm: Option<&str>, to: &mut Kept) -> Result<()> {
+    /// Fills the input of projections: rows of `x` `(M, in)`, after a norm if one is named.
+    fn normed(&self, x: &[f32], norm: Option<&str>, to: &mut Entering) -> Result<()> {
         let weight = norm.map(|name| self.param(name)).transpose()?;
-        let eps = self.model.config().rms_norm_eps;
+        let (cols, eps) = (x.len() / self.extent.rows(), self.model.config().rms_norm_eps);
         self.keep(to, cols, |row, to| {
             let x = &x[row * cols..][..cols];
             match &weight {
@@ -258,7 +335,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Fills the input of projections with rows `(cols,)` that `fill` writes.
-    fn keep(&self, to: &mut Kept, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+    fn keep(&self, to: &mut Entering, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let (ternary, rows) = (is_ternary(self.model), self.extent.rows());
         if let Some(share) = mixture(self.model) {
             return to.input.mix(rows, cols, share, fill);
@@ -284,20 +361,23 @@ impl<'a> Layer<'a> {
     fn project<const N: usize>(
         &mut self,
         weights: &[Weights],
-        kept: &Kept,
-        mut work: [(Projection, &mut [f32]); N],
+        entering: &Entering,
+        outputs: [(Projection, &mut Output<'_>); N],
     ) -> Result<()> {
-        let masters = work.each_ref().map(|(p, _)| self.masters(weights, *p));
-        let mut pairs = Vec::with_capacity(N);
-        for ((p, y), masters) in work.iter_mut().zip(&masters) {
-            let masters = masters.as_ref().map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-            pairs.push((self.projection(weights, *p, masters), &mut **y));
+        let mut masters = Vec::with_capacity(N);
+        for (p, _) in &outputs {
+            masters.push(self.masters(weights, *p)?);
         }
-        self.products.forward(&kept.input, &mut pairs);
+        let mut pairs = Vec::with_capacity(N);
+        for ((p, y), masters) in outputs.into_iter().zip(&masters) {
+            pairs.push((p, self.projection(weights, p, masters), y));
+        }
+        outputs::project(self.products, &entering.input, &mut pairs);
         let Some(adapters) = self.adapters() else { return Ok(()) };
-        for (p, y) in work {
+        for (p, _, y) in pairs {
+            let Output::Floats(y) = y else { continue };
             adapters.with(self.index, p, |adapter| {
-                self.products.adapt(&kept.floats, adapter, self.extent.rows(), y)
+                self.products.adapt(&entering.floats, adapter, self.extent.rows(), y)
             })?;
         }
         Ok(())
@@ -334,7 +414,7 @@ impl<'a> Layer<'a> {
     fn gradients(
         &mut self,
         weights: &[Weights],
-        kept: &Kept,
+        entering: &Entering,
         dys: &[(Projection, &[f32])],
         dx: &mut [f32],
         found: &mut Found<'_>,
@@ -343,12 +423,12 @@ impl<'a> Layer<'a> {
         let names = dys.iter().map(|(p, _)| names::projection(self.index, *p));
         let names: Vec<_> = names.collect();
         if names.iter().any(|name| found.wants(name)) {
-            self.products.take_input(&kept.input, dx.len() / rows);
+            self.products.take_input(&entering.input, dx.len() / rows);
         }
         for ((p, dy), name) in dys.iter().zip(&names) {
             let (out, inp) = self.model.config().projection_shape(*p);
             found.write(name, |dw| {
-                self.products.weight_gradient(dy, [rows, out, inp], &kept.input, dw);
+                self.products.weight_gradient(dy, [rows, out, inp], &entering.input, dw);
             })?;
         }
         for (i, (p, dy)) in dys.iter().enumerate() {
@@ -360,19 +440,20 @@ impl<'a> Layer<'a> {
         let Some(adapters) = self.adapters() else { return Ok(()) };
         for (p, dy) in dys {
             adapters.with(self.index, *p, |adapter| {
-                let (x, mask) = (&kept.floats, kept.mask);
+                let (x, mask) = (&entering.floats, entering.mask);
                 self.products.adapter_gradients(x, mask, adapter, rows, dy, dx, found)
             })?;
         }
         Ok(())
     }
 
-    /// From `ds` `(M, F)`, the gradient of the down projection's input, to those of gate and up, in
-    /// their places.
+    /// From the gradient of the down projection's input `(M, F)` to those of gate, in its place, and of up.
     fn gate_backward(
         &self,
-        state: &mut LayerState,
-        ds: &[f32],
+        weights: &[Weights],
+        kept: &Kept<'_>,
+        work: &mut Work,
+        gradient: &mut [f32],
         found: &mut Found<'_>,
     ) -> Result<()> {
         let config = self.model.config();
@@ -380,21 +461,25 @@ impl<'a> Layer<'a> {
         let name = names::ffn_sub_norm(self.index);
         let weight = config.sub_norms.then(|| self.param(&name)).transpose()?;
         let group = GATE_ROWS * inner;
-        let chunks = state.gate.chunks_mut(group).zip(state.up.chunks_mut(group));
-        let mut work: Vec<_> = chunks.map(|(gate, up)| (gate, up, vec![0.0; inner])).collect();
-        parallel::for_each(&mut work, |i, (gate, up, dw)| {
-            let (mut h, mut dh) = (vec![0.0; inner], vec![0.0; inner]);
-            let rows = gate.chunks_exact_mut(inner).zip(up.chunks_exact_mut(inner));
-            for (r, (gate, up)) in rows.enumerate() {
-                let ds = &ds[i * group + r * inner..][..inner];
+        let Work { up, gate_input, .. } = work;
+        up.resize(gradient.len());
+        let chunks = gradient.chunks_mut(group).zip(up.chunks_mut(group));
+        let mut work: Vec<_> = chunks.map(|(to, up)| (to, up, vec![0.0; inner])).collect();
+        parallel::for_each(&mut work, |i, (to, up, dw)| {
+            let [mut gate, mut h, mut dh] = [(); 3].map(|()| vec![0.0; inner]);
+            let rows = to.chunks_exact_mut(inner).zip(up.chunks_exact_mut(inner));
+            for (r, (to, up)) in rows.enumerate() {
+                let row = i * GATE_ROWS + r;
+                gate_and_up(weights, kept, gate_input, row, [&mut gate, up]);
                 match &weight {
-                    None => nn::gate_backward(act, gate, up, ds),
+                    None => nn::gate_backward(act, &mut gate, up, to),
                     Some(weight) => {
-                        nn::gate_into(act, gate, up, &mut h);
-                        nn::rms_norm_backward(&h, weight, eps, ds, &mut dh, dw);
-                        nn::gate_backward(act, gate, up, &dh);
+                        nn::gate_into(act, &gate, up, &mut h);
+                        nn::rms_norm_backward(&h, weight, eps, to, &mut dh, dw);
+                        nn::gate_backward(act, &mut gate, up, &dh);
                     }
                 }
+                to.copy_from_slice(&gate);
             }
         });
         if weight.is_some() {
@@ -404,6 +489,19 @@ impl<'a> Layer<'a> {
             })?;
         }
         Ok(())
+    }
+}
+
+/// Row `row` of gate and up, `(F,)` each.
+fn gate_and_up(
+    weights: &[Weights],
+    kept: &Kept<'_>,
+    entering: &Entering,
+    row: usize,
+    to: [&mut [f32]; 2],
+) {
+    for (p, to) in [Projection::Gate as usize, Projection::Up as usize].into_iter().zip(to) {
+        kept.outputs[p].row((&weights[p], &entering.input), row, to);
     }
 }
 

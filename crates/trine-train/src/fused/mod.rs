@@ -6,9 +6,10 @@
 //!
 //! - A projection's weights are ternarized once a step, on all threads, into the layout that is
 //!   multiplied; queries, keys and values share their codes, as do gate and up.
-//! - What a layer's backward pass needs is kept as it is needed: codes instead of floats, packed trits
-//!   instead of matrices. With [`Options::recompute`] only the layer's input is kept, and the layer runs
-//!   once more.
+//! - A layer keeps for its backward pass what its products made, which are integers of 16 bits where it is
+//!   ternary; what is cheap to make of these is made again. With [`Options::recompute`] only the layer's
+//!   input is kept, and the layer runs once more.
+//! - The gradients of a layer lie where the layer above has kept its things.
 //! - Products of gradients run in bfloat16 where [`Precision::Bf16`] allows it: trits and codes are
 //!   exact there, only the gradient that comes from above is rounded.
 //! - Logits exist for some rows at a time; their gradient is made where they stand.
@@ -24,6 +25,8 @@ mod head;
 mod layer;
 mod learned;
 mod likeliest;
+mod memory;
+mod outputs;
 mod products;
 mod relations;
 
@@ -39,14 +42,16 @@ use distill::Chunk;
 pub(crate) use found::zeros;
 use found::{Found, layer_gradients, parts};
 use head::{Head, Targets};
-use layer::LayerState;
+use layer::{Layer, Work};
 use learned::{Learned, gather, mean, scatter};
-use products::Products;
+use memory::Memory;
+use products::{Products, Weights};
 use relations::{Lesson, States};
 
 pub use distill::{Distillation, Divergences, Says, Teacher};
 pub(crate) use head::{BLOCK, LEAST_ROWS};
 pub use likeliest::Likeliest;
+pub(crate) use outputs::Form;
 pub use products::Precision;
 pub use relations::Relations;
 
@@ -69,13 +74,14 @@ pub struct Engine {
     chunk: Chunk,
     /// `(M, D)`, the input of every layer and the output of the last.
     inputs: Vec<Buffer>,
-    /// One for each layer, or one for all of them in turn.
-    states: Vec<LayerState>,
-    /// The gradient of an input of projections.
-    scratch: Buffer,
+    /// Of the projections of each layer, or of all layers in turn; and what layers keep.
+    weights: Vec<Vec<Weights>>,
+    memory: Memory,
+    work: Work,
     /// The rows that predict something, `(n, D)`, where not all do.
     learned: Buffer,
-    gradients: Gradients,
+    /// The gradients of one layer and of what is in none, where there are not all at once.
+    by_layer: Gradients,
     /// A layer whose states are kept in a pass without a backward pass, and these.
     watched: Option<(usize, States)>,
 }
@@ -100,9 +106,17 @@ struct Extent<'a> {
 enum Pass {
     /// A backward pass follows, and adapters leave something out.
     Training,
+    /// As in training, but there are never the gradients of all layers.
+    ByLayer,
     Evaluation,
     /// Without adapters.
     Base,
+}
+
+impl Pass {
+    fn learns(self) -> bool {
+        matches!(self, Self::Training | Self::ByLayer)
+    }
 }
 
 impl Extent<'_> {
@@ -129,10 +143,11 @@ impl Engine {
             head: Head::default(),
             chunk: Chunk::default(),
             inputs: Vec::new(),
-            states: Vec::new(),
-            scratch: Buffer::default(),
+            weights: Vec::new(),
+            memory: Memory::default(),
+            work: Work::default(),
             learned: Buffer::default(),
-            gradients: Gradients::new(),
+            by_layer: Gradients::new(),
             watched: None,
         }
     }
@@ -170,7 +185,7 @@ impl Engine {
             let targets = Targets { ids: &rows.ids, weights: &weights };
             end.head.backward(model, end.products, x, targets, found)
         })?;
-        Ok((mean(losses.iter().copied()), self.gradients.clone()))
+        Ok((mean(losses.iter().copied()), self.memory.gradients()))
     }
 
     /// As [`Self::weighted_gradients`], of the loss of a [`Distillation`]: the mean cross entropy in nats,
@@ -205,7 +220,7 @@ impl Engine {
             })?;
         let [loss, tokens] = [0, 1].map(|part| mean(losses.iter().map(|losses| losses[part])));
         let relations = lesson.map(|lesson| lesson.divergence);
-        Ok((loss, Divergences { tokens, relations }, self.gradients.clone()))
+        Ok((loss, Divergences { tokens, relations }, self.memory.gradients()))
     }
 
     /// Mean cross entropy in nats of the targets that are to be predicted; the gradients of the sum of their
@@ -224,9 +239,9 @@ impl Engine {
         mut update: impl FnMut(&Gradients) -> std::result::Result<(), E>,
     ) -> std::result::Result<f32, E> {
         let rows = Learned::of(batch)?;
-        let extent = self.forward(model, batch, Pass::Training)?;
+        let extent = self.forward(model, batch, Pass::ByLayer)?;
         let weights = vec![weight; rows.ids.len()];
-        let [mut ends, first] = parts(model, &self.gradients)?;
+        let [mut ends, first] = parts(model, &self.by_layer)?;
         let mut found = Found::within(&mut ends);
         let losses = self.end(model, &rows, &mut found, |end, x, found| {
             let targets = Targets { ids: &rows.ids, weights: &weights };
@@ -247,7 +262,7 @@ impl Engine {
         found.finish()?;
         update(&ends)?;
         // Kept for the next step.
-        self.gradients = ends.into_iter().chain(first).collect();
+        self.by_layer = ends.into_iter().chain(first).collect();
         Ok(loss)
     }
 
@@ -273,7 +288,7 @@ impl Engine {
             let targets = Targets { ids: &rows.ids, weights: &weights };
             end.head.backward(model, end.products, x, targets, found)
         })?;
-        Ok(self.gradients.clone())
+        Ok(self.memory.gradients())
     }
 
     /// Log-probabilities of sequences in nats, `(B,)`, summed over the targets that are to be predicted; with
@@ -327,8 +342,8 @@ impl Engine {
         mut lesson: Option<&mut Lesson<'_>>,
         end: impl FnOnce(End<'_>, &mut [f32], &mut Found<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut gradients = std::mem::take(&mut self.gradients);
-        let mut found = Found::new(model.trained(), &mut gradients)?;
+        let mut gradients = self.memory.gradients();
+        let mut found = Found::within(&mut gradients);
         let made = self.end(model, rows, &mut found, end)?;
         for index in (0..model.config().num_hidden_layers).rev() {
             let lesson = lesson.as_deref_mut().filter(|lesson| lesson.relations.layer == index);
@@ -336,7 +351,6 @@ impl Engine {
         }
         add_embedding(model, batch, &self.inputs[0], &mut found)?;
         found.finish()?;
-        self.gradients = gradients;
         Ok(made)
     }
 
@@ -368,15 +382,18 @@ impl Engine {
         found: &mut Found<'_>,
         lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
-        let Self { options, products, inputs, states, scratch, .. } = self;
+        let Self { options, products, inputs, weights, memory, work, .. } = self;
         let (below, above) = inputs.split_at_mut(index + 1);
         let (x, dx) = (&mut below[index], &above[0]);
-        let state = &mut states[if options.recompute { 0 } else { index }];
-        let mut layer = layer::Layer::new(model, index, extent, products);
-        if options.recompute {
-            layer.forward(x, state, None)?;
-        }
-        layer.backward(x, state, dx, scratch, found, lesson)
+        let at = if options.recompute { 0 } else { index };
+        let weights = &mut weights[at];
+        let mut layer = Layer::new(model, index, extent, products);
+        memory.keep(at, |memory| {
+            if options.recompute {
+                layer.forward(x, weights, memory, work, None)?;
+            }
+            layer.backward(x, weights, memory, work, dx, found, lesson)
+        })
     }
 
     /// Runs all layers. In training, `inputs` are then the input of every layer and the output of the last;
@@ -397,25 +414,28 @@ impl Engine {
             }
         }
         let layers = config.num_hidden_layers;
-        let (inputs, states) = match (pass == Pass::Training, self.options.recompute) {
+        let (inputs, states) = match (pass.learns(), self.options.recompute) {
             (true, false) => (layers + 1, layers),
             (true, true) => (layers + 1, 1),
             (false, _) => (2, 1),
         };
-        self.inputs.resize_with(inputs.max(self.inputs.len()), Buffer::default);
-        self.states.resize_with(states.max(self.states.len()), LayerState::default);
-        self.inputs[..inputs].iter_mut().for_each(|x| x.resize(extent.rows() * config.hidden_size));
-        embed(model, batch, &mut self.inputs[0])?;
+        let Self { products, inputs: buffers, weights, memory, work, watched, .. } = self;
+        buffers.resize_with(inputs.max(buffers.len()), Buffer::default);
+        buffers[..inputs].iter_mut().for_each(|x| x.resize(extent.rows() * config.hidden_size));
+        weights.resize_with(states.max(weights.len()), Vec::new);
+        let floats = Layer::new(model, 0, extent, products).form().floats();
+        memory.prepare(states, floats, (pass == Pass::Training).then(|| model.trained()))?;
+        embed(model, batch, &mut buffers[0])?;
         for index in 0..layers {
-            let [x, y] = self
-                .inputs
+            let [x, y] = buffers
                 .get_disjoint_mut([index % inputs, (index + 1) % inputs])
                 .expect("an input and another buffer for the output");
-            let mut layer = layer::Layer::new(model, index, extent, &mut self.products);
-            let state = &mut self.states[index % states];
-            layer.forward(x, state, Some(y))?;
-            if let Some((_, kept)) = self.watched.as_mut().filter(|(at, _)| *at == index) {
-                *kept = layer.unrotated(state);
+            let mut layer = Layer::new(model, index, extent, products);
+            let weights = &mut weights[index % states];
+            memory
+                .keep(index % states, |memory| layer.forward(x, weights, memory, work, Some(y)))?;
+            if let Some((_, kept)) = watched.as_mut().filter(|(at, _)| *at == index) {
+                *kept = layer.unrotated(work);
             }
         }
         Ok(extent)

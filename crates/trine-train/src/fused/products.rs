@@ -213,6 +213,7 @@ impl Default for Input {
 }
 
 /// One projection of a step.
+#[derive(Clone, Copy)]
 pub(super) struct Projection<'a> {
     pub(super) out: usize,
     pub(super) inp: usize,

@@ -127,6 +127,39 @@ fn steps_without_a_graph_are_those_of_the_graph() {
     check(&model(one_head), &batch(2, 99, 37), "one key head");
 }
 
+/// Loss and gradients of a batch, as bits.
+fn bits(engine: &mut Engine, model: &Bitnet, batch: &Batch) -> Vec<u32> {
+    let (loss, gradients) = engine.gradients(model, batch).unwrap();
+    let gradients = gradients.values().flat_map(|g| view(g).unwrap().to_vec());
+    [loss].into_iter().chain(gradients).map(f32::to_bits).collect()
+}
+
+#[test]
+fn what_is_made_again_has_the_bits_of_a_layer_that_runs_again() {
+    let of = |config: ModelConfig| ModelConfig { num_hidden_layers: 3, ..config };
+    let silu = ModelConfig { hidden_act: HiddenAct::Silu, sub_norms: false, ..config() };
+    let full = ModelConfig { quantization: Quantization::None, ..config() };
+    let models = [of(config()), of(silu), of(full)].map(model);
+    let adapted = model(config()).with_adapters(adapters(&Projection::ALL));
+    for model in models.iter().chain([&adapted]) {
+        let engine = |recompute| {
+            let options = Options { precision: Precision::Bf16, recompute };
+            Engine::new(options, is_ternary(model))
+        };
+        let (small, large) = (batch(2, 40, 37), batch(4, 130, 37));
+        let [expected, expected_of_large] =
+            [&small, &large].map(|batch| bits(&mut engine(true), model, batch));
+        // Whatever the memory was used for before, and whether it has to grow.
+        let mut engine = engine(false);
+        for _ in 0..2 {
+            assert!(bits(&mut engine, model, &small) == expected);
+            engine.evaluate(model, &large).unwrap();
+            assert!(bits(&mut engine, model, &small) == expected);
+            assert!(bits(&mut engine, model, &large) == expected_of_large);
+        }
+    }
+}
+
 /// Adapters whose `B` is not zero, so that every gradient is something.
 fn adapters(targets: &[Projection]) -> Adapters {
     let adapters = Adapters::init(&config(), 3, 6.0, targets, 5).unwrap();

@@ -120,6 +120,22 @@ fn a_bench_of_a_file_is_a_table() {
 }
 
 #[test]
+fn steps_are_timed_with_the_optimizer_that_is_asked_for() {
+    let place = Place::new();
+    let steps = ["bench", "train", "--size", "1m", "--ternary-only", "-r", "1", "--json"];
+    let set = ["--set", "optimizer.moments=int8", "--set", "optimizer.masters=bf16"];
+    let found = json(&place.ok(&[&steps[..], &set].concat()));
+    let of = |key: &str| found[key].as_str().unwrap().to_owned();
+    assert_eq!(["optimizer", "moments", "masters"].map(of), ["adamw", "int8", "bf16"]);
+    assert!(found["tok_s"].as_f64() > Some(0.0));
+    let refused = |set: &str, names: &[&str]| {
+        place.refused(&[&steps[..], &["--set", set]].concat(), names);
+    };
+    refused("model.depth=3", &["model.depth=3", "[optimizer]"]);
+    refused("optimizer.moments=int7", &["optimizer.moments=int7", "int8"]);
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let place = Place::new();
     let shape = ["bench", "--shape", "tiny"];

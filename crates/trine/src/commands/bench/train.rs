@@ -2,15 +2,15 @@
 //! written naively, in turn, beside what the machine could do at the time; and on a card.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Context;
-
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use trine_data::Batch;
 use trine_format::{ModelConfig, Quantization};
 use trine_kernels::limits::{Limits, Rate};
-use trine_train::config::DeviceConfig;
+use trine_train::config::{DeviceConfig, OptimizerConfig};
 use trine_train::fused::{Engine, Options, Precision};
 use trine_train::naive::Naive;
 use trine_train::optimizer::{self, Optimizer};
@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Keep only the input of every layer, and run it again in the backward pass
     #[arg(long)]
     recompute: bool,
+    /// Overrides a value of [optimizer], e.g. --set optimizer.moments=int8
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
     #[command(flatten)]
     card: CardArgs,
     /// Print one JSON object instead of a table
@@ -140,10 +143,15 @@ struct Run {
 }
 
 impl Run {
-    fn new(config: ModelConfig, options: Options) -> anyhow::Result<Self> {
+    fn new(
+        config: ModelConfig,
+        options: Options,
+        optimizer: OptimizerConfig,
+    ) -> anyhow::Result<Self> {
         let ternary = config.quantization != Quantization::None;
-        let params = Params::init(&config, 0.02, 0, &Device::Cpu)?;
-        let optimizer = Optimizer::new(RunConfig::default().optimizer, 0, &params);
+        let mut params = Params::init(&config, 0.02, 0, &Device::Cpu)?;
+        let optimizer = Optimizer::new(optimizer, 0, &params);
+        optimizer.prepare(&mut params)?;
         Ok(Self {
             model: Bitnet::new(config, params)?,
             engine: Engine::new(options, ternary),
@@ -160,6 +168,14 @@ impl Run {
     }
 }
 
+/// The optimizer of the steps.
+fn optimizer_config(overrides: &[String]) -> anyhow::Result<OptimizerConfig> {
+    if let Some(other) = overrides.iter().find(|setting| !setting.starts_with("optimizer.")) {
+        bail!("--set {other}: expected a key of [optimizer]");
+    }
+    Ok(RunConfig::parse("", Path::new("the default configuration"), overrides)?.optimizer)
+}
+
 /// How many steps a sample takes, found by two of them.
 fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<usize> {
     step()?;
@@ -170,6 +186,9 @@ fn sample_steps(step: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.card.device != DeviceConfig::Cpu {
+        if let Some(setting) = args.overrides.first() {
+            bail!("--set {setting}: only for steps on the CPU");
+        }
         let options = trine_cuda::Options {
             kind: args.precision.kind(),
             recompute: args.recompute,
@@ -185,13 +204,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .context("cannot start the threads")?;
     }
     let threads = trine_kernels::threads();
-    let (config, sequences) = args.size.model()?;
+    let ((config, sequences), optimizer) = (args.size.model()?, optimizer_config(&args.overrides)?);
     let (tokens, repetitions) = ((sequences * SEQ_LEN) as f64, args.repetitions.get());
     let kinds = if args.ternary_only { 1 } else { 3 };
     let progress = BenchProgress::new(kinds * (repetitions + 1) + 1);
     machine::forget_peak();
     let options = Options { precision: args.precision, recompute: args.recompute };
-    let mut ternary = Run::new(config.clone(), options)?;
+    let mut ternary = Run::new(config.clone(), options, optimizer.clone())?;
     progress.step("ternary, warm-up");
     let mut steps = [sample_steps(&mut || ternary.step(&batch(sequences, 0)))?, 0, 0];
     let peak = machine::memory().map(|memory| memory.peak);
@@ -199,7 +218,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.ternary_only {
         let full = ModelConfig { quantization: Quantization::None, ..config.clone() };
         let options = Options { precision: Precision::F32, ..options };
-        let mut full = Run::new(full, options)?;
+        let mut full = Run::new(full, options, optimizer.clone())?;
         let mut naive = Naive::new(config.clone(), 3e-4)?;
         progress.step("f32, warm-up");
         steps[1] = sample_steps(&mut || full.step(&batch(sequences, 0)))?;
@@ -241,6 +260,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         threads,
         precision: args.precision.resolved(true, true),
         recompute: args.recompute,
+        optimizer,
         tok_s: tok_s.context("no step was timed")?,
         f32_tok_s,
         naive_tok_s,
@@ -258,6 +278,7 @@ struct Report {
     threads: usize,
     precision: Precision,
     recompute: bool,
+    optimizer: OptimizerConfig,
     tok_s: Rate,
     f32_tok_s: Option<Rate>,
     naive_tok_s: Option<Rate>,
@@ -282,6 +303,9 @@ impl Report {
             "threads": self.threads,
             "precision": self.precision,
             "recompute": self.recompute,
+            "optimizer": self.optimizer.kind,
+            "moments": self.optimizer.moments,
+            "masters": self.optimizer.masters,
             "tok_s": self.tok_s.median,
             "tok_s_low": self.tok_s.low,
             "tok_s_high": self.tok_s.high,
