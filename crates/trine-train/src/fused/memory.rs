@@ -148,12 +148,21 @@ mod tests {
         memory.gradients().into_values().map(sum).collect()
     }
 
+    /// Lets layer `layer` keep this number everywhere.
+    fn keep(memory: &Memory, layer: usize, number: f32) {
+        let fill = |floats: &mut [f32]| {
+            floats.fill(number);
+            Ok(())
+        };
+        memory.keep(layer, fill).unwrap();
+    }
+
     #[test]
     fn gradients_of_a_layer_lie_where_the_layer_above_has_kept_its_things() {
         let (params, mut memory) = (params(), Memory::default());
         memory.prepare(2, 20, Some(&params)).unwrap();
         for layer in [0, 1] {
-            memory.keep(layer, |floats| Ok(floats.fill(1.0 + layer as f32))).unwrap();
+            keep(&memory, layer, 1.0 + layer as f32);
         }
         // Embedding, first and second layer, final norm; the second layer has none above it.
         assert_eq!(sums(&memory), [0.0, 30.0, 0.0, 0.0]);
@@ -172,7 +181,7 @@ mod tests {
         assert_eq!(ids(&memory), before);
         memory.prepare(2, 30, Some(&params)).unwrap();
         assert_eq!(sums(&memory), [0.0; 4]);
-        memory.keep(1, |floats| Ok(floats.fill(1.0))).unwrap();
+        keep(&memory, 1, 1.0);
         assert_eq!(sums(&memory)[1], 15.0);
     }
 }
