@@ -123,7 +123,8 @@ fn sums_in_16_bits_give_back_every_output(isa: Isa) {
             continue;
         }
         // The trits of every third row agree in sign, and so do all codes: sums of up to 127 cols.
-        let of = |i: usize| if i / cols % 3 == 0 { 1 } else { (i * i % 251 % 3) as i8 - 1 };
+        let of =
+            |i: usize| if (i / cols).is_multiple_of(3) { 1 } else { (i * i % 251 % 3) as i8 - 1 };
         let trits: Vec<i8> = (0..rows * cols).map(of).collect();
         let codes: Vec<i8> = (0..tokens * cols).map(|i| 127 - (i % 7) as i8).collect();
         let scales: Vec<f32> = (0..tokens).map(|t| 3.7 + t as f32).collect();
