@@ -204,12 +204,8 @@ impl ModelFile {
     /// asked for. Whoever passes once over a large model keeps one tensor in memory so.
     pub fn release(&self, name: &str) {
         match &self.storage {
-            Storage::HuggingFace(dir) => dir.release(name),
             Storage::Imported(source) => source.release(name),
-            Storage::Gguf(file, _) => {
-                let info = names::to_gguf(name).and_then(|name| file.tensor(&name));
-                info.into_iter().for_each(|info| file.release(info));
-            }
+            Storage::HuggingFace(_) | Storage::Gguf(..) => self.release_part(name, 0..usize::MAX),
         }
     }
 
@@ -217,10 +213,11 @@ impl ModelFile {
     /// in memory beside the copy.
     pub fn release_part(&self, name: &str, bytes: Range<usize>) {
         match &self.storage {
-            Storage::HuggingFace(dir) => dir.release_part(name, bytes),
+            Storage::HuggingFace(dir) => dir.release(name, bytes),
             Storage::Gguf(file, _) => {
-                let info = names::to_gguf(name).and_then(|name| file.tensor(&name));
-                info.into_iter().for_each(|info| file.release_part(info, bytes.clone()));
+                if let Some(info) = names::to_gguf(name).and_then(|name| file.tensor(&name)) {
+                    file.release(info, bytes);
+                }
             }
             Storage::Imported(_) => {}
         }

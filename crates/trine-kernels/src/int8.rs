@@ -333,10 +333,7 @@ impl<'a, P: Iterator<Item = (&'a [Rows], &'a [Columns], &'a [Term; ROWS])>> Kern
 mod tests {
     use super::*;
     use crate::isa::available;
-
-    fn painted(n: usize, phase: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 37 + phase * 101) % 257) as f32 / 37.0 - 3.3).collect()
-    }
+    use crate::tiling::painted;
 
     /// `(out, tokens, in)`
     const SHAPES: [[usize; 3]; 6] =

@@ -60,3 +60,9 @@ pub(crate) fn for_each_tile(
         }
     });
 }
+
+/// Numbers between -3.3 and 3.7 for the tests of such products.
+#[cfg(test)]
+pub(crate) fn painted(n: usize, phase: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37 + phase * 101) % 257) as f32 / 37.0 - 3.3).collect()
+}

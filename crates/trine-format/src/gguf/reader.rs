@@ -93,13 +93,8 @@ impl Gguf {
         &self.file[info.range.clone()]
     }
 
-    /// Gives the memory of a tensor's data back; it is read from the file again when asked for.
-    pub fn release(&self, info: &TensorInfo) {
-        self.file.release(info.range.clone());
-    }
-
-    /// As [`Self::release`], of some bytes of the tensor.
-    pub(crate) fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
+    /// Gives the memory of some bytes of a tensor back; they are read from the file again when asked for.
+    pub(crate) fn release(&self, info: &TensorInfo, bytes: Range<usize>) {
         self.file.release(part(&info.range, bytes));
     }
 

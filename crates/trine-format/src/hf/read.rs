@@ -269,15 +269,8 @@ impl HfDir {
         }
     }
 
-    /// Gives the memory of a tensor's data back.
-    pub(crate) fn release(&self, name: &str) {
-        if let Some(stored) = self.tensors.get(name) {
-            self.shards[stored.shard].1.release(stored.range.clone());
-        }
-    }
-
-    /// As [`Self::release`], of some bytes of the tensor.
-    pub(crate) fn release_part(&self, name: &str, bytes: Range<usize>) {
+    /// Gives the memory of some bytes of a tensor back.
+    pub(crate) fn release(&self, name: &str, bytes: Range<usize>) {
         if let Some(stored) = self.tensors.get(name) {
             self.shards[stored.shard].1.release(part(&stored.range, bytes));
         }

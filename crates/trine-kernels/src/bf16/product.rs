@@ -67,12 +67,9 @@ fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], to: &mut Target<'_>) 
 mod tests {
     use super::super::operand::Right;
     use super::*;
+    use crate::tiling::painted;
     use crate::{Activations, PackedMatrix};
     use trine_ternary::TernaryMatrix;
-
-    fn painted(n: usize, phase: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 37 + phase * 101) % 257) as f32 / 37.0 - 3.3).collect()
-    }
 
     fn rounded(x: f32) -> f64 {
         f64::from(half::bf16::from_f32(x).to_f32())

@@ -10,7 +10,7 @@
 //!   ternary; what is cheap to make of these is made again. With [`Options::recompute`] only the layer's
 //!   input is kept, and the layer runs once more.
 //! - The gradients of a layer lie where the layer above has kept its things.
-//! - Products of gradients run in bfloat16 where [`Precision::Bf16`] allows it: trits and codes are
+//! - Products of gradients run in bfloat16 or int8 where [`Precision`] allows it: trits and codes are
 //!   exact there, only the gradient that comes from above is rounded.
 //! - Logits exist for some rows at a time; their gradient is made where they stand.
 //!
