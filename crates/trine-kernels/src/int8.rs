@@ -42,13 +42,13 @@ type Columns = [Line; COLS / LANES];
 /// The codes of twelve outputs for four tokens, the first in the low byte.
 type Rows = [u32; ROWS];
 
-/// What turns a block's sums into gradients.
+/// What turns a block's sums into gradients of twelve outputs.
 #[derive(Clone, Copy, Debug, Default)]
-struct Term {
+struct Terms {
     /// What a code stands for.
-    scale: f32,
+    scales: [f32; ROWS],
     /// `-128` times the sum of the codes, for the 128 that the right side's codes are larger by.
-    start: i32,
+    starts: [i32; ROWS],
 }
 
 /// `dY^T`, `(out, tokens)`.
@@ -59,7 +59,7 @@ pub struct Gradients {
     /// For each block of tokens `(ceil(out / 12), quads)`.
     codes: AlignedBuf<u32>,
     /// `(blocks, ceil(out / 12))`
-    terms: Vec<[Term; ROWS]>,
+    terms: Vec<Terms>,
 }
 
 /// `X`, `(tokens, in)`.
@@ -74,12 +74,6 @@ pub struct Inputs {
 /// The tokens of block `i` of `tokens`.
 fn block_tokens(tokens: usize, i: usize) -> usize {
     BLOCK.min(tokens - i * BLOCK)
-}
-
-/// Where block `i` begins, and how long it is, in elements of `per_quad` for each four tokens.
-fn block_range(tokens: usize, i: usize, per_quad: usize) -> std::ops::Range<usize> {
-    let start = i * BLOCK / QUAD * per_quad;
-    start..start + block_tokens(tokens, i).div_ceil(QUAD) * per_quad
 }
 
 impl Gradients {
@@ -146,18 +140,17 @@ pub fn multiply(gradients: &Gradients, inputs: &Inputs, out: &mut [f32]) {
 fn multiply_on(isa: Isa, left: &Gradients, right: &Inputs, out: &mut [f32]) {
     assert_eq!(left.tokens, right.tokens, "the sides of a product differ in tokens");
     let tokens = left.tokens;
-    let (blocks, panels) = (left.out.div_ceil(ROWS), right.cols.div_ceil(COLS));
     let panel_bytes = tokens.next_multiple_of(QUAD) * COLS;
+    let sides = Sides {
+        tokens,
+        outputs: left.out.div_ceil(ROWS),
+        columns: right.cols.div_ceil(COLS),
+        gradients: left.codes.as_chunks().0,
+        inputs: right.codes.as_chunks().0,
+        terms: &left.terms,
+    };
     for_each_tile([left.out, right.cols], panel_bytes, out, |block, panel, rows| {
-        let parts = (0..tokens.div_ceil(BLOCK)).map(|i| {
-            let quads = block_tokens(tokens, i).div_ceil(QUAD);
-            let a = &left.codes[block_range(tokens, i, blocks * ROWS)];
-            let b = &right.codes[block_range(tokens, i, panels * (COLS / LANES))];
-            let a = &a.as_chunks().0[block * quads..][..quads];
-            let b = &b.as_chunks().0[panel * quads..][..quads];
-            (a, b, &left.terms[i * blocks + block])
-        });
-        dispatch(isa, Tile { parts, rows });
+        dispatch(isa, Tile { sides, block, panel, rows });
     });
 }
 
@@ -172,7 +165,7 @@ struct Round<'a> {
     /// `(panels, quads, 12)`
     codes: &'a mut [u32],
     /// `(panels,)`
-    terms: &'a mut [[Term; ROWS]],
+    terms: &'a mut [Terms],
 }
 
 impl Round<'_> {
@@ -206,22 +199,20 @@ impl Kernel for Round<'_> {
         let inverse = largest.map(|x| if x < LEAST { 0.0 } else { LARGEST / x });
         let inverse = inverse.as_chunks::<LANES>().0;
         let mut sums = [[0i32; LANES]; GROUP / LANES];
-        // What lies behind the last output, and behind the last token, stays 0.
-        let mut lines = [[[0.0; LANES]; GROUP / LANES]; QUAD];
         let quads = tokens.div_ceil(QUAD);
         for q in 0..quads {
-            let mut line_scales = [0.0; QUAD];
+            // Behind the last token are none.
+            let mut lines = [(&[][..], 0.0); QUAD];
             for i in 0..QUAD.min(tokens - q * QUAD) {
-                let (line, scale) = self.line(simd, q * QUAD + i, len);
-                lines[i].as_flattened_mut()[..len].copy_from_slice(line);
-                line_scales[i] = scale;
+                lines[i] = self.line(simd, q * QUAD + i, len);
             }
             let mut words = [[0; LANES]; GROUP / LANES];
             for g in 0..len.div_ceil(LANES) {
-                for l in 0..LANES {
-                    for i in 0..QUAD {
-                        let x = lines[i][g][l] * line_scales[i] * inverse[g][l];
-                        let code = (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+                for (i, (line, scale)) in lines.into_iter().enumerate() {
+                    let line = lanes(line, g);
+                    for l in 0..LANES {
+                        let code = (line[l] * scale * inverse[g][l] + ROUND).to_bits();
+                        let code = code.wrapping_sub(ROUND.to_bits());
                         words[g][l] |= (code & 0xff) << (8 * i);
                         sums[g][l] = sums[g][l].wrapping_add(code as i32);
                     }
@@ -232,14 +223,24 @@ impl Kernel for Round<'_> {
                 *to = *words;
             }
         }
-        let sums = sums.as_flattened();
-        let columns = largest.as_chunks::<ROWS>().0.iter().zip(sums.as_chunks::<ROWS>().0);
+        let sums = sums.as_flattened().as_chunks::<ROWS>().0;
+        let columns = largest.as_chunks::<ROWS>().0.iter().zip(sums);
         for (terms, (largest, sums)) in self.terms.iter_mut().zip(columns) {
-            for (term, (largest, sum)) in terms.iter_mut().zip(largest.iter().zip(sums)) {
-                *term = Term { scale: largest / LARGEST, start: sum.wrapping_mul(-128) };
-            }
+            let scales = largest.map(|largest| largest / LARGEST);
+            *terms = Terms { scales, starts: sums.map(|sum| sum.wrapping_mul(-128)) };
         }
     }
+}
+
+/// Sixteen of a line, from `16 g` on; what lies behind its end is 0.
+#[inline(always)]
+fn lanes(line: &[f32], g: usize) -> [f32; LANES] {
+    let rest = line.get(g * LANES..).unwrap_or_default();
+    rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut lanes = [0.0; LANES];
+        lanes[..rest.len()].copy_from_slice(rest);
+        lanes
+    })
 }
 
 /// The codes of the tokens `first..` of a block, by fours of tokens.
@@ -290,31 +291,56 @@ fn turn(codes: &[[i8; QUAD]; QUAD], to: &mut [u8; QUAD * QUAD]) {
     *to = std::array::from_fn(|i| codes[i % QUAD][i / QUAD] as u8 ^ 0x80);
 }
 
-/// A tile: the sums of its blocks, in registers, and what they stand for.
-struct Tile<'a, P> {
-    parts: P,
+/// What is multiplied.
+#[derive(Clone, Copy)]
+struct Sides<'a> {
+    tokens: usize,
+    /// Panels of outputs.
+    outputs: usize,
+    /// Panels of columns.
+    columns: usize,
+    /// For each block of tokens `(outputs, quads)`.
+    gradients: &'a [Rows],
+    /// For each block of tokens `(columns, quads)`.
+    inputs: &'a [Columns],
+    /// `(blocks of tokens, outputs)`
+    terms: &'a [Terms],
+}
+
+/// A tile: the sums of its blocks of tokens, in registers, and what they stand for.
+struct Tile<'a> {
+    sides: Sides<'a>,
+    block: usize,
+    panel: usize,
     rows: [&'a mut [f32]; ROWS],
 }
 
-impl<'a, P: Iterator<Item = (&'a [Rows], &'a [Columns], &'a [Term; ROWS])>> Kernel for Tile<'_, P> {
+impl Kernel for Tile<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let Sides { tokens, outputs, columns, gradients, inputs, terms } = self.sides;
         let mut totals = [[simd.splat_f32(0.0); COLS / LANES]; ROWS];
-        for (a, b, terms) in self.parts {
-            let mut sums = terms.map(|term| [simd.splat_i32(term.start); COLS / LANES]);
-            for (a, b) in a.iter().zip(b) {
-                let b = [simd.load_codes(&b[0]), simd.load_codes(&b[1])];
+        for (i, terms) in terms[self.block..].iter().step_by(outputs).enumerate() {
+            let (first, quads) = (i * BLOCK / QUAD, block_tokens(tokens, i).div_ceil(QUAD));
+            let gradients = &gradients[first * outputs + self.block * quads..][..quads];
+            let inputs = &inputs[first * columns + self.panel * quads..][..quads];
+            let mut sums = [[simd.splat_i32(0); COLS / LANES]; ROWS];
+            for r in 0..ROWS {
+                sums[r] = [simd.splat_i32(terms.starts[r]); COLS / LANES];
+            }
+            for (gradients, inputs) in gradients.iter().zip(inputs) {
+                let inputs = [simd.load_codes(&inputs[0]), simd.load_codes(&inputs[1])];
                 for r in 0..ROWS {
-                    let a = a[r].to_le_bytes().map(|byte| byte as i8);
+                    let gradients = gradients[r].to_le_bytes().map(|byte| byte as i8);
                     for c in 0..COLS / LANES {
-                        sums[r][c] = simd.multiply_wide(sums[r][c], b[c], &a);
+                        sums[r][c] = simd.multiply_wide(sums[r][c], inputs[c], &gradients);
                     }
                 }
             }
             for r in 0..ROWS {
-                let scale = simd.splat_f32(terms[r].scale);
+                let scale = simd.splat_f32(terms.scales[r]);
                 for c in 0..COLS / LANES {
                     let sum = simd.sums_to_f32(sums[r][c]);
                     totals[r][c] = simd.multiply_add(totals[r][c], sum, scale);
