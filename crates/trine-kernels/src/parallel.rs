@@ -365,10 +365,16 @@ impl<T> Strip<'_, T> {
         self.rows
     }
 
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Row `r`, `(cols,)`.
     ///
     /// # Panics
     /// When there is no row `r`.
+    #[inline]
     pub fn row(&self, r: usize) -> &[T] {
         assert!(r < self.rows, "row {r} of {}", self.rows);
         // SAFETY: a row of the strip, which is borrowed for as long as the result.
@@ -379,6 +385,7 @@ impl<T> Strip<'_, T> {
     ///
     /// # Panics
     /// As [`Self::row`].
+    #[inline]
     pub fn row_mut(&mut self, r: usize) -> &mut [T] {
         assert!(r < self.rows, "row {r} of {}", self.rows);
         // SAFETY: as of `row`, and `self` is borrowed exclusively.

@@ -20,7 +20,7 @@ mod operand;
 mod product;
 
 pub use operand::{Left, Right, RightPart};
-pub use product::multiply;
+pub use product::{Triangle, multiply, multiply_triangle};
 
 pub use crate::gemm::Store;
 

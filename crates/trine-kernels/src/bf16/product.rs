@@ -1,5 +1,7 @@
 //! The product itself, tile by tile.
 
+use std::ops::Range;
+
 use super::operand::{Left, Order, RightPart, pairs};
 use super::{COLS, Pair, ROWS, STEP};
 use crate::arch::bfloat::{self as arch, Target};
@@ -13,7 +15,51 @@ use crate::tiling::for_each_tile;
 /// # Panics
 /// When the sides differ in `k` or `out` is not `(rows, cols)`.
 pub fn multiply(left: &Left, right: RightPart<'_>, scale: f32, store: Store, out: &mut [f32]) {
-    multiply_on(super::is_fast(), left, right, scale, store, out);
+    multiply_on(super::is_fast(), left, right, scale, store, Triangle::None, out);
+}
+
+/// What a product is spared, of which a triangle is not needed or known to be 0, as in causal attention.
+/// Rows `i` are those of the left side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Triangle {
+    /// Nothing.
+    None,
+    /// Outputs of row `i` from column `i + n + 1` on, which may then be anything.
+    Outputs(usize),
+    /// Terms of row `i` from `k = i + n + 1` on, where the left side is 0.
+    TermsAfter(usize),
+    /// Terms of row `i` before `k = i - n`, where the left side is 0.
+    TermsBefore(usize),
+}
+
+impl Triangle {
+    /// Whether nothing is needed of the tile in rows up to `last` and columns from `col` on.
+    fn leaves_out(self, last: usize, col: usize) -> bool {
+        matches!(self, Self::Outputs(n) if col > last + n)
+    }
+
+    /// The `k` of which the sums of rows `first..=last` are made.
+    fn terms(self, first: usize, last: usize, k: usize) -> Range<usize> {
+        match self {
+            Self::None | Self::Outputs(_) => 0..k,
+            Self::TermsAfter(n) => 0..k.min(last + n + 1),
+            Self::TermsBefore(n) => first.saturating_sub(n).min(k)..k,
+        }
+    }
+}
+
+/// As [`multiply`], to the bit, but for what a triangle spares.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn multiply_triangle(
+    left: &Left,
+    right: RightPart<'_>,
+    store: Store,
+    triangle: Triangle,
+    out: &mut [f32],
+) {
+    multiply_on(super::is_fast(), left, right, 1.0, store, triangle, out);
 }
 
 pub(super) fn multiply_on(
@@ -22,12 +68,21 @@ pub(super) fn multiply_on(
     right: RightPart<'_>,
     scale: f32,
     store: Store,
+    triangle: Triangle,
     out: &mut [f32],
 ) {
     assert_eq!(left.k, right.k, "the sides of a product differ in k");
     let panel_bytes = pairs(left.k) * COLS * size_of::<Pair>();
     for_each_tile([left.rows, right.cols], panel_bytes, out, |block, panel, rows| {
-        let (a, b) = (left.block(block), right.panel(panel));
+        let (first, last) = (block * ROWS, block * ROWS + ROWS - 1);
+        if triangle.leaves_out(last, panel * COLS) {
+            return;
+        }
+        let terms = triangle.terms(first, last, left.k);
+        // In whole steps, of which the rest is 0 in any case.
+        let pairs = terms.start / (2 * STEP) * STEP..pairs(terms.end);
+        let a = &left.block(block)[pairs.start * ROWS..pairs.end * ROWS];
+        let b = &right.panel(panel)[pairs.start * COLS..pairs.end * COLS];
         let mut to = Target { rows, scale, add: store == Store::Add };
         match (fast, left.order) {
             (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
@@ -120,13 +175,63 @@ mod tests {
                 for fast in [false, crate::bf16::is_fast()] {
                     let what = format!("{shape:?}, turn {turn}, fast {fast}");
                     let mut out = vec![f32::NAN; rows * cols];
-                    multiply_on(fast, &left, right.all(), 1.0, Store::Set, &mut out);
+                    multiply_on(
+                        fast,
+                        &left,
+                        right.all(),
+                        1.0,
+                        Store::Set,
+                        Triangle::None,
+                        &mut out,
+                    );
                     check(&out, &expected, &what);
-                    multiply_on(fast, &left, right.all(), -0.5, Store::Add, &mut out);
+                    multiply_on(
+                        fast,
+                        &left,
+                        right.all(),
+                        -0.5,
+                        Store::Add,
+                        Triangle::None,
+                        &mut out,
+                    );
                     let half: Vec<_> = expected.iter().map(|v| v / 2.0).collect();
                     check(&out, &half, &what);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_triangle_changes_nothing_that_is_needed() {
+        // A block of queries behind others, which see keys up to their own.
+        let (queries, d) = (50, 70);
+        for n in [0, 1, 31, 96] {
+            let seen = n + queries;
+            let sees = |i: usize| i % seen <= i / seen + n;
+            let slopes = painted(queries * seen, 1).into_iter().enumerate();
+            let slopes: Vec<_> = slopes.map(|(i, x)| if sees(i) { x } else { 0.0 }).collect();
+            let (mut left, mut right) = (Left::default(), Right::default());
+            let check = |triangle, left: &Left, right: &Right, needed: &dyn Fn(usize) -> bool| {
+                for store in [Store::Set, Store::Add] {
+                    let mut expected = painted(left.rows() * right.cols(), 8);
+                    let mut found = expected.clone();
+                    multiply(left, right.all(), 1.0, store, &mut expected);
+                    multiply_triangle(left, right.all(), store, triangle, &mut found);
+                    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        let same = found.to_bits() == expected.to_bits();
+                        assert!(same || !needed(i), "{triangle:?}, {store:?}, {i}");
+                    }
+                }
+            };
+            left.fill_rows(&painted(queries * d, 2), queries, d);
+            right.fill_columns(&painted(seen * d, 3), seen, d);
+            check(Triangle::Outputs(n), &left, &right, &sees);
+            left.fill_rows(&slopes, queries, seen);
+            right.fill_rows(&painted(seen * d, 4), seen, d);
+            check(Triangle::TermsAfter(n), &left, &right, &|_| true);
+            left.fill_columns(&slopes, queries, seen);
+            right.fill_rows(&painted(queries * d, 5), queries, d);
+            check(Triangle::TermsBefore(n), &left, &right, &|_| true);
         }
     }
 

@@ -4,7 +4,7 @@
 //! sixteen positions are computed together, one in each lane, and keys lie transposed in [`Blocks`]
 //! of sixteen. No sum then runs across lanes.
 
-use super::exp::to_exps;
+use super::exp::softmax;
 use super::{Isa, Kernel, LANES, Simd, add_scaled, dispatch, isa};
 
 /// Blocks of positions whose scores are computed together: enough sums in flight to hide the
@@ -75,6 +75,14 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// The vector `(d,)` of position `j`.
+    #[inline(always)]
+    pub(super) fn row(&self, j: usize, d: usize) -> &'a [f32] {
+        &self.data[j * self.stride..][..d]
+    }
+}
+
 /// Attention of one query head over the positions `0..weights.len()`.
 ///
 /// `q` and `out` are `(d,)`; `out = sum over j of weights[j] * value_j`. `weights` is scratch whose
@@ -120,8 +128,7 @@ impl Kernel for Attention<'_> {
         let Self { q, keys, values, weights, out } = self;
         products(simd, q, keys, weights);
         let scale = 1.0 / (q.len() as f32).sqrt();
-        weights.iter_mut().for_each(|score| *score *= scale);
-        softmax(weights);
+        softmax(weights, scale);
         weighted_sum(simd, weights, values, out);
     }
 }
@@ -163,12 +170,6 @@ fn block_products<S: Simd, const N: usize>(
         }
     }
     sums.map(|lanes| simd.to_array(lanes))
-}
-
-#[inline(always)]
-pub(super) fn softmax(weights: &mut [f32]) {
-    let (_, sum) = to_exps(weights);
-    weights.iter_mut().for_each(|w| *w /= sum);
 }
 
 /// `out = sum over j of weights[j] * row_j`, position by position.

@@ -5,8 +5,10 @@
 //! in its documented order: a score feature by feature, an output position by position. Positions that
 //! a query does not see have weight 0, and adding 0 changes no sum.
 
-use super::attention::{Blocks, softmax};
+use super::attention::{Blocks, Rows};
+use super::exp::softmax;
 use super::{Isa, Kernel, LANES, Simd, dispatch, isa};
+use crate::parallel::Strip;
 
 /// Queries at a time.
 const QUERIES: usize = 4;
@@ -17,8 +19,8 @@ const WIDE: usize = 2;
 /// What the queries of one head see.
 #[derive(Clone, Copy)]
 pub struct Causal<'a> {
-    /// `(T, d)`
-    pub queries: &'a [f32],
+    /// Of T positions.
+    pub queries: Rows<'a>,
     /// Of T positions or more.
     pub keys: &'a Blocks,
     /// `(T, d)`
@@ -28,12 +30,17 @@ pub struct Causal<'a> {
     pub starts: Option<&'a [u32]>,
 }
 
-/// The attention of queries `first..`, as many as `out` `(n, d)` has room for. `scratch` may hold
-/// anything; it keeps its memory from call to call.
+/// The attention of queries `first..`, as many as `out` `(n, d)` has rows. `scratch` may hold anything; it
+/// keeps its memory from call to call.
 ///
 /// # Panics
 /// When the lengths do not fit together.
-pub fn attention_causal(head: Causal<'_>, first: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
+pub fn attention_causal(
+    head: Causal<'_>,
+    first: usize,
+    out: &mut Strip<'_, f32>,
+    scratch: &mut Vec<f32>,
+) {
     attention_causal_on(isa(), head, first, out, scratch);
 }
 
@@ -41,18 +48,15 @@ pub(crate) fn attention_causal_on(
     isa: Isa,
     head: Causal<'_>,
     first: usize,
-    out: &mut [f32],
+    out: &mut Strip<'_, f32>,
     scratch: &mut Vec<f32>,
 ) {
     let d = head.keys.features();
-    assert_eq!(head.queries.len() % d, 0, "queries are not (T, d)");
-    let tokens = head.queries.len() / d;
-    assert_eq!(head.values.len(), head.queries.len(), "values are not (T, d)");
+    assert_eq!(head.values.len() % d, 0, "values are not (T, d)");
+    let tokens = head.values.len() / d;
     assert!(tokens <= head.keys.positions(), "fewer keys than queries");
-    assert!(
-        out.len().is_multiple_of(d) && first + out.len() / d <= tokens,
-        "more outputs than queries"
-    );
+    assert_eq!(out.cols(), d, "outputs are not (n, d)");
+    assert!(first + out.rows() <= tokens, "more outputs than queries");
     if let Some(starts) = head.starts {
         let seen = starts.iter().enumerate().all(|(t, start)| *start as usize <= t);
         assert!(starts.len() == tokens && seen, "starts are not (T,), up to each position");
@@ -60,55 +64,53 @@ pub(crate) fn attention_causal_on(
     dispatch(isa, Run { head, first, out, scratch });
 }
 
-struct Run<'a> {
+struct Run<'a, 'o> {
     head: Causal<'a>,
     first: usize,
-    out: &'a mut [f32],
+    out: &'a mut Strip<'o, f32>,
     scratch: &'a mut Vec<f32>,
 }
 
-impl Kernel for Run<'_> {
+impl Kernel for Run<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { head, first, out, scratch } = self;
-        let d = head.keys.features();
-        let width = (first + out.len() / d).next_multiple_of(LANES * WIDE);
+        let rows = out.rows();
+        let width = (first + rows).next_multiple_of(LANES * WIDE);
         scratch.clear();
         scratch.resize(width * QUERIES, 0.0);
-        let mut t = first;
-        for out in out.chunks_mut(QUERIES * d) {
-            match out.len() / d {
-                QUERIES => tile::<S, QUERIES>(simd, head, t, width, out, scratch),
-                _ => {
-                    for (i, out) in out.chunks_mut(d).enumerate() {
-                        tile::<S, 1>(simd, head, t + i, width, out, scratch);
-                    }
-                }
+        let mut row = 0;
+        while row < rows {
+            if row + QUERIES <= rows {
+                tile::<S, QUERIES>(simd, head, first, row, width, out, scratch);
+                row += QUERIES;
+            } else {
+                tile::<S, 1>(simd, head, first, row, width, out, scratch);
+                row += 1;
             }
-            t += QUERIES;
         }
     }
 }
 
-/// Queries `t..t + Q`; `scores` is `(Q, width)`.
+/// Rows `row..row + Q` of the outputs, of which row 0 is of query `first`; `scores` is `(Q, width)`.
 #[inline(always)]
 fn tile<S: Simd, const Q: usize>(
     simd: S,
     head: Causal<'_>,
-    t: usize,
+    first: usize,
+    row: usize,
     width: usize,
-    out: &mut [f32],
+    out: &mut Strip<'_, f32>,
     scores: &mut [f32],
 ) {
-    let d = head.keys.features();
+    let (d, t) = (head.keys.features(), first + row);
     let start = |t: usize| head.starts.map_or(0, |starts| starts[t] as usize);
-    let queries: [&[f32]; Q] = std::array::from_fn(|i| &head.queries[(t + i) * d..][..d]);
+    let queries: [&[f32]; Q] = std::array::from_fn(|i| head.queries.row(t + i, d));
     let low = (0..Q).fold(t, |low, i| low.min(start(t + i)));
-    let first = low / LANES;
     let blocks = (t + Q).div_ceil(LANES);
-    let mut at = first;
+    let mut at = low / LANES;
     while at < blocks {
         if at + WIDE <= blocks {
             block_scores::<S, Q, WIDE>(simd, &queries, head.keys, at, width, scores);
@@ -124,23 +126,21 @@ fn tile<S: Simd, const Q: usize>(
         let (from, to) = (start(t + i) - low, t + i + 1 - low);
         scores[..from].fill(0.0);
         scores[to..].fill(0.0);
-        let seen = &mut scores[from..to];
-        seen.iter_mut().for_each(|score| *score *= scale);
-        softmax(seen);
+        softmax(&mut scores[from..to], scale);
     }
     let weights: [&[f32]; Q] = std::array::from_fn(|i| &scores[i * width..][low..t + Q]);
     let values = &head.values[low * d..(t + Q) * d];
     let mut at = 0;
     while at < d {
         if at + WIDE * LANES <= d {
-            columns::<S, Q, WIDE>(simd, &weights, values, d, at, out);
+            columns::<S, Q, WIDE>(simd, &weights, values, at, row, out);
             at += WIDE * LANES;
         } else if at + LANES <= d {
-            columns::<S, Q, 1>(simd, &weights, values, d, at, out);
+            columns::<S, Q, 1>(simd, &weights, values, at, row, out);
             at += LANES;
         } else {
             for i in 0..Q {
-                let out = &mut out[i * d + at..(i + 1) * d];
+                let out = &mut out.row_mut(row + i)[at..];
                 out.fill(0.0);
                 for (value, w) in values.chunks_exact(d).zip(weights[i]) {
                     out.iter_mut().zip(&value[at..]).for_each(|(out, v)| *out += w * v);
@@ -187,10 +187,11 @@ fn columns<S: Simd, const Q: usize, const N: usize>(
     simd: S,
     weights: &[&[f32]; Q],
     values: &[f32],
-    d: usize,
     at: usize,
-    out: &mut [f32],
+    row: usize,
+    out: &mut Strip<'_, f32>,
 ) {
+    let d = out.cols();
     let mut sums = [[simd.splat_f32(0.0); N]; Q];
     for (j, value) in values.chunks_exact(d).enumerate() {
         let value = value[at..at + N * LANES].as_chunks::<LANES>().0;
@@ -204,7 +205,7 @@ fn columns<S: Simd, const Q: usize, const N: usize>(
     }
     for q in 0..Q {
         for n in 0..N {
-            let to = &mut out[q * d + at + n * LANES..][..LANES];
+            let to = &mut out.row_mut(row + q)[at + n * LANES..][..LANES];
             to.copy_from_slice(&simd.to_array(sums[q][n]));
         }
     }
@@ -212,9 +213,9 @@ fn columns<S: Simd, const Q: usize, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::attention::{Rows, attention_on};
+    use super::super::attention::attention_on;
     use super::*;
-    use crate::available;
+    use crate::{available, parallel};
 
     fn painted(n: usize, phase: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 37 + phase * 101) % 251) as f32 / 64.0 - 2.0).collect()
@@ -238,14 +239,18 @@ mod tests {
                     let mut weights = vec![0.0; t + 1 - from];
                     attention_on(Isa::Generic, query, &seen, values, &mut weights, out);
                 }
-                let head = Causal { queries: &queries, keys: &blocks, values: &values, starts };
+                let queries = Rows { data: &queries, stride: d };
+                let head = Causal { queries, keys: &blocks, values: &values, starts };
                 for isa in available() {
                     let mut out = vec![9.0; tokens * d];
                     let mut scratch = vec![f32::NAN; 3];
                     // In two calls, so that the second does not begin at 0.
                     let (first, second) = out.split_at_mut(tokens / 3 * d);
-                    attention_causal_on(isa, head, 0, first, &mut scratch);
-                    attention_causal_on(isa, head, tokens / 3, second, &mut scratch);
+                    for (at, out) in [(0, first), (tokens / 3, second)] {
+                        for mut out in parallel::strips(out, d, out.len() / d, d) {
+                            attention_causal_on(isa, head, at, &mut out, &mut scratch);
+                        }
+                    }
                     assert_eq!(out, expected, "{isa}, {tokens} tokens, d {d}");
                 }
             }

@@ -21,12 +21,7 @@ pub fn exp(x: f32) -> f32 {
     let clamped = if clamped < LARGEST { clamped } else { LARGEST };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = clamped - n * LN_2.0 - n * LN_2.1;
-    let mut p = 1.987_569_2e-4;
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = p * r + c;
-    }
-    let y = p * (r * r) + r + 1.0;
+    let y = exp_rest(clamped - n * LN_2.0 - n * LN_2.1);
     // The last bits of `shifted` are n, from -126 to 128; half of 2^n twice, as 2^128 is no float.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
@@ -35,6 +30,28 @@ pub fn exp(x: f32) -> f32 {
     let y = if x < SMALLEST { 0.0 } else { y };
     let y = if x > LARGEST { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
+}
+
+/// [`exp`] of what is not above 0, to the bit; NaN for NaN.
+#[inline(always)]
+pub(super) fn exp_down(x: f32) -> f32 {
+    let clamped = if x < SMALLEST { SMALLEST } else { x };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let y = exp_rest(clamped - n * LN_2.0 - n * LN_2.1);
+    // From -126 to 0, so that a power of 2 is a float.
+    let y = y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < SMALLEST { 0.0 } else { y }
+}
+
+/// `exp(r)` of `|r| <= ln(2) / 2`.
+#[inline(always)]
+fn exp_rest(r: f32) -> f32 {
+    let mut p = 1.987_569_2e-4;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + c;
+    }
+    p * (r * r) + r + 1.0
 }
 
 /// The largest of `row` and the sum of `exp(x - largest)` over it: what a softmax divides by.
@@ -60,11 +77,11 @@ impl Kernel for ExpSum<'_> {
         let (chunks, rest) = self.row.as_chunks::<LANES>();
         for chunk in chunks {
             for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += exp(x - max);
+                *lane += exp_down(x - max);
             }
         }
         for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane += exp(x - max);
+            *lane += exp_down(x - max);
         }
         (max, sum_lanes(lanes))
     }
@@ -88,27 +105,53 @@ impl Kernel for ExpSumInPlace<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> (f32, f32) {
-        to_exps(self.row)
+        let max = largest(self.row);
+        (max, to_exps(self.row, max))
     }
 }
 
-/// What [`exp_sum_in_place`] does, as part of a kernel.
+/// `row` becomes its softmax after it was multiplied by `scale`. Part of kernels.
 #[inline(always)]
-pub(crate) fn to_exps(row: &mut [f32]) -> (f32, f32) {
-    let max = largest(row);
+pub(super) fn softmax(row: &mut [f32], scale: f32) {
+    let max = scaled_largest(row, scale);
+    let sum = to_exps(row, max);
+    row.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// `row` becomes `exp(row - max)`, `max` being the largest of it; returns the sum.
+#[inline(always)]
+fn to_exps(row: &mut [f32], max: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = exp(*x - max);
+            *x = exp_down(*x - max);
             *lane += *x;
         }
     }
     for (lane, x) in lanes.iter_mut().zip(rest) {
-        *x = exp(*x - max);
+        *x = exp_down(*x - max);
         *lane += *x;
     }
-    (max, sum_lanes(lanes))
+    sum_lanes(lanes)
+}
+
+/// Multiplies `row` by `scale`, and returns the [`largest`] of it.
+#[inline(always)]
+pub(super) fn scaled_largest(row: &mut [f32], scale: f32) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *x *= scale;
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x *= scale;
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    largest_lane(lanes)
 }
 
 /// The largest element, -inf of none; NaN elements are passed over.
@@ -151,6 +194,16 @@ mod tests {
             let ulp = f64::from((expected as f32).next_up()) - f64::from(expected as f32);
             assert!((f64::from(y) - expected).abs() <= 2.0 * ulp, "exp({x}) = {y}, not {expected}");
         }
+    }
+
+    #[test]
+    fn exp_of_what_is_not_above_0_is_exp() {
+        let all = (0..=1_100_000).map(|i| -(i as f32) / 1e4);
+        let around = [SMALLEST, SMALLEST.next_up(), SMALLEST.next_down(), -0.0, f32::NEG_INFINITY];
+        for x in all.chain(around) {
+            assert_eq!(exp_down(x).to_bits(), exp(x).to_bits(), "{x}");
+        }
+        assert!(exp_down(f32::NAN).is_nan());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! They serve training only, and their sums have no documented order.
 
-use super::attention::softmax;
-use super::{Gate, Kernel, Simd, dispatch, dots, exp, isa};
+use super::exp::{exp_down, scaled_largest};
+use super::{Gate, Kernel, LANES, Simd, dispatch, dots, exp, isa, sum_lanes};
 
 /// The gradients of [`rms_norm`](super::rms_norm): of `x`, which replace `dx`, and of the weights, which
 /// are added to `dw`. All are `(n,)`; `dy` is the gradient of the output.
@@ -131,17 +131,32 @@ impl Kernel for AttentionSlopes<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd>(self, _: S) {
         let Self { scores, slopes, seen, scale } = self;
         for all in [&mut *scores, &mut *slopes] {
             all[..seen.start].fill(0.0);
             all[seen.end..].fill(0.0);
         }
         let (weights, slopes) = (&mut scores[seen.clone()], &mut slopes[seen]);
-        weights.iter_mut().for_each(|score| *score *= scale);
-        softmax(weights);
-        let mean = dots(simd, [&*weights], [&*slopes])[0][0];
+        let max = scaled_largest(weights, scale);
+        let (mut sums, mut products) = ([0.0; LANES], [0.0; LANES]);
+        let mut take = |weights: &mut [f32], slopes: &[f32]| {
+            for (l, (weight, slope)) in weights.iter_mut().zip(slopes).enumerate() {
+                *weight = exp_down(*weight - max);
+                sums[l] += *weight;
+                products[l] += *weight * slope;
+            }
+        };
+        let ((chunks, rest), (of_slopes, rest_of_slopes)) =
+            (weights.as_chunks_mut::<LANES>(), slopes.as_chunks::<LANES>());
+        for (weights, slopes) in chunks.iter_mut().zip(of_slopes) {
+            take(weights, slopes);
+        }
+        take(rest, rest_of_slopes);
+        let share = 1.0 / sum_lanes(sums);
+        let mean = sum_lanes(products) * share;
         for (slope, weight) in slopes.iter_mut().zip(weights) {
+            *weight *= share;
             *slope = *weight * (*slope - mean) * scale;
         }
     }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use trine_kernels::bf16::{Left, Right, multiply};
+use trine_kernels::bf16::{Left, Right, Triangle, multiply_triangle};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::nn::{self, Blocks, Causal};
 use trine_kernels::parallel::{self, Strip};
@@ -130,13 +130,23 @@ impl Attention<'_> {
         self.starts.map(|starts| &starts[b * self.tokens..][..self.tokens])
     }
 
-    /// The rows of head `head` of sequence `b`, `(T, d)`; `x` is `(M, heads d)`.
-    fn gather(&self, x: &[f32], heads: usize, b: usize, head: usize, rows: &mut Vec<f32>) {
-        let (width, d, tokens) = (heads * self.d, self.d, self.tokens);
+    /// The rows `(d,)` of head `head` of sequence `b`; `x` is `(M, heads d)`.
+    fn each_row(
+        self,
+        x: &[f32],
+        heads: usize,
+        b: usize,
+        head: usize,
+    ) -> impl Iterator<Item = &[f32]> {
+        let (width, d) = (heads * self.d, self.d);
+        let rows = x[b * self.tokens * width..].chunks_exact(width).take(self.tokens);
+        rows.map(move |row| &row[head * d..][..d])
+    }
+
+    /// [`Self::each_row`], `(T, d)`.
+    fn gather(self, x: &[f32], heads: usize, b: usize, head: usize, rows: &mut Vec<f32>) {
         rows.clear();
-        for t in 0..tokens {
-            rows.extend_from_slice(&x[(b * tokens + t) * width + head * d..][..d]);
-        }
+        self.each_row(x, heads, b, head).for_each(|row| rows.extend_from_slice(row));
     }
 
     /// Rotates `q` `(M, H d)` and `k` `(M, K d)`, and computes `y` `(M, H d)`.
@@ -150,16 +160,15 @@ impl Attention<'_> {
             let (b, head) = (i / s.heads, i % s.heads);
             let kv_head = head / (s.heads / s.kv_heads);
             SCRATCH.with_borrow_mut(|Scratch { rows, .. }| {
-                let Rows { queries, keys, values, out, scratch, .. } = rows;
-                s.gather(q, s.heads, b, head, queries);
-                s.gather(k, s.kv_heads, b, kv_head, keys);
+                let Rows { values, scratch, .. } = rows;
+                let mut keys = Blocks::new(s.d);
+                s.each_row(k, s.kv_heads, b, kv_head).for_each(|key| keys.push(key));
                 s.gather(v, s.kv_heads, b, kv_head, values);
-                let mut blocks = Blocks::new(s.d);
-                keys.chunks_exact(s.d).for_each(|key| blocks.push(key));
-                out.resize(queries.len(), 0.0);
-                let head = Causal { queries, keys: &blocks, values, starts: s.starts(b) };
-                nn::attention_causal(head, 0, out, scratch);
-                put(out, y, 0);
+                let width = s.heads * s.d;
+                let queries = &q[b * s.tokens * width + head * s.d..];
+                let queries = nn::Rows { data: queries, stride: width };
+                let head = Causal { queries, keys: &keys, values, starts: s.starts(b) };
+                nn::attention_causal(head, 0, y, scratch);
             });
         });
     }
@@ -267,7 +276,6 @@ struct Rows {
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
-    out: Vec<f32>,
     dy: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,
@@ -322,9 +330,11 @@ impl Products {
         let (keys, values) = (&keys[..seen * d], &values[..seen * d]);
         if bf16 {
             self.left.fill_rows(queries, n, d);
-            multiply(&self.left, self.key_columns.part(d, seen), 1.0, Store::Set, &mut scores);
+            let (keys, values) = (self.key_columns.part(d, seen), self.value_columns.part(d, seen));
+            let triangle = Triangle::Outputs(first);
+            multiply_triangle(&self.left, keys, Store::Set, triangle, &mut scores);
             self.left.fill_rows(dy, n, d);
-            multiply(&self.left, self.value_columns.part(d, seen), 1.0, Store::Set, &mut slopes);
+            multiply_triangle(&self.left, values, Store::Set, triangle, &mut slopes);
         } else {
             matmul(
                 [n, d, seen],
@@ -353,14 +363,16 @@ impl Products {
             if bf16 {
                 self.left.fill_columns(from, n, seen);
                 self.rows.fill_rows(with, n, d);
-                multiply(&self.left, self.rows.all(), 1.0, Store::Add, to);
+                let triangle = Triangle::TermsBefore(first);
+                multiply_triangle(&self.left, self.rows.all(), Store::Add, triangle, to);
             } else {
                 matmul([seen, n, d], Matrix::turned(from), Matrix::plain(with), Store::Add, to);
             }
         }
         if bf16 {
             self.left.fill_rows(&slopes, n, seen);
-            multiply(&self.left, self.key_lines.part(seen, d), 1.0, Store::Set, dq);
+            let (keys, triangle) = (self.key_lines.part(seen, d), Triangle::TermsAfter(first));
+            multiply_triangle(&self.left, keys, Store::Set, triangle, dq);
         } else {
             matmul([n, seen, d], Matrix::plain(&slopes), Matrix::plain(keys), Store::Set, dq);
         }

@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use bytemuck::Pod;
 use half::f16;
 
-use super::super::attention::softmax;
+use super::super::exp::softmax;
 use super::super::{Kernel, LANES, Simd};
 use super::KV_BLOCK;
 use crate::aligned::AlignedBuf;
@@ -145,8 +145,7 @@ impl<E: Stored> Band<'_, E> {
         let scale = 1.0 / (d as f32).sqrt();
         for r in 0..R {
             let row = &mut weights[r * stride..][..self.band.seen(first + r)];
-            row.iter_mut().for_each(|score| *score *= scale);
-            softmax(row);
+            softmax(row, scale);
         }
         let mut out: [&mut [f32]; R] = std::array::from_fn(|r| self.band.out(self.out, first + r));
         let mut at = 0;
