@@ -10,7 +10,7 @@ use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
-use crate::fused::{BLOCK, Form, LEAST_ROWS, Precision};
+use crate::fused::{BLOCK, Form, LEAST_ROWS, Precision, work_bytes, works_kept};
 use crate::{RunConfig, TrainError, card};
 
 /// What of a model is trained, beside the weights that are not.
@@ -169,7 +169,6 @@ fn frozen(model: &ModelConfig, rows: usize) -> u64 {
 /// them; and of the layer that is at work.
 fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bool) -> u64 {
     let (d, f) = (model.hidden_size, model.intermediate_size);
-    let heads = model.num_attention_heads * model.head_dim;
     let ternary = model.quantization != Quantization::None;
     let shapes = Projection::ALL.map(|p| model.projection_shape(p));
     let sums = ternary && !adapted && config.quantizer.lambda_steps == 0;
@@ -186,10 +185,10 @@ fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bo
             kept + layers.saturating_sub(1) * beside + layers * packed
         }
     };
-    let input = usize::from(ternary) + 4 * usize::from(adapted || !ternary);
-    let kv = model.num_key_value_heads * model.head_dim;
-    let work = rows * ((2 * d + heads + f) * input + 4 * (heads + 2 * kv + d + 2 * f));
-    (states + work + (layers + 1) * rows * d * 4) as u64
+    let mixed = config.quantizer.lambda_steps > 0;
+    let at_hand = work_bytes(model, rows, ternary, adapted || mixed || !ternary);
+    let at_hand = works_kept(model, at_hand, config.train.recompute_activations) * at_hand;
+    (states + at_hand + rows * (8 * f + (layers + 1) * d * 4)) as u64
 }
 
 /// Bytes of the sides of products, and of the head.

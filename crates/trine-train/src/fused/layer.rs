@@ -11,8 +11,9 @@ use trine_kernels::parallel;
 
 use super::head::norm_backward;
 use super::outputs::{self, Form, Kept, Output};
-use super::products::{self, Input, Products, Weights};
+use super::products::{self, Products, Weights};
 use super::relations::{Lesson, States};
+use super::work::{self, Entering, Passing, Work};
 use super::{Buffer, Extent, Found, Pass, is_ternary, mixture};
 use crate::Bitnet;
 use crate::adapters::{Adapters, Mask};
@@ -20,40 +21,6 @@ use crate::ops::{Attention, view};
 
 /// Rows of which a thread makes the gradients of a gate at a time.
 const GATE_ROWS: usize = 16;
-
-/// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before,
-/// but for what is left out of it.
-#[derive(Default)]
-struct Entering {
-    input: Input,
-    floats: Buffer,
-    mask: Option<Mask>,
-}
-
-/// What is at hand of the layer that is being computed: all of it follows from the layer's input and from
-/// what is [`Kept`] of it.
-#[derive(Default)]
-pub(super) struct Work {
-    /// Of which layer, if all of it is there.
-    of: Option<usize>,
-    /// Input of the queries, keys and values `(M, D)`; of the output projection `(M, H d)`; of gate and
-    /// up `(M, D)`; of the down projection `(M, F)`.
-    qkv_input: Entering,
-    o_input: Entering,
-    gate_input: Entering,
-    down_input: Entering,
-    /// Rotated, `(M, H d)` and `(M, K d)`.
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
-    /// The residual stream after attention, `(M, D)`.
-    middle: Buffer,
-    /// The gradient of the down projection's input, which becomes that of gate, and that of up, `(M, F)`.
-    gate: Buffer,
-    up: Buffer,
-    /// The gradient of any other input of projections.
-    scratch: Buffer,
-}
 
 /// A layer of a step.
 pub(super) struct Layer<'a> {
@@ -95,6 +62,14 @@ impl<'a> Layer<'a> {
     pub(super) fn form(&self) -> Form {
         let sums = is_ternary(self.model) && mixture(self.model).is_none();
         Form::new(self.model.config(), self.extent.rows(), sums && self.adapters().is_none())
+    }
+
+    /// Of how many layers the [`Work`] is kept.
+    pub(super) fn works(&self, recompute: bool) -> usize {
+        let (config, codes) = (self.model.config(), is_ternary(self.model));
+        let floats = !codes || mixture(self.model).is_some() || self.adapters().is_some();
+        let bytes = work::bytes(config, self.extent.rows(), codes, floats);
+        work::kept(config, bytes, recompute)
     }
 
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs, which is left
@@ -224,6 +199,7 @@ impl<'a> Layer<'a> {
         weights: &[Weights],
         memory: &mut [f32],
         work: &mut Work,
+        passing: &mut Passing,
         dx: &[f32],
         found: &mut Found<'_>,
         lesson: Option<&mut Lesson<'_>>,
@@ -234,28 +210,26 @@ impl<'a> Layer<'a> {
         if work.of.take() != Some(self.index) {
             self.restore(x, weights, &kept, work)?;
         }
-        let [mut gate, mut scratch] =
-            [&mut work.gate, &mut work.scratch].map(std::mem::take::<Buffer>);
+        let Passing { gate, up, scratch } = passing;
 
         gate.resize(rows * config.intermediate_size);
         let dys = [(Projection::Down, dx)];
-        self.gradients(weights, &work.down_input, &dys, &mut gate, found)?;
-        self.gate_backward(weights, &kept, work, &mut gate, found)?;
+        self.gradients(weights, &work.down_input, &dys, gate, found)?;
+        self.gate_backward(weights, &kept, &work.gate_input, gate, up, found)?;
 
         scratch.resize(rows * width);
-        let dys = [(Projection::Gate, &gate[..]), (Projection::Up, &work.up)];
-        self.gradients(weights, &work.gate_input, &dys, &mut scratch, found)?;
-        work.gate = gate;
+        let dys = [(Projection::Gate, &gate[..]), (Projection::Up, &**up)];
+        self.gradients(weights, &work.gate_input, &dys, scratch, found)?;
         let name = names::post_attention_norm(self.index);
         let weight = self.param(&name)?;
-        let dw = norm_backward(&mut work.middle, &weight, eps, &scratch, Some(dx));
+        let dw = norm_backward(&mut work.middle, &weight, eps, scratch, Some(dx));
         found.write(&name, |to| to.copy_from_slice(&dw))?;
 
         let heads_width = config.num_attention_heads * config.head_dim;
         scratch.resize(rows * heads_width);
         let dys = [(Projection::O, &work.middle[..])];
-        self.gradients(weights, &work.o_input, &dys, &mut scratch, found)?;
-        let mut dy = &*scratch;
+        self.gradients(weights, &work.o_input, &dys, scratch, found)?;
+        let mut dy = &**scratch;
         if config.sub_norms {
             let name = names::attn_sub_norm(self.index);
             let weight = self.param(&name)?;
@@ -273,12 +247,11 @@ impl<'a> Layer<'a> {
         scratch.resize(rows * width);
         let dys =
             [(Projection::Q, &work.q[..]), (Projection::K, &work.k), (Projection::V, &work.v)];
-        self.gradients(weights, &work.qkv_input, &dys, &mut scratch, found)?;
+        self.gradients(weights, &work.qkv_input, &dys, scratch, found)?;
         let name = names::input_norm(self.index);
         let weight = self.param(&name)?;
-        let dw = norm_backward(x, &weight, eps, &scratch, Some(&work.middle));
+        let dw = norm_backward(x, &weight, eps, scratch, Some(&work.middle));
         found.write(&name, |to| to.copy_from_slice(&dw))?;
-        work.scratch = scratch;
         Ok(())
     }
 
@@ -452,8 +425,9 @@ impl<'a> Layer<'a> {
         &self,
         weights: &[Weights],
         kept: &Kept<'_>,
-        work: &mut Work,
+        gate_input: &Entering,
         gradient: &mut [f32],
+        up: &mut Buffer,
         found: &mut Found<'_>,
     ) -> Result<()> {
         let config = self.model.config();
@@ -461,7 +435,6 @@ impl<'a> Layer<'a> {
         let name = names::ffn_sub_norm(self.index);
         let weight = config.sub_norms.then(|| self.param(&name)).transpose()?;
         let group = GATE_ROWS * inner;
-        let Work { up, gate_input, .. } = work;
         up.resize(gradient.len());
         let chunks = gradient.chunks_mut(group).zip(up.chunks_mut(group));
         let mut work: Vec<_> = chunks.map(|(to, up)| (to, up, vec![0.0; inner])).collect();

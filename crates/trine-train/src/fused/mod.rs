@@ -7,7 +7,7 @@
 //! - A projection's weights are ternarized once a step, on all threads, into the layout that is
 //!   multiplied; queries, keys and values share their codes, as do gate and up.
 //! - A layer keeps for its backward pass what its products made, which are integers of 16 bits where it is
-//!   ternary; what is cheap to make of these is made again. With [`Options::recompute`] only the layer's
+//!   ternary; what is cheap to make of these is made again, unless it is little memory. With [`Options::recompute`] only the layer's
 //!   input is kept, and the layer runs once more.
 //! - The gradients of a layer lie where the layer above has kept its things.
 //! - Products of gradients run in bfloat16 or int8 where [`Precision`] allows it: trits and codes are
@@ -29,6 +29,7 @@ mod memory;
 mod outputs;
 mod products;
 mod relations;
+mod work;
 
 use candle_core::{DType, Device, Result, Tensor};
 use trine_data::{Batch, IGNORED};
@@ -42,11 +43,12 @@ use distill::Chunk;
 pub(crate) use found::zeros;
 use found::{Found, layer_gradients, parts};
 use head::{Head, Targets};
-use layer::{Layer, Work};
+use layer::Layer;
 use learned::{Learned, gather, mean, scatter};
 use memory::Memory;
 use products::{Products, Weights};
 use relations::{Lesson, States};
+use work::{Passing, Work};
 
 pub use distill::{Distillation, Divergences, Says, Teacher};
 pub(crate) use head::{BLOCK, LEAST_ROWS};
@@ -54,6 +56,7 @@ pub use likeliest::Likeliest;
 pub(crate) use outputs::Form;
 pub use products::Precision;
 pub use relations::Relations;
+pub(crate) use work::{bytes as work_bytes, kept as works_kept};
 
 /// How a step is computed.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +80,9 @@ pub struct Engine {
     /// Of the projections of each layer, or of all layers in turn; and what layers keep.
     weights: Vec<Vec<Weights>>,
     memory: Memory,
-    work: Work,
+    /// Of each layer, or of the one that is being computed.
+    works: Vec<Work>,
+    passing: Passing,
     /// The rows that predict something, `(n, D)`, where not all do.
     learned: Buffer,
     /// The gradients of one layer and of what is in none, where there are not all at once.
@@ -145,7 +150,8 @@ impl Engine {
             inputs: Vec::new(),
             weights: Vec::new(),
             memory: Memory::default(),
-            work: Work::default(),
+            works: Vec::new(),
+            passing: Passing::default(),
             learned: Buffer::default(),
             by_layer: Gradients::new(),
             watched: None,
@@ -382,17 +388,18 @@ impl Engine {
         found: &mut Found<'_>,
         lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
-        let Self { options, products, inputs, weights, memory, work, .. } = self;
+        let Self { options, products, inputs, weights, memory, works, passing, .. } = self;
         let (below, above) = inputs.split_at_mut(index + 1);
         let (x, dx) = (&mut below[index], &above[0]);
         let at = if options.recompute { 0 } else { index };
         let weights = &mut weights[at];
         let mut layer = Layer::new(model, index, extent, products);
+        let work = &mut works[index % layer.works(options.recompute)];
         memory.keep(at, |memory| {
             if options.recompute {
                 layer.forward(x, weights, memory, work, None)?;
             }
-            layer.backward(x, weights, memory, work, dx, found, lesson)
+            layer.backward(x, weights, memory, work, passing, dx, found, lesson)
         })
     }
 
@@ -419,11 +426,16 @@ impl Engine {
             (true, true) => (layers + 1, 1),
             (false, _) => (2, 1),
         };
-        let Self { products, inputs: buffers, weights, memory, work, watched, .. } = self;
+        let Self { products, inputs: buffers, weights, memory, works, watched, .. } = self;
         buffers.resize_with(inputs.max(buffers.len()), Buffer::default);
         buffers[..inputs].iter_mut().for_each(|x| x.resize(extent.rows() * config.hidden_size));
         weights.resize_with(states.max(weights.len()), Vec::new);
-        let floats = Layer::new(model, 0, extent, products).form().floats();
+        let first = Layer::new(model, 0, extent, products);
+        let (floats, at_hand) = match pass.learns() {
+            true => (first.form().floats(), first.works(self.options.recompute)),
+            false => (first.form().floats(), 1),
+        };
+        works.resize_with(at_hand.max(works.len()), Work::default);
         memory.prepare(states, floats, (pass == Pass::Training).then(|| model.trained()))?;
         embed(model, batch, &mut buffers[0])?;
         for index in 0..layers {
@@ -431,7 +443,7 @@ impl Engine {
                 .get_disjoint_mut([index % inputs, (index + 1) % inputs])
                 .expect("an input and another buffer for the output");
             let mut layer = Layer::new(model, index, extent, products);
-            let weights = &mut weights[index % states];
+            let (weights, work) = (&mut weights[index % states], &mut works[index % at_hand]);
             memory
                 .keep(index % states, |memory| layer.forward(x, weights, memory, work, Some(y)))?;
             if let Some((_, kept)) = watched.as_mut().filter(|(at, _)| *at == index) {
