@@ -10,7 +10,7 @@ use trine_kernels::limits::Limits;
 
 use crate::batching::BatchPlan;
 use crate::config::{DeviceConfig, MasterPrecision, Method, MomentStorage};
-use crate::fused::{BLOCK, Form, LEAST_ROWS, Precision, work_bytes, works_kept};
+use crate::fused::{BLOCK, Form, LEAST_ROWS, LITTLE, Precision, work_bytes, works_kept};
 use crate::{RunConfig, TrainError, card};
 
 /// What of a model is trained, beside the weights that are not.
@@ -187,7 +187,8 @@ fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bo
     };
     let mixed = config.quantizer.lambda_steps > 0;
     let at_hand = work_bytes(model, rows, ternary, adapted || mixed || !ternary);
-    let at_hand = works_kept(model, at_hand, config.train.recompute_activations) * at_hand;
+    let little = if config.train.recompute_activations { 0 } else { LITTLE };
+    let at_hand = works_kept(model, at_hand, little) * at_hand;
     (states + at_hand + rows * (8 * f + (layers + 1) * d * 4)) as u64
 }
 

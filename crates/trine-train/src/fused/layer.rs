@@ -64,12 +64,12 @@ impl<'a> Layer<'a> {
         Form::new(self.model.config(), self.extent.rows(), sums && self.adapters().is_none())
     }
 
-    /// Of how many layers the [`Work`] is kept.
-    pub(super) fn works(&self, recompute: bool) -> usize {
+    /// Of how many layers the [`Work`] is kept, if `little` bytes are for all of it.
+    pub(super) fn works(&self, little: usize) -> usize {
         let (config, codes) = (self.model.config(), is_ternary(self.model));
         let floats = !codes || mixture(self.model).is_some() || self.adapters().is_some();
         let bytes = work::bytes(config, self.extent.rows(), codes, floats);
-        work::kept(config, bytes, recompute)
+        work::kept(config, bytes, little)
     }
 
     /// Computes `out` from `x`, both `(M, D)`; without `out` only what the backward pass needs, which is left

@@ -56,7 +56,7 @@ pub use likeliest::Likeliest;
 pub(crate) use outputs::Form;
 pub use products::Precision;
 pub use relations::Relations;
-pub(crate) use work::{bytes as work_bytes, kept as works_kept};
+pub(crate) use work::{LITTLE, bytes as work_bytes, kept as works_kept};
 
 /// How a step is computed.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +80,9 @@ pub struct Engine {
     /// Of the projections of each layer, or of all layers in turn; and what layers keep.
     weights: Vec<Vec<Weights>>,
     memory: Memory,
-    /// Of each layer, or of the one that is being computed.
+    /// Of each layer, where that takes no more bytes than `little`, or of the one that is being computed.
     works: Vec<Work>,
+    little: usize,
     passing: Passing,
     /// The rows that predict something, `(n, D)`, where not all do.
     learned: Buffer,
@@ -151,6 +152,7 @@ impl Engine {
             weights: Vec::new(),
             memory: Memory::default(),
             works: Vec::new(),
+            little: if options.recompute { 0 } else { LITTLE },
             passing: Passing::default(),
             learned: Buffer::default(),
             by_layer: Gradients::new(),
@@ -388,13 +390,13 @@ impl Engine {
         found: &mut Found<'_>,
         lesson: Option<&mut Lesson<'_>>,
     ) -> Result<()> {
-        let Self { options, products, inputs, weights, memory, works, passing, .. } = self;
+        let Self { options, products, inputs, weights, memory, works, little, passing, .. } = self;
         let (below, above) = inputs.split_at_mut(index + 1);
         let (x, dx) = (&mut below[index], &above[0]);
         let at = if options.recompute { 0 } else { index };
         let weights = &mut weights[at];
         let mut layer = Layer::new(model, index, extent, products);
-        let work = &mut works[index % layer.works(options.recompute)];
+        let work = &mut works[index % layer.works(*little)];
         memory.keep(at, |memory| {
             if options.recompute {
                 layer.forward(x, weights, memory, work, None)?;
@@ -432,7 +434,7 @@ impl Engine {
         weights.resize_with(states.max(weights.len()), Vec::new);
         let first = Layer::new(model, 0, extent, products);
         let (floats, at_hand) = match pass.learns() {
-            true => (first.form().floats(), first.works(self.options.recompute)),
+            true => (first.form().floats(), first.works(self.little)),
             false => (first.form().floats(), 1),
         };
         works.resize_with(at_hand.max(works.len()), Work::default);

@@ -8,7 +8,7 @@ use crate::adapters::Mask;
 
 /// Bytes up to which the work of all layers is kept from the forward to the backward pass. Beyond, it is
 /// made again of what layers keep in any case ([`Kept`](super::outputs::Kept)), but for the last one's.
-const LITTLE: usize = 256 << 20;
+pub(crate) const LITTLE: usize = 256 << 20;
 
 /// The input of projections `(M, in)`: as their weights multiply it, and for adapters as it was before,
 /// but for what is left out of it.
@@ -59,9 +59,9 @@ pub(crate) fn bytes(config: &ModelConfig, rows: usize, codes: bool, floats: bool
     rows * (of_input * inputs.iter().sum::<usize>() + 4 * outputs.iter().sum::<usize>())
 }
 
-/// Of how many layers the work is kept, where it takes so many bytes for each: of all, or of the one that is
-/// being computed.
-pub(crate) fn kept(config: &ModelConfig, bytes: usize, recompute: bool) -> usize {
+/// Of how many layers the work is kept, which takes so many bytes for each: of all of them where that is no more
+/// than `little`, otherwise of the one that is being computed.
+pub(crate) fn kept(config: &ModelConfig, bytes: usize, little: usize) -> usize {
     let layers = config.num_hidden_layers;
-    if !recompute && layers.saturating_mul(bytes) <= LITTLE { layers } else { 1 }
+    if layers.saturating_mul(bytes) <= little { layers } else { 1 }
 }
