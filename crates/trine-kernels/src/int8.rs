@@ -322,7 +322,8 @@ impl Kernel for Tile<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Sides { tokens, outputs, columns, gradients, inputs, terms } = self.sides;
         let mut totals = [[simd.splat_f32(0.0); COLS / LANES]; ROWS];
-        for (i, terms) in terms[self.block..].iter().step_by(outputs).enumerate() {
+        for i in 0..tokens.div_ceil(BLOCK) {
+            let terms = &terms[i * outputs + self.block];
             let (first, quads) = (i * BLOCK / QUAD, block_tokens(tokens, i).div_ceil(QUAD));
             let gradients = &gradients[first * outputs + self.block * quads..][..quads];
             let inputs = &inputs[first * columns + self.panel * quads..][..quads];
@@ -429,6 +430,17 @@ mod tests {
         inputs.fill(&Activations::from_codes(&vec![1; BLOCK], &vec![1.0; BLOCK], 1));
         multiply(&gradients, &inputs, &mut found);
         assert!((found[0] / (1e-6 * BLOCK as f32) - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_sum_over_no_tokens_is_nothing() {
+        let (out, cols) = (25, 40);
+        let (mut gradients, mut inputs) = (Gradients::default(), Inputs::default());
+        gradients.fill(&[], &[], out);
+        inputs.fill(&Activations::from_codes(&[], &[], cols));
+        let mut found = vec![f32::NAN; out * cols];
+        multiply(&gradients, &inputs, &mut found);
+        assert!(found.iter().all(|gradient| *gradient == 0.0));
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn frozen(model: &ModelConfig, rows: usize) -> u64 {
 }
 
 /// Bytes that the layers keep for the backward pass, beside the gradients, which take the place of some of
-/// them; and of the layer that is at work.
+/// them; and what is at hand of the layer that is at work, or of all where that is kept.
 fn activations(config: &RunConfig, model: &ModelConfig, rows: usize, adapted: bool) -> u64 {
     let (d, f) = (model.hidden_size, model.intermediate_size);
     let ternary = model.quantization != Quantization::None;

@@ -80,9 +80,9 @@ pub(super) fn multiply_on(
         }
         let terms = triangle.terms(first, last, left.k);
         // In whole steps, of which the rest is 0 in any case.
-        let pairs = terms.start / (2 * STEP) * STEP..pairs(terms.end);
-        let a = &left.block(block)[pairs.start * ROWS..pairs.end * ROWS];
-        let b = &right.panel(panel)[pairs.start * COLS..pairs.end * COLS];
+        let (start, end) = (terms.start / (2 * STEP) * STEP, pairs(terms.end));
+        let a = &left.block(block)[start * ROWS..end * ROWS];
+        let b = &right.panel(panel)[start * COLS..end * COLS];
         let mut to = Target { rows, scale, add: store == Store::Add };
         match (fast, left.order) {
             (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
@@ -175,25 +175,12 @@ mod tests {
                 for fast in [false, crate::bf16::is_fast()] {
                     let what = format!("{shape:?}, turn {turn}, fast {fast}");
                     let mut out = vec![f32::NAN; rows * cols];
-                    multiply_on(
-                        fast,
-                        &left,
-                        right.all(),
-                        1.0,
-                        Store::Set,
-                        Triangle::None,
-                        &mut out,
-                    );
+                    let product = |scale, store, out: &mut [f32]| {
+                        multiply_on(fast, &left, right.all(), scale, store, Triangle::None, out);
+                    };
+                    product(1.0, Store::Set, &mut out);
                     check(&out, &expected, &what);
-                    multiply_on(
-                        fast,
-                        &left,
-                        right.all(),
-                        -0.5,
-                        Store::Add,
-                        Triangle::None,
-                        &mut out,
-                    );
+                    product(-0.5, Store::Add, &mut out);
                     let half: Vec<_> = expected.iter().map(|v| v / 2.0).collect();
                     check(&out, &half, &what);
                 }

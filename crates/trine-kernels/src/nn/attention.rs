@@ -76,9 +76,17 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Positions that there are vectors `(d,)` of.
+    pub(super) fn positions(&self, d: usize) -> usize {
+        self.data.len().checked_sub(d).map_or(0, |before| before / self.stride + 1)
+    }
+
     /// The vector `(d,)` of position `j`.
+    ///
+    /// # Panics
+    /// When there is none.
     #[inline(always)]
-    pub(super) fn row(&self, j: usize, d: usize) -> &'a [f32] {
+    pub fn row(&self, j: usize, d: usize) -> &'a [f32] {
         &self.data[j * self.stride..][..d]
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn attention_causal_on(
     let d = head.keys.features();
     assert_eq!(head.values.len() % d, 0, "values are not (T, d)");
     let tokens = head.values.len() / d;
+    assert!(head.queries.positions(d) >= tokens, "fewer queries than values");
     assert!(tokens <= head.keys.positions(), "fewer keys than queries");
     assert_eq!(out.cols(), d, "outputs are not (n, d)");
     assert!(first + out.rows() <= tokens, "more outputs than queries");

@@ -1,7 +1,7 @@
 //! One decoder layer, forward and backward.
 //!
 //! A layer keeps what its products and attention made ([`Kept`]); norms, gates and codes are made of that
-//! again in the backward pass. Buffers of the forward pass become gradients, each in its place.
+//! again in the backward pass, where they are not kept too ([`Work`]). Buffers of the forward pass become gradients, each in its place.
 
 use candle_core::Result;
 use trine_format::{HiddenAct, Projection, names};

@@ -7,8 +7,8 @@
 //! - A projection's weights are ternarized once a step, on all threads, into the layout that is
 //!   multiplied; queries, keys and values share their codes, as do gate and up.
 //! - A layer keeps for its backward pass what its products made, which are integers of 16 bits where it is
-//!   ternary; what is cheap to make of these is made again, unless it is little memory. With [`Options::recompute`] only the layer's
-//!   input is kept, and the layer runs once more.
+//!   ternary; what is cheap to make of these is made again, unless it is little memory. With
+//!   [`Options::recompute`] only the layer's input is kept, and the layer runs once more.
 //! - The gradients of a layer lie where the layer above has kept its things.
 //! - Products of gradients run in bfloat16 or int8 where [`Precision`] allows it: trits and codes are
 //!   exact there, only the gradient that comes from above is rounded.
@@ -433,10 +433,8 @@ impl Engine {
         buffers[..inputs].iter_mut().for_each(|x| x.resize(extent.rows() * config.hidden_size));
         weights.resize_with(states.max(weights.len()), Vec::new);
         let first = Layer::new(model, 0, extent, products);
-        let (floats, at_hand) = match pass.learns() {
-            true => (first.form().floats(), first.works(self.little)),
-            false => (first.form().floats(), 1),
-        };
+        let floats = first.form().floats();
+        let at_hand = if pass.learns() { first.works(self.little) } else { 1 };
         works.resize_with(at_hand.max(works.len()), Work::default);
         memory.prepare(states, floats, (pass == Pass::Training).then(|| model.trained()))?;
         embed(model, batch, &mut buffers[0])?;

@@ -130,23 +130,18 @@ impl Attention<'_> {
         self.starts.map(|starts| &starts[b * self.tokens..][..self.tokens])
     }
 
-    /// The rows `(d,)` of head `head` of sequence `b`; `x` is `(M, heads d)`.
-    fn each_row(
-        self,
-        x: &[f32],
-        heads: usize,
-        b: usize,
-        head: usize,
-    ) -> impl Iterator<Item = &[f32]> {
-        let (width, d) = (heads * self.d, self.d);
-        let rows = x[b * self.tokens * width..].chunks_exact(width).take(self.tokens);
-        rows.map(move |row| &row[head * d..][..d])
+    /// The rows of head `head` of sequence `b`; `x` is `(M, heads d)`.
+    fn rows(self, x: &[f32], heads: usize, b: usize, head: usize) -> nn::Rows<'_> {
+        let stride = heads * self.d;
+        let sequence = &x[b * self.tokens * stride..][..self.tokens * stride];
+        nn::Rows { data: &sequence[head * self.d..], stride }
     }
 
-    /// [`Self::each_row`], `(T, d)`.
-    fn gather(self, x: &[f32], heads: usize, b: usize, head: usize, rows: &mut Vec<f32>) {
-        rows.clear();
-        self.each_row(x, heads, b, head).for_each(|row| rows.extend_from_slice(row));
+    /// [`Self::rows`], `(T, d)`.
+    fn gather(self, x: &[f32], heads: usize, b: usize, head: usize, to: &mut Vec<f32>) {
+        let rows = self.rows(x, heads, b, head);
+        to.clear();
+        (0..self.tokens).for_each(|t| to.extend_from_slice(rows.row(t, self.d)));
     }
 
     /// Rotates `q` `(M, H d)` and `k` `(M, K d)`, and computes `y` `(M, H d)`.
@@ -161,12 +156,11 @@ impl Attention<'_> {
             let kv_head = head / (s.heads / s.kv_heads);
             SCRATCH.with_borrow_mut(|Scratch { rows, .. }| {
                 let Rows { values, scratch, .. } = rows;
+                let (queries, rows) =
+                    (s.rows(q, s.heads, b, head), s.rows(k, s.kv_heads, b, kv_head));
                 let mut keys = Blocks::new(s.d);
-                s.each_row(k, s.kv_heads, b, kv_head).for_each(|key| keys.push(key));
+                (0..s.tokens).for_each(|t| keys.push(rows.row(t, s.d)));
                 s.gather(v, s.kv_heads, b, kv_head, values);
-                let width = s.heads * s.d;
-                let queries = &q[b * s.tokens * width + head * s.d..];
-                let queries = nn::Rows { data: queries, stride: width };
                 let head = Causal { queries, keys: &keys, values, starts: s.starts(b) };
                 nn::attention_causal(head, 0, y, scratch);
             });
