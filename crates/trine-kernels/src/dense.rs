@@ -199,7 +199,7 @@ pub(crate) fn dots_ahead<S: Simd, E: Element, const R: usize, const T: usize>(
         let w: [&[E; LANES]; R] = std::array::from_fn(|r| &row_chunks[r][c]);
         if ahead > 0 {
             for r in 0..R {
-                simd.prefetch(w[r], ahead);
+                simd.prefetch_far(w[r], ahead);
             }
         }
         let x = std::array::from_fn(|t| &token_chunks[t][c]);

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, Simd, dispatch, peak};
+use crate::arch::{self, Kernel, Simd, dispatch, peak};
 use crate::isa::Isa;
 
 /// Bytes in a cache line.
@@ -35,9 +35,6 @@ const PIECE: usize = 1 << 16;
 
 /// Lines that are read from one stream at a time.
 const STEP: usize = 4;
-
-/// How far ahead a line is asked for where it is, in bytes.
-const AHEAD: usize = 4096;
 
 /// Handovers of a sample.
 const HANDOVERS: usize = if cfg!(test) { 1 << 6 } else { 1 << 13 };
@@ -275,8 +272,8 @@ fn sum(isa: Isa, pattern: Pattern, piece: &[Line]) -> Line {
         Pattern::Linear => dispatch(isa, Sum::<1, 0>(piece)),
         Pattern::TwoStreams => dispatch(isa, Sum::<2, 0>(piece)),
         Pattern::FourStreams => dispatch(isa, Sum::<4, 0>(piece)),
-        Pattern::Prefetched => dispatch(isa, Sum::<1, AHEAD>(piece)),
-        Pattern::FourPrefetched => dispatch(isa, Sum::<4, AHEAD>(piece)),
+        Pattern::Prefetched => dispatch(isa, Sum::<1, { arch::AHEAD }>(piece)),
+        Pattern::FourPrefetched => dispatch(isa, Sum::<4, { arch::AHEAD }>(piece)),
     }
 }
 
@@ -298,7 +295,7 @@ impl<const N: usize, const AHEAD: usize> Kernel for Sum<'_, N, AHEAD> {
             for part in parts {
                 for (sum, line) in sums.iter_mut().zip(&part[i]) {
                     if AHEAD > 0 {
-                        simd.prefetch(line, AHEAD);
+                        simd.prefetch_far(line, AHEAD);
                     }
                     for (sum, byte) in sum.iter_mut().zip(line) {
                         *sum = sum.wrapping_add(*byte);

@@ -18,7 +18,7 @@
 use half::f16;
 
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, LANES, Simd, dispatch};
+use crate::arch::{AHEAD, Kernel, LANES, Simd, dispatch};
 use crate::dense::{Element, dots_ahead};
 use crate::isa::{Isa, isa};
 use crate::parallel;
@@ -32,9 +32,6 @@ const TOKENS: usize = 4;
 /// Panels of `B` that are multiplied together with one token, and with several.
 const PANELS: usize = 4;
 const PANELS_OF_SEVERAL: usize = 2;
-
-/// How far ahead of its use a line of `B` is asked for, in bytes: what memory delivers while it answers.
-const AHEAD: usize = 4096;
 
 /// Parts of a loop for each thread, at least, where there is enough to divide.
 const PARTS_PER_THREAD: usize = 4;
@@ -402,7 +399,7 @@ impl<E: Element> ExpandPanels<'_, E> {
         let mut sums = [[simd.splat_f32(0.0); P]; T];
         for r in 0..rank {
             if T == 1 {
-                panels.iter().for_each(|panel| simd.prefetch(&panel[r], AHEAD));
+                panels.iter().for_each(|panel| simd.prefetch_far(&panel[r], AHEAD));
             }
             let b: [S::Lanes; P] = std::array::from_fn(|p| E::load(simd, &panels[p][r]));
             let low = &self.low[r * self.tokens + self.token + token..][..T];

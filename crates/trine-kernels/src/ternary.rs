@@ -17,7 +17,7 @@ use trine_ternary::rescale;
 
 use crate::activations::{Activations, TILE, Tile, tiles};
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, Simd, dispatch};
+use crate::arch::{AHEAD, Kernel, Simd, dispatch};
 use crate::isa::{Isa, isa};
 use crate::nn::Gate;
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
@@ -28,9 +28,6 @@ const PART_WORK: usize = 64 << 10;
 
 /// Most tokens of a part, in whole tiles: as many as fit into the second-level cache with their codes.
 const PART_TOKENS: usize = 512;
-
-/// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
-const AHEAD: usize = 4096;
 
 /// Multiplications from which on threads are worth their start.
 const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };
@@ -423,7 +420,7 @@ impl<const R: usize> Ahead<'_, R> {
             let len = weights.len();
             let share = |token: usize| (token - self.first) * len / self.tokens;
             for line in &weights[share(tile.first)..share(end)] {
-                simd.prefetch(line, self.output_lines * len * size_of::<Line>());
+                simd.prefetch_far(line, self.output_lines * len * size_of::<Line>());
             }
         }
     }
@@ -534,32 +531,51 @@ impl Kernel for OneToken<'_> {
 impl OneToken<'_> {
     #[inline(always)]
     fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        // Each of `D` sums has codes that are shifted alike, and is shifted back at the end. A step adds
+        // at most `4 * 2 * 128` to it, times 64: with a shift, this many steps fit 32 bits.
+        const STEPS: usize = (1 << 31) / (4 * 2 * 128 * 64) - 1;
+        let steps = self.weights.panel(self.first).len() / L;
+        if steps <= STEPS {
+            self.sums(simd, U::fields::<S>, U::shifts::<S>());
+        } else {
+            self.sums(simd, U::unpack::<S>, [0; D]);
+        }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd, const L: usize, const D: usize>(
+        self,
+        simd: S,
+        codes: impl Fn(S, &[Line; L]) -> [S::Codes; D],
+        shifts: [u32; D],
+    ) {
         let x = self.x.tile::<1>(0).as_chunks::<D>().0;
         for (i, out) in self.out.iter_mut().enumerate() {
             let panel = self.weights.panel(self.first + i).as_chunks::<L>().0;
             let mut sums = [[simd.zero()]; D];
             for (lines, x) in panel.iter().zip(x) {
-                simd.prefetch(&lines[0], AHEAD);
-                let codes = [U::unpack(simd, lines)];
+                simd.prefetch_far(&lines[0], AHEAD);
+                let codes = [codes(simd, lines)];
                 simd.multiply_rows(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
             }
-            [*out] = add_up(simd, &sums);
+            [*out] = add_up(simd, &sums, shifts);
         }
     }
 }
 
-/// The `K` sums of each of `R` panels, added up.
+/// The `K` sums of each of `R` panels, each shifted to the right, added up.
 #[inline(always)]
 fn add_up<S: Simd, const R: usize, const K: usize>(
     simd: S,
     sums: &[[S::Sums; R]; K],
+    shifts: [u32; K],
 ) -> [[i32; PANEL]; R] {
     let mut out = [[0i32; PANEL]; R];
-    for sums in sums {
+    for (sums, shift) in sums.iter().zip(shifts) {
         for r in 0..R {
             let sums = simd.to_i32(sums[r]);
             for i in 0..PANEL {
-                out[r][i] = out[r][i].wrapping_add(sums[i]);
+                out[r][i] = out[r][i].wrapping_add(sums[i] >> shift);
             }
         }
     }
@@ -631,7 +647,7 @@ impl<const R: usize> Tiles<'_, R> {
             let mut codes = [[simd.no_codes(); D]; R];
             for r in 0..R {
                 if U::FROM_MEMORY {
-                    simd.prefetch(&panels[r][step][0], AHEAD);
+                    simd.prefetch_far(&panels[r][step][0], AHEAD);
                 }
                 codes[r] = U::unpack(simd, &panels[r][step]);
             }
@@ -641,7 +657,7 @@ impl<const R: usize> Tiles<'_, R> {
             }
         }
         for t in 0..T {
-            let sums = add_up(simd, &sums[t]);
+            let sums = add_up(simd, &sums[t], [0; K]);
             for r in 0..R {
                 self.out[r][at + t] = sums[r];
             }
@@ -698,6 +714,17 @@ trait Unpack<const L: usize, const D: usize> {
 
     /// Codes of four columns, then of the next four, and so on.
     fn unpack<S: Simd>(simd: S, lines: &[Line; L]) -> [S::Codes; D];
+
+    /// By how many bits those of [`Self::fields`] are shifted to the left.
+    fn shifts<S: Simd>() -> [u32; D] {
+        [0; D]
+    }
+
+    /// The same codes, but shifted.
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; L]) -> [S::Codes; D] {
+        Self::unpack(simd, lines)
+    }
 }
 
 /// [`Packing::Bits2`].
@@ -708,6 +735,15 @@ impl Unpack<1, 4> for Bits2 {
     fn unpack<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 4] {
         simd.unpack_bits(&lines[0])
     }
+
+    fn shifts<S: Simd>() -> [u32; 4] {
+        S::BIT_SHIFTS
+    }
+
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 4] {
+        simd.fields_of_bits(&lines[0])
+    }
 }
 
 /// [`Packing::Trits5`].
@@ -717,6 +753,15 @@ impl Unpack<1, 5> for Trits5 {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 5] {
         simd.unpack_trits(&lines[0])
+    }
+
+    fn shifts<S: Simd>() -> [u32; 5] {
+        S::TRIT_SHIFTS
+    }
+
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 5] {
+        simd.fields_of_trits(&lines[0])
     }
 }
 

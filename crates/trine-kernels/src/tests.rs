@@ -103,6 +103,9 @@ fn extreme_codes_do_not_overflow(isa: Isa) {
             check_matmul(isa, 5, 5, &vec![trit; 5 * cols], &vec![code; 5 * cols]);
         }
     }
+    // Where a sum of codes that are not shifted down in their bytes would be too large.
+    let cols = 700_003;
+    check_matmul(isa, 1, 1, &vec![1; cols], &vec![-128; cols]);
 }
 
 fn random_matmul_matches_scalar(isa: Isa) {

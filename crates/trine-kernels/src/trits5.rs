@@ -70,7 +70,10 @@ pub(crate) static BYTES: [u8; 256] = {
 /// The last ones and-ed are digit 4.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod table {
-    use super::digits;
+    use super::{DIGITS, digits};
+
+    /// By how many bits each digit is shifted to the left.
+    pub(crate) const SHIFTS: [u32; DIGITS] = [0, 2, 0, 2, 4];
 
     /// 128 bytes, in two cache lines.
     #[repr(align(64))]

@@ -29,6 +29,11 @@ use generic::Generic;
 /// Part sums of a float dot product; see `dense` for their order.
 pub(crate) const LANES: usize = 16;
 
+/// How far ahead of its use a line of weights that are read once is asked for, in bytes, by
+/// [`Simd::prefetch_far`]: beyond what the processor asks for by itself, which is up to the end of a
+/// page of 4 KiB.
+pub(crate) const AHEAD: usize = 8192;
+
 /// An instruction set; a value of the type proves that the CPU has it.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// 64 unsigned codes: four columns of each of the sixteen rows of a panel (see `packed`).
@@ -103,6 +108,25 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// of a byte that is no code, any that are at most 2.
     fn unpack_trits(self, line: &Line) -> [Self::Codes; DIGITS];
 
+    /// By how many bits the codes of [`Self::fields_of_bits`] are shifted to the left.
+    const BIT_SHIFTS: [u32; 4] = [0; 4];
+
+    /// As [`Self::unpack_bits`], but codes may stay where they lie in a byte, where that is less work
+    /// and [`Self::multiply_rows`] takes them.
+    #[inline(always)]
+    fn fields_of_bits(self, line: &Line) -> [Self::Codes; 4] {
+        self.unpack_bits(line)
+    }
+
+    /// By how many bits the codes of [`Self::fields_of_trits`] are shifted to the left.
+    const TRIT_SHIFTS: [u32; DIGITS] = [0; DIGITS];
+
+    /// As [`Self::unpack_trits`], but codes may stay where they lie in a byte of a table.
+    #[inline(always)]
+    fn fields_of_trits(self, line: &Line) -> [Self::Codes; DIGITS] {
+        self.unpack_trits(line)
+    }
+
     /// The low and the high halves of every byte.
     #[inline(always)]
     fn unpack_nibbles(self, line: &Line) -> [Self::Codes; 2] {
@@ -148,9 +172,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
     }
 
-    /// Asks memory for the line that lies `bytes` after `at`, whatever is there.
+    /// Asks memory for the line that lies `bytes` after `at`, whatever is there: one that is used soon.
     #[inline(always)]
     fn prefetch<T>(self, _at: *const T, _bytes: usize) {}
+
+    /// The same of one that is used later, or is one of very many: it comes no nearer than the
+    /// second-level cache. Only a few dozen lines can be on their way to the first at a time, too few for
+    /// memory to be busy.
+    #[inline(always)]
+    fn prefetch_far<T>(self, _at: *const T, _bytes: usize) {}
 
     /// Sixteen floats.
     type Lanes: Copy;

@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use crate::arch::{Kernel, Simd, dispatch};
+use crate::arch::{AHEAD, Kernel, Simd, dispatch};
 use crate::isa::{Isa, isa};
 use crate::packed::{Line, PANEL};
 use crate::parallel::{self, SharedMut};
@@ -22,9 +22,6 @@ const CHUNKS_PER_THREAD: usize = 4;
 
 /// Multiplications from which on threads are worth their start.
 const PARALLEL_WORK: usize = 1 << 18;
-
-/// How far ahead of its use a line is asked for, in bytes: what memory delivers while it answers.
-const AHEAD: usize = 4096;
 
 /// Weights in blocks times `x`, `(tokens, cols)`: `out[t, r]` is the product of row `r` with token `t`,
 /// as the module `block` defines it. Runs on [`isa()`], in parallel over rows.
@@ -176,7 +173,7 @@ pub(super) trait Blocks {
 /// Asks for the line that a pass over the weights of one token will reach soon.
 #[inline(always)]
 fn ahead<S: Simd, const T: usize>(simd: S, line: &Line) {
-    simd.prefetch(line, AHEAD);
+    simd.prefetch_far(line, AHEAD);
 }
 
 /// What the sums of a group start with.

@@ -244,11 +244,14 @@ pub(crate) fn attention_kv_on(
     let run = |i: usize| {
         let task = &plan.tasks[i];
         let band = &plan.bands[task.band];
+        // Where threads take turns, which is likely.
+        let then = plan.tasks.get(i + parallel::threads());
+        let then = then.map(|task| (&plan.bands[task.band], task.spans.start));
         match layout.kind {
             KvType::F32 => dispatch(isa, float::Band::<f32>::new(band, &out)),
             KvType::F16 => dispatch(isa, float::Band::<f16>::new(band, &out)),
             KvType::Int8 if task.spans.len() == band.spans => {
-                dispatch(isa, int8::Attend { band, to: int8::To::Outputs(&out) });
+                dispatch(isa, int8::Attend { band, to: int8::To::Outputs(&out), then });
             }
             KvType::Int8 => {
                 let len = band.rows * int8::partial_len(layout.d);
@@ -257,7 +260,7 @@ pub(crate) fn attention_kv_on(
                 #[allow(unsafe_code)]
                 let part = unsafe { partials.slice(band.partials + first * len, spans * len) };
                 let to = int8::To::Partials(task.spans.clone(), part);
-                dispatch(isa, int8::Attend { band, to });
+                dispatch(isa, int8::Attend { band, to, then });
                 if done[task.band].fetch_add(spans, Ordering::AcqRel) + spans == band.spans {
                     // SAFETY: this was the last task of the band, and none touches its partials again.
                     #[allow(unsafe_code)]

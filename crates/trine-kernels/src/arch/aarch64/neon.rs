@@ -384,6 +384,19 @@ impl<const DOT: bool> Simd for Arm<DOT> {
         }
     }
 
+    #[inline(always)]
+    fn prefetch_far<T>(self, at: *const T, bytes: usize) {
+        let at = at.cast::<i8>().wrapping_add(bytes);
+        // SAFETY: a hint, which never faults, whatever the address.
+        unsafe {
+            asm!(
+                "prfm pldl2keep, [{at}]",
+                at = in(reg) at,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+    }
+
     /// Lanes 0 to 3, and so on.
     type Lanes = [float32x4_t; N];
 

@@ -165,6 +165,25 @@ impl Register for __m512i {
     }
 
     #[inline(always)]
+    unsafe fn fields<const VBMI: bool>(self) -> [Self; DIGITS] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if !VBMI {
+                return digits(self);
+            }
+            let [low, high] = look_up_halves(self);
+            let [first, second, last] = [3, 3 << 2, 3 << 4].map(|mask| Self::splat_i8(mask));
+            [
+                low.and(first),
+                low.and(second),
+                high.and(first),
+                high.and(second),
+                low.and(high).and(last),
+            ]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> __m512 {
         // SAFETY: as the caller promises.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }

@@ -74,6 +74,13 @@ pub(in crate::arch) trait Register: Bytes + Send + Sync {
         unsafe { digits(self) }
     }
 
+    /// The digits, with VBMI shifted as in the [`table`](crate::trits5::table).
+    #[inline(always)]
+    unsafe fn fields<const VBMI: bool>(self) -> [Self; DIGITS] {
+        // SAFETY: as the caller promises.
+        unsafe { digits(self) }
+    }
+
     unsafe fn load_f32(from: *const f32) -> Self::Floats;
     /// Loads and widens as many halves as there are floats in a register.
     unsafe fn load_f16(from: *const f16) -> Self::Floats;

@@ -1,5 +1,6 @@
 //! The operations of the kernels on x86-64, written once for every kind of register.
 
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
@@ -8,6 +9,7 @@ use super::super::{EXP2, EXP2_LEAST, Kernel, LANES, ROUND, Simd};
 use super::register::Register;
 use crate::packed::{Line, PANEL};
 use crate::trits5::DIGITS;
+use crate::trits5::table::SHIFTS;
 
 /// Proof that the CPU has what [`Register::detected`] asks for, where `N` registers are a line, with
 /// `vpdpbusd` if `VNNI`, and with `vpermi2b` if `VBMI`.
@@ -148,6 +150,41 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
         codes
     }
 
+    /// Products of codes up to 192 fit 32 bits, but not 16.
+    const BIT_SHIFTS: [u32; 4] = if VNNI { [0, 2, 4, 6] } else { [0; 4] };
+
+    #[inline(always)]
+    fn fields_of_bits(self, line: &Line) -> [[V; N]; 4] {
+        if !VNNI {
+            return self.unpack_bits(line);
+        }
+        let packed = self.load_codes(line);
+        let mut fields = [packed; 4];
+        for n in 0..N {
+            for d in 0..4 {
+                // SAFETY: `self` exists.
+                fields[d][n] = unsafe { packed[n].and(V::splat_i8((3 << (2 * d)) as i8)) };
+            }
+        }
+        fields
+    }
+
+    const TRIT_SHIFTS: [u32; DIGITS] = if VBMI { SHIFTS } else { [0; DIGITS] };
+
+    #[inline(always)]
+    fn fields_of_trits(self, line: &Line) -> [[V; N]; DIGITS] {
+        let packed = self.load_codes(line);
+        let mut fields = [packed; DIGITS];
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            let digits = unsafe { packed[n].fields::<VBMI>() };
+            for d in 0..DIGITS {
+                fields[d][n] = digits[d];
+            }
+        }
+        fields
+    }
+
     #[inline(always)]
     fn unpack_nibbles(self, line: &Line) -> [[V; N]; 2] {
         let packed = self.load_codes(line);
@@ -284,10 +321,16 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
 
     #[inline(always)]
     fn prefetch<T>(self, at: *const T, bytes: usize) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let at = at.cast::<i8>().wrapping_add(bytes);
         // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+    }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, at: *const T, bytes: usize) {
+        let at = at.cast::<i8>().wrapping_add(bytes);
+        // SAFETY: x86-64 has the instruction, and it never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
     }
 
     type Lanes = [V::Floats; N];

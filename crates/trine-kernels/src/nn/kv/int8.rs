@@ -46,17 +46,22 @@
 //! | `4 ceil(d / 4)` | keys: panels of 16 positions, of which byte `4 r + i` of line `l` is feature `4 l + i` of position `r` |
 //! | `16 ceil(d / 16)` | values: groups of 16 features, of which byte `4 r + i` of line `l` is feature `r` at position `4 l + i` |
 
+mod block;
+mod span;
+
 use std::cell::Cell;
 use std::ops::Range;
 
-use trine_ternary::quantize_activations;
-
 use super::super::exp::largest_lane;
 use super::super::{Kernel, LANES, Simd, exp2, sum_lanes};
-use super::{BAND, Band, KV_BLOCK, KvLayout};
+use super::{BAND, Band, KV_BLOCK};
 use crate::aligned::AlignedBuf;
 use crate::packed::{Line, PANEL};
 use crate::parallel::SharedMut;
+
+use block::{Block, VALUE_LINES, groups, key_lines};
+pub(super) use block::{Write, block_bytes};
+use span::{Ahead, Span, seen};
 
 /// Positions of which the weights are rounded together.
 pub(super) const SPAN: usize = 4 * KV_BLOCK;
@@ -74,130 +79,17 @@ const WEIGHT_MAX: f32 = 16383.0;
 
 const INFINITY: u32 = 0x7f80_0000;
 
-/// Lines before the keys.
-const HEAD: usize = 12;
-
-/// Lines of a group of values.
-const VALUE_LINES: usize = KV_BLOCK / 4;
-
-fn key_lines(d: usize) -> usize {
-    d.div_ceil(4)
-}
-
-fn groups(d: usize) -> usize {
-    d.div_ceil(PANEL)
-}
-
-pub(super) fn block_bytes(d: usize) -> usize {
-    (HEAD + BLOCK_CHUNKS * key_lines(d) + VALUE_LINES * groups(d)) * size_of::<Line>()
-}
-
 /// Floats of a partial result of one row: `m`, `l` and `o`.
 pub(super) fn partial_len(d: usize) -> usize {
     2 + d
-}
-
-/// The parts of a block.
-#[derive(Clone, Copy)]
-struct Block<'a> {
-    lines: &'a [Line],
-    d: usize,
-}
-
-impl<'a> Block<'a> {
-    #[inline(always)]
-    fn new(bytes: &'a [u8], d: usize) -> Self {
-        Self { lines: bytes.as_chunks().0, d }
-    }
-
-    /// What the key codes of 16 positions stand for, f32.
-    #[inline(always)]
-    fn key_units(&self, chunk: usize) -> &'a Line {
-        &self.lines[chunk]
-    }
-
-    /// What the integer scores of 16 positions start with, i32.
-    #[inline(always)]
-    fn starts(&self, chunk: usize) -> &'a Line {
-        &self.lines[BLOCK_CHUNKS + chunk]
-    }
-
-    /// What the value codes of 16 positions stand for, f32.
-    #[inline(always)]
-    fn value_units(&self, chunk: usize) -> &'a Line {
-        &self.lines[2 * BLOCK_CHUNKS + chunk]
-    }
-
-    /// Keys of 16 positions.
-    #[inline(always)]
-    fn keys(&self, chunk: usize) -> &'a [Line] {
-        let lines = key_lines(self.d);
-        &self.lines[HEAD + chunk * lines..][..lines]
-    }
-
-    /// Values of 16 features.
-    #[inline(always)]
-    fn values(&self, group: usize) -> &'a [Line] {
-        &self.all_values()[group * VALUE_LINES..][..VALUE_LINES]
-    }
-
-    #[inline(always)]
-    fn all_keys(&self) -> &'a [Line] {
-        &self.lines[HEAD..][..BLOCK_CHUNKS * key_lines(self.d)]
-    }
-
-    #[inline(always)]
-    fn all_values(&self) -> &'a [Line] {
-        &self.lines[HEAD + BLOCK_CHUNKS * key_lines(self.d)..]
-    }
-}
-
-/// Writes position `at` of a block.
-pub(super) struct Write<'a> {
-    pub(super) block: &'a mut [u8],
-    pub(super) at: usize,
-    pub(super) key: &'a [f32],
-    pub(super) value: &'a [f32],
-}
-
-impl Kernel for Write<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Self { block, at, key, value } = self;
-        let d = key.len();
-        let lines: &mut [Line] = block.as_chunks_mut().0;
-        let mut codes = [0; KvLayout::MAX_HEAD_DIM];
-        let (chunk, r) = (at / LANES, at % LANES);
-
-        let unit = 1.0 / quantize_activations(key, &mut codes[..d]);
-        lines[chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
-        let sum: i32 = codes[..d].iter().map(|code| i32::from(*code)).sum();
-        let start = -QUERY_OFFSET * sum;
-        lines[BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&start.to_le_bytes());
-        let keys = &mut lines[HEAD + chunk * key_lines(d)..][..key_lines(d)];
-        for (line, word) in keys.iter_mut().zip(codes.as_chunks::<4>().0) {
-            line[4 * r..][..4].copy_from_slice(&word.map(|code| code as u8));
-        }
-
-        codes[..d].fill(0);
-        let unit = 1.0 / quantize_activations(value, &mut codes[..d]);
-        lines[2 * BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
-        let values = lines[HEAD + BLOCK_CHUNKS * key_lines(d)..].iter_mut();
-        let values = values.skip(at / 4).step_by(VALUE_LINES);
-        for (line, codes) in values.zip(codes[..groups(d) * PANEL].as_chunks::<PANEL>().0) {
-            for (word, code) in line.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
-                word[at % 4] = *code as u8;
-            }
-        }
-    }
 }
 
 /// A band over its past.
 pub(super) struct Attend<'a> {
     pub(super) band: &'a Band<'a>,
     pub(super) to: To<'a>,
+    /// What this thread will look at next, if that is known: a span of some band.
+    pub(super) then: Option<(&'a Band<'a>, usize)>,
 }
 
 /// How much of the past, and what for.
@@ -213,7 +105,7 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { band, mut to } = self;
+        let Self { band, mut to, then } = self;
         let d = band.layout.d;
         let mut scratch = SCRATCH.take();
         scratch.fit(d);
@@ -224,8 +116,8 @@ impl Kernel for Attend<'_> {
         };
         scratch.clear(band.rows);
         for span in spans.clone() {
-            let more = span + 1 < spans.end;
-            one_span(simd, band, span, more, &mut rows, &mut scratch);
+            let next = if span + 1 < spans.end { Some((band, span + 1)) } else { then };
+            one_span(simd, band, span, next, &mut rows, &mut scratch);
             if let To::Partials(_, partials) = &mut to {
                 let len = partial_len(d);
                 let at = (span - spans.start) * band.rows * len;
@@ -401,7 +293,13 @@ fn round_query<S: Simd, const W: usize>(
     tile: &mut [[u8; 4]],
     r: usize,
 ) -> f32 {
-    let max = query.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let mut lanes = [0u32; LANES];
+    for x in query.chunks(LANES) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = x.abs().to_bits().max(*lane);
+        }
+    }
+    let max = lanes.into_iter().fold(0, u32::max);
     let max = if max < INFINITY { f32::from_bits(max) } else { f32::NAN };
     // A row of zeros, or nearly so, has codes of 0.
     let factor = simd.splat_f32(QUERY_MAX / if max < 1e-30 { 1e-30 } else { max });
@@ -418,26 +316,23 @@ fn round_query<S: Simd, const W: usize>(
     max / QUERY_MAX * (std::f32::consts::LOG2_E / (query.len() as f32).sqrt())
 }
 
-/// Adds a span of the past to the rows of a band. Asks memory for the next one where there is `more`.
+/// Adds a span of the past to the rows of a band. Meanwhile, memory is asked for the span that comes
+/// `next`: steadily, as every pause in asking is time lost.
 #[inline(always)]
 fn one_span<S: Simd>(
     simd: S,
     band: &Band<'_>,
     span: usize,
-    more: bool,
+    next: Option<(&Band<'_>, usize)>,
     rows: &mut [Row; BAND],
     scratch: &mut Scratch,
 ) {
     let d = band.layout.d;
-    // How many positions of the span a row sees.
-    let seen = |r: usize| band.seen(r).saturating_sub(span * SPAN).min(SPAN);
+    let seen = |r: usize| seen(band, span, r);
     let most = seen(band.rows - 1);
-    let mut blocks = [Block { lines: &[], d }; SPAN / KV_BLOCK];
-    let used = most.div_ceil(KV_BLOCK);
-    for b in 0..used {
-        blocks[b] = Block::new(band.block(span * (SPAN / KV_BLOCK) + b), d);
-    }
-    let blocks = &blocks[..used];
+    let this = Span::new(band, span);
+    let blocks = this.blocks();
+    let mut ahead = Ahead::new(next);
 
     let words = key_lines(d);
     let queries: &[[u8; 4]] = scratch.queries.as_chunks().0;
@@ -446,10 +341,7 @@ fn one_span<S: Simd>(
         let block = &blocks[chunk / BLOCK_CHUNKS];
         let pair = [chunk % BLOCK_CHUNKS, chunk % BLOCK_CHUNKS + 1];
         let (keys, starts) = (pair.map(|c| block.keys(c)), pair.map(|c| block.starts(c)));
-        if chunk % BLOCK_CHUNKS == 0 {
-            block.lines[..HEAD].iter().for_each(|line| simd.prefetch(line, 0));
-        }
-        let ahead = keys_ahead(blocks, chunk, most.div_ceil(LANES));
+        ahead.ask(simd, 3 * d / 8);
         let mut first = 0;
         while first < band.rows {
             let width = tile_width(band.rows - first);
@@ -457,9 +349,9 @@ fn one_span<S: Simd>(
                 let x = &queries[first * 2 * words..][..width * 2 * words];
                 let to = &mut scores[first * SPAN_CHUNKS + chunk..];
                 match width {
-                    4 => score::<S, 8>(simd, x, keys, starts, ahead, to),
-                    2 => score::<S, 4>(simd, x, keys, starts, ahead, to),
-                    _ => score::<S, 2>(simd, x, keys, starts, ahead, to),
+                    4 => score::<S, 8>(simd, x, keys, starts, to),
+                    2 => score::<S, 4>(simd, x, keys, starts, to),
+                    _ => score::<S, 2>(simd, x, keys, starts, to),
                 }
             }
             first += width;
@@ -474,17 +366,13 @@ fn one_span<S: Simd>(
         let scores = &scores[first * SPAN_CHUNKS..];
         let rows = &mut rows[first..];
         match width {
-            4 => weigh::<S, 4>(simd, rows, blocks, scores, |r| seen(first + r), tile),
-            2 => weigh::<S, 2>(simd, rows, blocks, scores, |r| seen(first + r), tile),
-            _ => weigh::<S, 1>(simd, rows, blocks, scores, |r| seen(first + r), tile),
+            4 => weigh::<S, 4>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
+            2 => weigh::<S, 2>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
+            _ => weigh::<S, 1>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
         }
         first += width;
     }
 
-    let next: &[Line] = match more {
-        true => Block::new(band.block((span + 1) * (SPAN / KV_BLOCK)), d).all_keys(),
-        false => &[],
-    };
     let stride = scratch.stride;
     for group in (0..groups(d)).step_by(2) {
         let mut first = 0;
@@ -496,46 +384,27 @@ fn one_span<S: Simd>(
             let out = &mut scratch.outputs[first * stride + group * PANEL..];
             let pair = group + 1 < groups(d);
             match (width, pair) {
-                (4, true) => add_values::<S, 8, 2>(simd, x, blocks, next, group, rows, out, stride),
+                (4, true) => {
+                    add_values::<S, 8, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                }
                 (4, false) => {
-                    add_values::<S, 8, 1>(simd, x, blocks, next, group, rows, out, stride)
+                    add_values::<S, 8, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
                 }
-                (2, true) => add_values::<S, 4, 2>(simd, x, blocks, next, group, rows, out, stride),
+                (2, true) => {
+                    add_values::<S, 4, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                }
                 (2, false) => {
-                    add_values::<S, 4, 1>(simd, x, blocks, next, group, rows, out, stride)
+                    add_values::<S, 4, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
                 }
-                (_, true) => add_values::<S, 2, 2>(simd, x, blocks, next, group, rows, out, stride),
+                (_, true) => {
+                    add_values::<S, 2, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                }
                 (_, false) => {
-                    add_values::<S, 2, 1>(simd, x, blocks, next, group, rows, out, stride)
+                    add_values::<S, 2, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
                 }
             }
             first += width;
         }
-    }
-}
-
-/// What to ask memory for while the keys of two chunks are multiplied: the keys of the chunks after the
-/// next, or the first values.
-#[inline(always)]
-fn keys_ahead<'a>(blocks: &[Block<'a>], chunk: usize, chunks: usize) -> [&'a [Line]; 2] {
-    let ahead = chunk + 4;
-    if ahead < chunks {
-        let block = &blocks[ahead / BLOCK_CHUNKS];
-        return [block.keys(ahead % BLOCK_CHUNKS), block.keys(ahead % BLOCK_CHUNKS + 1)];
-    }
-    let last = blocks.len() - 1;
-    let block = |p: usize| &blocks[(ahead - chunks.next_multiple_of(2) + p).min(last)];
-    [block(0).all_values(), block(1).all_values()]
-}
-
-/// What to ask memory for while the values of a group are multiplied: those of the group after the next,
-/// or the next span's first keys, `next`.
-#[inline(always)]
-fn values_ahead<'a>(block: &Block<'a>, next: &'a [Line], group: usize, panel: usize) -> &'a [Line] {
-    match (group + 2 < groups(block.d), next.get(panel * VALUE_LINES..(panel + 1) * VALUE_LINES)) {
-        (true, _) => block.values(group + 2),
-        (false, Some(next)) => next,
-        (false, None) => block.values(group),
     }
 }
 
@@ -547,15 +416,12 @@ fn multiply<S: Simd, const T: usize, const P: usize>(
     sums: &mut [[S::Sums; P]; T],
     x: &[[[u8; 4]; T]],
     panels: [&[Line]; P],
-    ahead: [&[Line]; P],
 ) {
     let panels: [&[Line]; P] = std::array::from_fn(|p| &panels[p][..x.len()]);
-    let ahead: [&[Line]; P] = std::array::from_fn(|p| &ahead[p][..x.len()]);
     for step in 0..x.len() {
         let mut values = [simd.no_codes(); P];
         for p in 0..P {
             values[p] = simd.load_codes(&panels[p][step]);
-            simd.prefetch(&ahead[p][step], 0);
         }
         for t in 0..T {
             for p in 0..P {
@@ -572,14 +438,13 @@ fn score<S: Simd, const T: usize>(
     x: &[[u8; 4]],
     keys: [&[Line]; 2],
     starts: [&Line; 2],
-    ahead: [&[Line]; 2],
     to: &mut [[i32; LANES]],
 ) {
     let mut sums = [[simd.zero(); 2]; T];
     for t in (1..T).step_by(2) {
         sums[t] = [simd.integers_of(starts[0]), simd.integers_of(starts[1])];
     }
-    multiply(simd, &mut sums, x.as_chunks::<T>().0, keys, ahead);
+    multiply(simd, &mut sums, x.as_chunks::<T>().0, keys);
     for r in 0..T / 2 {
         for p in 0..2 {
             let joined = simd.join_parts(sums[2 * r][p], sums[2 * r + 1][p]);
@@ -598,6 +463,7 @@ fn weigh<S: Simd, const W: usize>(
     scores: &[[i32; LANES]],
     seen: impl Fn(usize) -> usize,
     tile: &mut [[u8; 4]],
+    ahead: &mut Ahead<'_>,
 ) {
     let seen: [usize; W] = std::array::from_fn(seen);
     // The last row sees the most. Of the first chunks all see all.
@@ -607,6 +473,7 @@ fn weigh<S: Simd, const W: usize>(
 
     let mut max = [simd.splat_f32(f32::NEG_INFINITY); W];
     for (chunk, t) in weights.iter_mut().enumerate() {
+        ahead.ask(simd, blocks[0].d / 16);
         let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].key_units(chunk % BLOCK_CHUNKS));
         for r in 0..W {
             let score = simd.sums_to_f32(simd.load_i32(&scores[r * SPAN_CHUNKS + chunk]));
@@ -627,6 +494,7 @@ fn weigh<S: Simd, const W: usize>(
     // not see is nothing to it.
     let (mut sums, mut heaviest) = ([simd.splat_f32(0.0); W], [simd.splat_f32(0.0); W]);
     for (chunk, t) in weights.iter_mut().enumerate() {
+        ahead.ask(simd, blocks[0].d / 16);
         let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].value_units(chunk % BLOCK_CHUNKS));
         for r in 0..W {
             let mut p = simd.exp2(simd.add_f32(t[r], simd.splat_f32(-largest[r])));
@@ -682,7 +550,7 @@ fn add_values<S: Simd, const T: usize, const P: usize>(
     simd: S,
     x: &[[u8; 4]],
     blocks: &[Block<'_>],
-    next: &[Line],
+    ahead: &mut Ahead<'_>,
     group: usize,
     rows: &[Row],
     out: &mut [f32],
@@ -690,13 +558,13 @@ fn add_values<S: Simd, const T: usize, const P: usize>(
 ) {
     let mut sums = [[simd.zero(); P]; T];
     let x = x.as_chunks::<T>().0;
-    for (b, (x, block)) in x.chunks(VALUE_LINES).zip(blocks).enumerate() {
-        let (mut values, mut ahead): ([&[Line]; P], [&[Line]; P]) = ([&[]; P], [&[]; P]);
+    for (x, block) in x.chunks(VALUE_LINES).zip(blocks) {
+        let mut values: [&[Line]; P] = [&[]; P];
         for p in 0..P {
             values[p] = block.values(group + p);
-            ahead[p] = values_ahead(block, next, group + p, 2 * b + p);
         }
-        multiply(simd, &mut sums, x, values, ahead);
+        ahead.ask(simd, P * VALUE_LINES);
+        multiply(simd, &mut sums, x, values);
     }
     // A loop of its own, simple enough that the sums stay in registers until it.
     let mut joined = [[simd.splat_f32(0.0); P]; T];

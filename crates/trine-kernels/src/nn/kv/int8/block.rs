@@ -1,0 +1,114 @@
+//! The parts of a block, and how a position is written; see the module above for the layout.
+
+use trine_ternary::quantize_activations;
+
+use super::{BLOCK_CHUNKS, QUERY_OFFSET};
+use crate::arch::{Kernel, LANES, Simd};
+use crate::nn::kv::{KV_BLOCK, KvLayout};
+use crate::packed::{Line, PANEL};
+
+/// Lines before the keys.
+const HEAD: usize = 12;
+
+/// Lines of a group of values.
+pub(super) const VALUE_LINES: usize = KV_BLOCK / 4;
+
+pub(super) fn key_lines(d: usize) -> usize {
+    d.div_ceil(4)
+}
+
+pub(super) fn groups(d: usize) -> usize {
+    d.div_ceil(PANEL)
+}
+
+pub(in super::super) fn block_bytes(d: usize) -> usize {
+    (HEAD + BLOCK_CHUNKS * key_lines(d) + VALUE_LINES * groups(d)) * size_of::<Line>()
+}
+
+/// The parts of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub(super) lines: &'a [Line],
+    pub(super) d: usize,
+}
+
+impl<'a> Block<'a> {
+    #[inline(always)]
+    pub(super) fn new(bytes: &'a [u8], d: usize) -> Self {
+        Self { lines: bytes.as_chunks().0, d }
+    }
+
+    /// What the key codes of 16 positions stand for, f32.
+    #[inline(always)]
+    pub(super) fn key_units(&self, chunk: usize) -> &'a Line {
+        &self.lines[chunk]
+    }
+
+    /// What the integer scores of 16 positions start with, i32.
+    #[inline(always)]
+    pub(super) fn starts(&self, chunk: usize) -> &'a Line {
+        &self.lines[BLOCK_CHUNKS + chunk]
+    }
+
+    /// What the value codes of 16 positions stand for, f32.
+    #[inline(always)]
+    pub(super) fn value_units(&self, chunk: usize) -> &'a Line {
+        &self.lines[2 * BLOCK_CHUNKS + chunk]
+    }
+
+    /// Keys of 16 positions.
+    #[inline(always)]
+    pub(super) fn keys(&self, chunk: usize) -> &'a [Line] {
+        let lines = key_lines(self.d);
+        &self.lines[HEAD + chunk * lines..][..lines]
+    }
+
+    /// Values of 16 features.
+    #[inline(always)]
+    pub(super) fn values(&self, group: usize) -> &'a [Line] {
+        let first = HEAD + BLOCK_CHUNKS * key_lines(self.d);
+        &self.lines[first + group * VALUE_LINES..][..VALUE_LINES]
+    }
+}
+
+/// Writes position `at` of a block.
+pub(in super::super) struct Write<'a> {
+    pub(in super::super) block: &'a mut [u8],
+    pub(in super::super) at: usize,
+    pub(in super::super) key: &'a [f32],
+    pub(in super::super) value: &'a [f32],
+}
+
+impl Kernel for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { block, at, key, value } = self;
+        let d = key.len();
+        let lines: &mut [Line] = block.as_chunks_mut().0;
+        let mut codes = [0; KvLayout::MAX_HEAD_DIM];
+        let (chunk, r) = (at / LANES, at % LANES);
+
+        let unit = 1.0 / quantize_activations(key, &mut codes[..d]);
+        lines[chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
+        let sum: i32 = codes[..d].iter().map(|code| i32::from(*code)).sum();
+        let start = -QUERY_OFFSET * sum;
+        lines[BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&start.to_le_bytes());
+        let keys = &mut lines[HEAD + chunk * key_lines(d)..][..key_lines(d)];
+        for (line, word) in keys.iter_mut().zip(codes.as_chunks::<4>().0) {
+            line[4 * r..][..4].copy_from_slice(&word.map(|code| code as u8));
+        }
+
+        codes[..d].fill(0);
+        let unit = 1.0 / quantize_activations(value, &mut codes[..d]);
+        lines[2 * BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
+        let values = lines[HEAD + BLOCK_CHUNKS * key_lines(d)..].iter_mut();
+        let values = values.skip(at / 4).step_by(VALUE_LINES);
+        for (line, codes) in values.zip(codes[..groups(d) * PANEL].as_chunks::<PANEL>().0) {
+            for (word, code) in line.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                word[at % 4] = *code as u8;
+            }
+        }
+    }
+}
