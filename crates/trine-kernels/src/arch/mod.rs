@@ -32,7 +32,7 @@ pub(crate) const LANES: usize = 16;
 /// How far ahead of its use a line of weights that are read once is asked for, in bytes, by
 /// [`Simd::prefetch_far`]: beyond what the processor asks for by itself, which is up to the end of a
 /// page of 4 KiB.
-pub(crate) const AHEAD: usize = 8192;
+pub(crate) const AHEAD: usize = 6144;
 
 /// An instruction set; a value of the type proves that the CPU has it.
 pub(crate) trait Simd: Copy + Send + Sync {
