@@ -325,13 +325,20 @@ impl Kernel for Tile<'_> {
         for i in 0..tokens.div_ceil(BLOCK) {
             let terms = &terms[i * outputs + self.block];
             let (first, quads) = (i * BLOCK / QUAD, block_tokens(tokens, i).div_ceil(QUAD));
-            let gradients = &gradients[first * outputs + self.block * quads..][..quads];
+            let at = first * outputs + self.block * quads;
+            // The gradients of the next block of tokens, or of the tile that comes next, are the one thing
+            // here that no cache near by holds, in pieces too short for the processor to foresee.
+            let next = at + outputs * quads;
+            let next = if next < gradients.len() { next } else { (self.block + 1) * quads };
+            let ahead = next.wrapping_sub(at).wrapping_mul(size_of::<Rows>());
+            let gradients = &gradients[at..][..quads];
             let inputs = &inputs[first * columns + self.panel * quads..][..quads];
             let mut sums = [[simd.splat_i32(0); COLS / LANES]; ROWS];
             for r in 0..ROWS {
                 sums[r] = [simd.splat_i32(terms.starts[r]); COLS / LANES];
             }
             for (gradients, inputs) in gradients.iter().zip(inputs) {
+                simd.prefetch_far(gradients, ahead);
                 let inputs = [simd.load_codes(&inputs[0]), simd.load_codes(&inputs[1])];
                 for r in 0..ROWS {
                     let gradients = gradients[r].to_le_bytes().map(|byte| byte as i8);
