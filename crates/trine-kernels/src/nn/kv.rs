@@ -244,8 +244,8 @@ pub(crate) fn attention_kv_on(
     let run = |i: usize| {
         let task = &plan.tasks[i];
         let band = &plan.bands[task.band];
-        // Where threads take turns, which is likely.
-        let then = plan.tasks.get(i + parallel::threads());
+        // A thread takes one task after another, but for the end of its share.
+        let then = plan.tasks.get(i + 1);
         let then = then.map(|task| (&plan.bands[task.band], task.spans.start));
         match layout.kind {
             KvType::F32 => dispatch(isa, float::Band::<f32>::new(band, &out)),
