@@ -1,0 +1,284 @@
+//! The integer sums of some panels, for one token or for tiles of them, and how lines hold codes.
+
+use super::Ahead;
+use crate::activations::{Activations, Tile};
+use crate::arch::{AHEAD, Kernel, Simd};
+use crate::packed::{Line, PANEL, PackedMatrix, Packing};
+
+/// The sums of codes of some panels for a single token.
+pub(super) struct OneToken<'a> {
+    pub(super) weights: &'a PackedMatrix,
+    /// The first panel.
+    pub(super) first: usize,
+    pub(super) x: &'a Activations,
+    /// One of each panel.
+    pub(super) out: &'a mut [[i32; PANEL]],
+}
+
+impl Kernel for OneToken<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.weights.packing() {
+            Packing::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Packing::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+        }
+    }
+}
+
+impl OneToken<'_> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        // Each of `D` sums has codes that are shifted alike, and is shifted back at the end. A step adds
+        // at most `4 * 2 * 128` to it, times 64: with a shift, this many steps fit 32 bits.
+        const STEPS: usize = (1 << 31) / (4 * 2 * 128 * 64) - 1;
+        let steps = self.weights.panel(self.first).len() / L;
+        if steps <= STEPS {
+            self.sums(simd, U::fields::<S>, U::shifts::<S>());
+        } else {
+            self.sums(simd, U::unpack::<S>, [0; D]);
+        }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd, const L: usize, const D: usize>(
+        self,
+        simd: S,
+        codes: impl Fn(S, &[Line; L]) -> [S::Codes; D],
+        shifts: [u32; D],
+    ) {
+        let x = self.x.tile::<1>(0).as_chunks::<D>().0;
+        for (i, out) in self.out.iter_mut().enumerate() {
+            let panel = self.weights.panel(self.first + i).as_chunks::<L>().0;
+            let mut sums = [[simd.zero()]; D];
+            for (lines, x) in panel.iter().zip(x) {
+                simd.prefetch_far(&lines[0], AHEAD);
+                let codes = [codes(simd, lines)];
+                simd.multiply_rows(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
+            }
+            [*out] = add_up(simd, &sums, shifts);
+        }
+    }
+}
+
+/// The `K` sums of each of `R` panels, each shifted to the right, added up.
+#[inline(always)]
+fn add_up<S: Simd, const R: usize, const K: usize>(
+    simd: S,
+    sums: &[[S::Sums; R]; K],
+    shifts: [u32; K],
+) -> [[i32; PANEL]; R] {
+    let mut out = [[0i32; PANEL]; R];
+    for (sums, shift) in sums.iter().zip(shifts) {
+        for r in 0..R {
+            let sums = simd.to_i32(sums[r]);
+            for i in 0..PANEL {
+                out[r][i] = out[r][i].wrapping_add(sums[i] >> shift);
+            }
+        }
+    }
+    out
+}
+
+/// The sums of codes of `R` panels for some tiles of tokens.
+pub(super) struct Tiles<'a, const R: usize> {
+    pub(super) form: Form,
+    pub(super) panels: [&'a [Line]; R],
+    pub(super) x: &'a Activations,
+    pub(super) tiles: &'a [Tile],
+    /// `(tokens of the tiles,)` of each panel.
+    pub(super) out: [&'a mut [[i32; PANEL]]; R],
+    pub(super) ahead: Ahead<'a, R>,
+}
+
+impl<const R: usize> Kernel for Tiles<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.form {
+            Form::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Form::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+            Form::Plain => self.with::<S, Plain, PLAIN, PLAIN>(simd),
+        }
+    }
+}
+
+impl<const R: usize> Tiles<'_, R> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(mut self, simd: S) {
+        let mut at = 0;
+        for tile in self.tiles {
+            self.ahead.ask(simd, tile);
+            match tile.width {
+                8 => self.tile::<S, U, L, D, 8, 1>(simd, tile.first, at),
+                4 => self.tile::<S, U, L, D, 4, 2>(simd, tile.first, at),
+                2 => self.tile::<S, U, L, D, 2, 4>(simd, tile.first, at),
+                _ => self.tile::<S, U, L, D, 1, 4>(simd, tile.first, at),
+            }
+            at += tile.width;
+        }
+    }
+
+    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on; with `K` sums for each
+    /// token and panel: as many as there are registers for.
+    #[inline(always)]
+    fn tile<
+        S: Simd,
+        U: Unpack<L, D>,
+        const L: usize,
+        const D: usize,
+        const T: usize,
+        const K: usize,
+    >(
+        &mut self,
+        simd: S,
+        token: usize,
+        at: usize,
+    ) {
+        let steps = self.panels[0].len() / L;
+        let x = &self.x.tile::<T>(token).as_chunks::<D>().0[..steps];
+        let panels: [&[[Line; L]]; R] =
+            std::array::from_fn(|r| &self.panels[r].as_chunks::<L>().0[..steps]);
+        let mut sums = [[[simd.zero(); R]; K]; T];
+        for step in 0..steps {
+            let mut codes = [[simd.no_codes(); D]; R];
+            for r in 0..R {
+                if U::FROM_MEMORY {
+                    simd.prefetch_far(&panels[r][step][0], AHEAD);
+                }
+                codes[r] = U::unpack(simd, &panels[r][step]);
+            }
+            for t in 0..T {
+                let x: [&[i8; 4]; D] = std::array::from_fn(|d| &x[step][d][t]);
+                simd.multiply_rows(&mut sums[t], &codes, x);
+            }
+        }
+        for t in 0..T {
+            let sums = add_up(simd, &sums[t], [0; K]);
+            for r in 0..R {
+                self.out[r][at + t] = sums[r];
+            }
+        }
+    }
+}
+
+/// Writes the codes of a panel.
+pub(super) struct UnpackPanel<'a> {
+    pub(super) form: Form,
+    pub(super) panel: &'a [Line],
+    pub(super) to: &'a mut [Line],
+}
+
+impl Kernel for UnpackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.form {
+            Form::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
+            Form::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+            Form::Plain => self.to.copy_from_slice(self.panel),
+        }
+    }
+}
+
+impl UnpackPanel<'_> {
+    #[inline(always)]
+    fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
+        let to = self.to.as_chunks_mut::<D>().0;
+        for (from, to) in self.panel.as_chunks::<L>().0.iter().zip(to) {
+            let codes = U::unpack(simd, from);
+            for d in 0..D {
+                simd.store_codes(codes[d], &mut to[d]);
+            }
+        }
+    }
+}
+
+/// How lines hold codes.
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    Bits2,
+    Trits5,
+    /// One code in a byte.
+    Plain,
+}
+
+/// How `L` lines hold `D` vectors of codes.
+trait Unpack<const L: usize, const D: usize> {
+    /// Whether lines come from memory, which is slow, rather than from a cache.
+    const FROM_MEMORY: bool = true;
+
+    /// Codes of four columns, then of the next four, and so on.
+    fn unpack<S: Simd>(simd: S, lines: &[Line; L]) -> [S::Codes; D];
+
+    /// By how many bits those of [`Self::fields`] are shifted to the left.
+    fn shifts<S: Simd>() -> [u32; D] {
+        [0; D]
+    }
+
+    /// The same codes, but shifted.
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; L]) -> [S::Codes; D] {
+        Self::unpack(simd, lines)
+    }
+}
+
+/// [`Packing::Bits2`].
+struct Bits2;
+
+impl Unpack<1, 4> for Bits2 {
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 4] {
+        simd.unpack_bits(&lines[0])
+    }
+
+    fn shifts<S: Simd>() -> [u32; 4] {
+        S::BIT_SHIFTS
+    }
+
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 4] {
+        simd.fields_of_bits(&lines[0])
+    }
+}
+
+/// [`Packing::Trits5`].
+struct Trits5;
+
+impl Unpack<1, 5> for Trits5 {
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 5] {
+        simd.unpack_trits(&lines[0])
+    }
+
+    fn shifts<S: Simd>() -> [u32; 5] {
+        S::TRIT_SHIFTS
+    }
+
+    #[inline(always)]
+    fn fields<S: Simd>(simd: S, lines: &[Line; 1]) -> [S::Codes; 5] {
+        simd.fields_of_trits(&lines[0])
+    }
+}
+
+/// Lines that are codes already, some at a time.
+struct Plain;
+
+/// How many: as many as are added before sums are widened, where that is done.
+pub(super) const PLAIN: usize = 4;
+
+impl Unpack<PLAIN, PLAIN> for Plain {
+    const FROM_MEMORY: bool = false;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, lines: &[Line; PLAIN]) -> [S::Codes; PLAIN] {
+        let mut codes = [simd.no_codes(); PLAIN];
+        for d in 0..PLAIN {
+            codes[d] = simd.load_codes(&lines[d]);
+        }
+        codes
+    }
+}
