@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::aligned::AlignedBuf;
-use crate::arch::{self, Kernel, Simd, dispatch, peak};
+use crate::arch::{AHEAD, Kernel, Simd, dispatch, peak};
 use crate::isa::Isa;
 
 /// Bytes in a cache line.
@@ -269,18 +269,18 @@ fn rate(
 /// The bytes of a piece, summed into the bytes of a line; wraps. So every byte has to be read.
 fn sum(isa: Isa, pattern: Pattern, piece: &[Line]) -> Line {
     match pattern {
-        Pattern::Linear => dispatch(isa, Sum::<1, 0>(piece)),
-        Pattern::TwoStreams => dispatch(isa, Sum::<2, 0>(piece)),
-        Pattern::FourStreams => dispatch(isa, Sum::<4, 0>(piece)),
-        Pattern::Prefetched => dispatch(isa, Sum::<1, { arch::AHEAD }>(piece)),
-        Pattern::FourPrefetched => dispatch(isa, Sum::<4, { arch::AHEAD }>(piece)),
+        Pattern::Linear => dispatch(isa, Sum::<1, false>(piece)),
+        Pattern::TwoStreams => dispatch(isa, Sum::<2, false>(piece)),
+        Pattern::FourStreams => dispatch(isa, Sum::<4, false>(piece)),
+        Pattern::Prefetched => dispatch(isa, Sum::<1, true>(piece)),
+        Pattern::FourPrefetched => dispatch(isa, Sum::<4, true>(piece)),
     }
 }
 
-/// Lines, summed in `N` streams, each line asked for `AHEAD` bytes before.
-struct Sum<'a, const N: usize, const AHEAD: usize>(&'a [Line]);
+/// Lines, summed in `N` streams, each line asked for ahead if `PREFETCHED`.
+struct Sum<'a, const N: usize, const PREFETCHED: bool>(&'a [Line]);
 
-impl<const N: usize, const AHEAD: usize> Kernel for Sum<'_, N, AHEAD> {
+impl<const N: usize, const PREFETCHED: bool> Kernel for Sum<'_, N, PREFETCHED> {
     type Output = Line;
 
     #[inline(always)]
@@ -294,7 +294,7 @@ impl<const N: usize, const AHEAD: usize> Kernel for Sum<'_, N, AHEAD> {
         for i in 0..parts[0].len() {
             for part in parts {
                 for (sum, line) in sums.iter_mut().zip(&part[i]) {
-                    if AHEAD > 0 {
+                    if PREFETCHED {
                         simd.prefetch_far(line, AHEAD);
                     }
                     for (sum, byte) in sum.iter_mut().zip(line) {

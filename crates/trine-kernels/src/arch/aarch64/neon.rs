@@ -115,6 +115,20 @@ impl Bytes for uint8x16_t {
     }
 }
 
+/// Asks for the line at an address, by a kind of `prfm`.
+macro_rules! prefetch {
+    ($kind:literal, $at:expr) => {
+        // SAFETY: a hint, which never faults, whatever the address.
+        unsafe {
+            asm!(
+                concat!("prfm ", $kind, ", [{at}]"),
+                at = in(reg) $at,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+    };
+}
+
 impl<const DOT: bool> Simd for Arm<DOT> {
     /// Codes above 127, of which there are only in [`Simd::multiply_wide`], as what their bits say.
     type Codes = [int8x16_t; N];
@@ -373,28 +387,12 @@ impl<const DOT: bool> Simd for Arm<DOT> {
 
     #[inline(always)]
     fn prefetch<T>(self, at: *const T, bytes: usize) {
-        let at = at.cast::<i8>().wrapping_add(bytes);
-        // SAFETY: a hint, which never faults, whatever the address.
-        unsafe {
-            asm!(
-                "prfm pldl1keep, [{at}]",
-                at = in(reg) at,
-                options(readonly, nostack, preserves_flags),
-            );
-        }
+        prefetch!("pldl1keep", at.cast::<i8>().wrapping_add(bytes));
     }
 
     #[inline(always)]
     fn prefetch_far<T>(self, at: *const T, bytes: usize) {
-        let at = at.cast::<i8>().wrapping_add(bytes);
-        // SAFETY: a hint, which never faults, whatever the address.
-        unsafe {
-            asm!(
-                "prfm pldl2keep, [{at}]",
-                at = in(reg) at,
-                options(readonly, nostack, preserves_flags),
-            );
-        }
+        prefetch!("pldl2keep", at.cast::<i8>().wrapping_add(bytes));
     }
 
     /// Lanes 0 to 3, and so on.

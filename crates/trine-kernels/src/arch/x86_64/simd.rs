@@ -38,6 +38,23 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> X86<V, N, 
         // SAFETY: `self` exists.
         unsafe { V::splat_i32(i32::from_le_bytes(x)) }
     }
+
+    /// The codes of five trits a byte, shifted by `TRIT_SHIFTS` if `FIELDS`.
+    #[inline(always)]
+    fn trits<const FIELDS: bool>(self, line: &Line) -> [[V; N]; DIGITS] {
+        let packed = self.load_codes(line);
+        let mut codes = [packed; DIGITS];
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            let digits = unsafe {
+                if FIELDS { packed[n].fields::<VBMI>() } else { packed[n].digits::<VBMI>() }
+            };
+            for d in 0..DIGITS {
+                codes[d][n] = digits[d];
+            }
+        }
+        codes
+    }
 }
 
 impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
@@ -173,16 +190,7 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
 
     #[inline(always)]
     fn fields_of_trits(self, line: &Line) -> [[V; N]; DIGITS] {
-        let packed = self.load_codes(line);
-        let mut fields = [packed; DIGITS];
-        for n in 0..N {
-            // SAFETY: `self` exists.
-            let digits = unsafe { packed[n].fields::<VBMI>() };
-            for d in 0..DIGITS {
-                fields[d][n] = digits[d];
-            }
-        }
-        fields
+        self.trits::<true>(line)
     }
 
     #[inline(always)]
@@ -220,16 +228,7 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
 
     #[inline(always)]
     fn unpack_trits(self, line: &Line) -> [[V; N]; DIGITS] {
-        let packed = self.load_codes(line);
-        let mut codes = [packed; DIGITS];
-        for n in 0..N {
-            // SAFETY: `self` exists.
-            let digits = unsafe { packed[n].digits::<VBMI>() };
-            for d in 0..DIGITS {
-                codes[d][n] = digits[d];
-            }
-        }
-        codes
+        self.trits::<false>(line)
     }
 
     #[inline(always)]

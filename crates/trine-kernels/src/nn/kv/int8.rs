@@ -293,13 +293,7 @@ fn round_query<S: Simd, const W: usize>(
     tile: &mut [[u8; 4]],
     r: usize,
 ) -> f32 {
-    let mut lanes = [0u32; LANES];
-    for x in query.chunks(LANES) {
-        for (lane, x) in lanes.iter_mut().zip(x) {
-            *lane = x.abs().to_bits().max(*lane);
-        }
-    }
-    let max = lanes.into_iter().fold(0, u32::max);
+    let max = query.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
     let max = if max < INFINITY { f32::from_bits(max) } else { f32::NAN };
     // A row of zeros, or nearly so, has codes of 0.
     let factor = simd.splat_f32(QUERY_MAX / if max < 1e-30 { 1e-30 } else { max });
@@ -408,8 +402,7 @@ fn one_span<S: Simd>(
     }
 }
 
-/// Adds the products of `T` vectors of 7 bits with `P` panels of int8. Memory is asked for the lines of
-/// `ahead`, at least as many, meanwhile.
+/// Adds the products of `T` vectors of 7 bits with `P` panels of int8.
 #[inline(always)]
 fn multiply<S: Simd, const T: usize, const P: usize>(
     simd: S,

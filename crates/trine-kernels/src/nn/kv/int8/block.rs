@@ -21,8 +21,13 @@ pub(super) fn groups(d: usize) -> usize {
     d.div_ceil(PANEL)
 }
 
+/// Lines before the values.
+fn values_at(d: usize) -> usize {
+    HEAD + BLOCK_CHUNKS * key_lines(d)
+}
+
 pub(in super::super) fn block_bytes(d: usize) -> usize {
-    (HEAD + BLOCK_CHUNKS * key_lines(d) + VALUE_LINES * groups(d)) * size_of::<Line>()
+    (values_at(d) + VALUE_LINES * groups(d)) * size_of::<Line>()
 }
 
 /// The parts of a block.
@@ -66,8 +71,7 @@ impl<'a> Block<'a> {
     /// Values of 16 features.
     #[inline(always)]
     pub(super) fn values(&self, group: usize) -> &'a [Line] {
-        let first = HEAD + BLOCK_CHUNKS * key_lines(self.d);
-        &self.lines[first + group * VALUE_LINES..][..VALUE_LINES]
+        &self.lines[values_at(self.d) + group * VALUE_LINES..][..VALUE_LINES]
     }
 }
 
@@ -103,7 +107,7 @@ impl Kernel for Write<'_> {
         codes[..d].fill(0);
         let unit = 1.0 / quantize_activations(value, &mut codes[..d]);
         lines[2 * BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
-        let values = lines[HEAD + BLOCK_CHUNKS * key_lines(d)..].iter_mut();
+        let values = lines[values_at(d)..].iter_mut();
         let values = values.skip(at / 4).step_by(VALUE_LINES);
         for (line, codes) in values.zip(codes[..groups(d) * PANEL].as_chunks::<PANEL>().0) {
             for (word, code) in line.as_chunks_mut::<4>().0.iter_mut().zip(codes) {

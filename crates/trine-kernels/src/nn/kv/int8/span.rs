@@ -31,7 +31,8 @@ impl<'a> Span<'a> {
 
 /// A span that is read next, and how much of it memory was asked for already. For one query, there are
 /// no more multiplications in a span than memory needs time to deliver it; so it has to be asked for all
-/// along the span before, while scores are weighed too.
+/// along the span before, while scores are weighed too. A span is some `8 d` lines, of which `3 d` are
+/// asked for with its keys' products, `2 d` with its weights and the rest with its values' products.
 pub(super) struct Ahead<'a> {
     span: Option<Span<'a>>,
     block: usize,
