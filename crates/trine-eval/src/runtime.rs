@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use trine_runtime::{Adapter, Logits, Model, Sequence, Step, log_sum_exp};
+use trine_runtime::{Adapter, Logits, Model, Outputs, Sequence, Step, log_sum_exp};
 
 use crate::EvalError;
 use crate::model::{Continuation, Done, Item, LanguageModel, Likelihood, Work, argmax};
@@ -38,6 +38,8 @@ pub struct RuntimeModel<'m> {
     known: (Vec<u32>, Sequence),
     /// Logits `(rows, V)` of the last rows.
     logits: Vec<f32>,
+    /// Of the last step.
+    outputs: Outputs,
     work: Work,
 }
 
@@ -133,12 +135,14 @@ impl<'m> RuntimeModel<'m> {
     /// The same beside an adapter, if there is one.
     pub fn with_adapter(model: &'m Model, adapter: Option<Arc<Adapter>>) -> Self {
         let sequence = Sequence::with_adapter(model, adapter);
-        Self { model, known: (Vec::new(), sequence), logits: Vec::new(), work: Work::default() }
+        let (known, outputs) = ((Vec::new(), sequence), Outputs::default());
+        Self { model, known, logits: Vec::new(), outputs, work: Work::default() }
     }
 
-    fn step(&mut self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>, EvalError> {
+    /// Makes [`Self::outputs`] those of a pass.
+    fn step(&mut self, steps: &mut [Step<'_>]) -> Result<(), EvalError> {
         self.work.computed += steps.iter().map(|step| step.ids.len()).sum::<usize>();
-        Ok(self.model.step(steps)?)
+        Ok(self.model.step_into(steps, &mut self.outputs)?)
     }
 
     /// A sequence that has seen as much of `ids` as is known, but at most so many.
@@ -253,7 +257,8 @@ impl<'m> RuntimeModel<'m> {
             steps.push(Step { sequence: &mut part.sequence, ids, logits });
             rows.extend(scored.map(|position| (node.texts.clone(), position)));
         }
-        let hidden = self.step(&mut steps)?.concat();
+        self.step(&mut steps)?;
+        let hidden = self.outputs.iter().collect::<Vec<_>>().concat();
         let (width, vocab) = (self.model.config().hidden_size, self.model.config().vocab_size);
         let together = (LOGIT_BYTES / size_of::<f32>() / vocab).max(LEAST_ROWS);
         for (rows, hidden) in rows.chunks(together).zip(hidden.chunks(together * width)) {
@@ -327,9 +332,9 @@ impl<'m> RuntimeModel<'m> {
             if running.is_empty() {
                 break;
             }
-            let logits = self.step(&mut steps)?;
-            for (index, logits) in running.into_iter().zip(logits) {
-                let id = argmax(&logits);
+            self.step(&mut steps)?;
+            let ids: Vec<u32> = self.outputs.iter().map(argmax).collect();
+            for (index, id) in running.into_iter().zip(ids) {
                 texts[index].push(id);
                 let full = sequences[index].positions() >= self.limit();
                 let ended = done(first + index, &texts[index])? || full;

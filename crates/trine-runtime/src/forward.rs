@@ -9,6 +9,7 @@ use crate::RuntimeError;
 use crate::adapter::{Adapted, same};
 use crate::dense::DenseMatrix;
 use crate::linear::{Input, forward_all, forward_gated};
+use crate::outputs::Outputs;
 use crate::sequence::{Sequence, Write};
 use crate::weights::{Layer, Model};
 
@@ -90,7 +91,19 @@ impl Step<'_> {
 }
 
 impl Model {
-    /// Appends to sequences, and returns the logits, or hidden states, that each step asked for.
+    /// Appends to sequences, and returns the logits, or hidden states, that each step asked for: see
+    /// [`Self::step_into`].
+    ///
+    /// # Errors
+    /// As [`Self::step_into`].
+    pub fn step(&self, steps: &mut [Step<'_>]) -> Result<Outputs, RuntimeError> {
+        let mut outputs = Outputs::default();
+        self.step_into(steps, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// Appends to sequences, and puts the logits, or hidden states, that each step asked for in the place of
+    /// what `outputs` holds; whoever makes one pass after another passes the same.
     ///
     /// All steps go over the weights together, as many ids at a time as pays. Every step computes the
     /// same bits as it would alone, whole or in parts, with whatever adapter its sequence has. An adapter
@@ -100,22 +113,25 @@ impl Model {
     /// No ids, an id outside the vocabulary, a full context, a sequence or an adapter of another
     /// model; all
     /// sequences are then as before.
-    pub fn step(&self, steps: &mut [Step<'_>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
+    pub fn step_into(
+        &self,
+        steps: &mut [Step<'_>],
+        outputs: &mut Outputs,
+    ) -> Result<(), RuntimeError> {
         for step in &*steps {
             self.check(step)?;
         }
-        let mut logits = vec![Vec::new(); steps.len()];
+        let vocab = self.config.vocab_size;
+        let logits = |step: &Step<'_>| (!step.logits.is_hidden()).then(|| step.wanted() * vocab);
+        outputs.begin(steps.iter().map(logits));
         for parts in passes(steps.iter().map(|step| step.ids.len())) {
             let Some((first, _)) = parts.first() else { continue };
             let pairs = steps[*first..].iter_mut().zip(&parts);
             let mut pass: Vec<_> = pairs.map(|(step, (_, ids))| step.part(ids.clone())).collect();
             let hidden = self.hidden(&mut pass);
-            for ((index, _), new) in parts.iter().zip(self.outputs(&pass, &hidden)) {
-                let logits = &mut logits[*index];
-                if logits.is_empty() { *logits = new } else { logits.extend_from_slice(&new) }
-            }
+            self.outputs(&pass, *first, &hidden, outputs);
         }
-        Ok(logits)
+        Ok(())
     }
 
     fn check(&self, step: &Step<'_>) -> Result<(), RuntimeError> {
@@ -194,49 +210,28 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Final norm and head, where a step asks for it.
-    fn outputs(&self, steps: &[Step<'_>], hidden: &[f32]) -> Vec<Vec<f32>> {
+    /// Final norm and head, where one of `steps`, which are those from `first` on, asks for it.
+    fn outputs(&self, steps: &[Step<'_>], first: usize, hidden: &[f32], outputs: &mut Outputs) {
         let (width, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        // Of each step, what it wants of its own; and for the head, what all others want.
-        let (mut own, mut rows) = (Vec::with_capacity(steps.len()), Vec::new());
-        // What is read for one needs not be spared for another.
-        let mut largest = Some(Largest { count: 0, within: 0.0 });
+        // What all steps want of the head; what is read for one needs not be spared for another.
+        let (mut rows, mut largest) = (Vec::new(), Some(Largest { count: 0, within: 0.0 }));
         let mut at = 0;
-        for step in steps {
+        for (i, step) in steps.iter().enumerate() {
             at += step.ids.len() * width;
             let wanted = &hidden[at - step.wanted() * width..at];
-            match step.logits.is_hidden() {
-                true => own.push(self.normed(wanted)),
-                false => {
-                    if !wanted.is_empty() {
-                        let both = largest.zip(step.logits.largest());
-                        largest = both.map(|(a, b)| a.and(b));
-                    }
-                    own.push(Vec::new());
-                    rows.extend(self.normed(wanted));
-                }
+            if step.logits.is_hidden() {
+                outputs.push_hidden(first + i, &self.normed(wanted));
+            } else if !wanted.is_empty() {
+                rows.extend(self.normed(wanted));
+                largest = largest.zip(step.logits.largest()).map(|(a, b)| a.and(b));
             }
         }
-        let mut logits = vec![0.0; rows.len() / width * vocab];
+        let logits = outputs.next_logits(rows.len() / width * vocab);
         match largest {
             _ if logits.is_empty() => (),
-            Some(largest) => _ = self.largest(&rows, largest, &mut logits),
-            None => self.head(&rows, &mut logits),
+            Some(largest) => _ = self.largest(&rows, largest, logits),
+            None => self.head(&rows, logits),
         }
-        if let [step] = steps
-            && !step.logits.is_hidden()
-        {
-            return vec![logits];
-        }
-        let mut rest = &logits[..];
-        for (step, own) in steps.iter().zip(&mut own) {
-            if !step.logits.is_hidden() {
-                let logits;
-                (logits, rest) = rest.split_at(step.wanted() * vocab);
-                own.extend_from_slice(logits);
-            }
-        }
-        own
     }
 
     /// Rows `(T, D)` after the final norm.

@@ -103,9 +103,7 @@ pub struct Generator<'a, 'm, C: Choose = Sampler> {
     drafter: Drafter,
     /// Ids that went ahead in the last pass.
     draft: Vec<u32>,
-    /// Logits `(1 + draft, V)` of the last pass.
-    logits: Vec<f32>,
-    /// The row of `logits` that follows the text; `None` when none does.
+    /// The row of the last pass's logits `(1 + draft, V)` that follows the text; `None` when none does.
     row: Option<usize>,
     ended: bool,
     finish: Option<Finish>,
@@ -143,7 +141,7 @@ impl<'m> Session<'m> {
     ) -> Result<Generator<'a, 'm, C>, RuntimeError> {
         let GeneratorConfig { max_tokens, stop, draft } = config;
         let new = text.get(self.position()..).unwrap_or_default();
-        let logits = self.append(new, choose.largest().map_or(Logits::Last, Logits::Largest))?;
+        self.append(new, choose.largest().map_or(Logits::Last, Logits::Largest))?;
         let mut drafter = Drafter::new(draft);
         drafter.extend(text);
         Ok(Generator {
@@ -154,7 +152,6 @@ impl<'m> Session<'m> {
             left: max_tokens,
             drafter,
             draft: Vec::new(),
-            logits,
             row: Some(0),
             ended: max_tokens == 0,
             finish: (max_tokens == 0).then_some(Finish::Length),
@@ -185,8 +182,9 @@ impl<C: Choose> Generator<'_, '_, C> {
             Some(row) => row,
             None => self.pass()?,
         };
-        let vocab = self.logits.len() / (1 + self.draft.len());
-        let id = self.choose.choose(&self.logits[row * vocab..][..vocab], &self.text)?;
+        let logits = self.session.outputs();
+        let vocab = logits.len() / (1 + self.draft.len());
+        let id = self.choose.choose(&logits[row * vocab..][..vocab], &self.text)?;
         if self.stop.contains(&id) {
             return Ok(None);
         }
@@ -214,7 +212,7 @@ impl<C: Choose> Generator<'_, '_, C> {
         let clock = !cfg!(all(target_family = "wasm", target_os = "unknown"));
         let begin = clock.then(Instant::now);
         let logits = self.choose.largest().map_or(Logits::All, Logits::AllLargest);
-        self.logits = self.session.append(&ids, logits)?;
+        self.session.append(&ids, logits)?;
         if let Some(begin) = begin {
             self.drafter.timed(ids.len(), begin.elapsed());
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::forward::{Logits, Step};
+use crate::outputs::Outputs;
 use crate::sequence::Sequence;
 use crate::{Adapter, Model, RuntimeError};
 
@@ -10,6 +11,8 @@ use crate::{Adapter, Model, RuntimeError};
 pub struct Session<'m> {
     model: &'m Model,
     sequence: Sequence,
+    /// Of the last pass.
+    outputs: Outputs,
 }
 
 impl<'m> Session<'m> {
@@ -21,7 +24,7 @@ impl<'m> Session<'m> {
     /// An empty sequence beside an adapter, if there is one; an adapter of another model is refused with
     /// the first ids.
     pub fn with_adapter(model: &'m Model, adapter: Option<Arc<Adapter>>) -> Self {
-        Self { model, sequence: Sequence::with_adapter(model, adapter) }
+        Self { model, sequence: Sequence::with_adapter(model, adapter), outputs: Outputs::default() }
     }
 
     /// Number of positions seen.
@@ -44,7 +47,7 @@ impl<'m> Session<'m> {
     /// # Errors
     /// No ids, an id outside the vocabulary, a full context; the sequence is then as before.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<Vec<f32>, RuntimeError> {
-        self.append(ids, Logits::Last)
+        self.logits(ids, Logits::Last)
     }
 
     /// Appends one id and returns the logits `(V,)` after it.
@@ -60,12 +63,22 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Self::prefill`].
     pub fn logits_of_all(&mut self, ids: &[u32]) -> Result<Vec<f32>, RuntimeError> {
-        self.append(ids, Logits::All)
+        self.logits(ids, Logits::All)
     }
 
-    pub(crate) fn append(&mut self, ids: &[u32], logits: Logits) -> Result<Vec<f32>, RuntimeError> {
+    /// Appends `ids`; what was asked for are then [`Self::outputs`].
+    pub(crate) fn append(&mut self, ids: &[u32], logits: Logits) -> Result<(), RuntimeError> {
         let sequence = &mut self.sequence;
-        let logits = self.model.step(&mut [Step { sequence, ids, logits }])?;
-        Ok(logits.into_iter().next().unwrap_or_default())
+        self.model.step_into(&mut [Step { sequence, ids, logits }], &mut self.outputs)
+    }
+
+    /// What the last [`Self::append`] asked for.
+    pub(crate) fn outputs(&self) -> &[f32] {
+        &self.outputs[0]
+    }
+
+    fn logits(&mut self, ids: &[u32], logits: Logits) -> Result<Vec<f32>, RuntimeError> {
+        self.append(ids, logits)?;
+        Ok(std::mem::take(&mut self.outputs).into_logits())
     }
 }

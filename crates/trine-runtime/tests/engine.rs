@@ -384,7 +384,7 @@ fn embeddings_are_pooled_hidden_states_in_parts_or_whole() {
     let text = prompt(&model, 1, 300);
     let mut sequence = Sequence::new(&model);
     let step = Step { sequence: &mut sequence, ids: &text, logits: Logits::Hidden };
-    let hidden = model.step(&mut [step]).unwrap().remove(0);
+    let hidden = model.step(&mut [step]).unwrap()[0].to_vec();
     // Beside an answer, so that the prompt goes in small parts.
     let (_other, other) = submit(&engine, request(prompt(&model, 2, 5), 400));
     let _begin = other.recv_timeout(Duration::from_secs(60)).unwrap();

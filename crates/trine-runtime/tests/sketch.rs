@@ -148,7 +148,7 @@ fn text(
 fn hidden(model: &Model, tokens: usize) -> Vec<f32> {
     let (mut sequence, ids) = (Sequence::new(model), prompt(5, tokens));
     let step = Step { sequence: &mut sequence, ids: &ids, logits: Logits::Hidden };
-    model.step(&mut [step]).unwrap().remove(0)
+    model.step(&mut [step]).unwrap()[0].to_vec()
 }
 
 #[test]
@@ -263,10 +263,8 @@ fn logits_are_those_of_the_whole_head_or_none() {
         let ids = prompt(1, 9);
         let rows = |model: &Model, logits| {
             let mut sequence = Sequence::new(model);
-            model
-                .step(&mut [Step { sequence: &mut sequence, ids: &ids, logits }])
-                .unwrap()
-                .remove(0)
+            let step = Step { sequence: &mut sequence, ids: &ids, logits };
+            model.step(&mut [step]).unwrap()[0].to_vec()
         };
         let largest = Largest { count: 3, within: 0.25 };
         for (asked, of) in

@@ -13,7 +13,7 @@ use super::prefix::{PrefixCache, common};
 use super::stats::{add, set};
 use super::{End, Event, Pooling, Request, Shared, Sink, Token, Usage, Waiting};
 use crate::adapter::same;
-use crate::{Logits, Sequence, Step};
+use crate::{Logits, Outputs, Sequence, Step};
 
 /// Ids of prompts in a pass when no text is generated meanwhile; more would use the weights no
 /// better.
@@ -30,6 +30,8 @@ pub(super) struct Scheduler {
     /// Those with the same adapter follow each other.
     running: Vec<Running>,
     prefixes: PrefixCache,
+    /// Of the last pass.
+    outputs: Outputs,
 }
 
 /// A request that runs.
@@ -55,7 +57,8 @@ struct Running {
 
 impl Scheduler {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, running: Vec::new(), prefixes: PrefixCache::default() }
+        let (prefixes, outputs) = (PrefixCache::default(), Outputs::default());
+        Self { shared, running: Vec::new(), prefixes, outputs }
     }
 
     /// Serves until the engine is closed and nothing is left to do.
@@ -235,18 +238,18 @@ impl Scheduler {
             steps.push(Step { sequence: &mut running.sequence, ids, logits });
         }
         let begin = Instant::now();
-        let logits = self.shared.model.step(&mut steps);
+        let done = self.shared.model.step_into(&mut steps, &mut self.outputs);
         add(&counters.pass_nanoseconds, begin.elapsed().as_nanos() as usize);
         add(&counters.passes, 1);
-        let Ok(logits) = logits else {
+        if done.is_err() {
             // All that a step can be refused for was checked before.
             self.running.iter_mut().for_each(|running| running.end = Some(End::Failed));
             return;
-        };
+        }
         let before = self.generated();
-        let mut turns: Vec<_> = self.running.iter_mut().zip(&ids).zip(logits).collect();
+        let mut turns: Vec<_> = self.running.iter_mut().zip(&ids).zip(self.outputs.iter()).collect();
         let vocab = self.shared.model.config().vocab_size;
-        let turn = |((running, count), logits): &mut ((&mut Running, &usize), Vec<f32>)| {
+        let turn = |((running, count), logits): &mut ((&mut Running, &usize), &[f32])| {
             running.follow(**count, logits, vocab)
         };
         // A choice may take as long as a layer.

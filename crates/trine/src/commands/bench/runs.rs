@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use trine_kernels::limits::Limits;
 use trine_runtime::{
-    Draft, GeneratorConfig, Largest, Logits, Model, RuntimeError, Sequence, Session, Step,
+    Draft, GeneratorConfig, Largest, Logits, Model, Outputs, RuntimeError, Sampler, SamplerConfig,
+    Sequence, Session, Step,
 };
 
 use super::machine::Energy;
@@ -141,7 +142,7 @@ impl<'m> Runner<'m> {
                 let ids = ids.take(tokens);
                 let mut session = Session::new(model);
                 let begin = Instant::now();
-                likeliest(&session.prefill(&ids)?);
+                greedy()?.sample(&session.prefill(&ids)?, &[])?;
                 Ok(begin.elapsed().as_secs_f64())
             }),
             Test::Decode { tokens, depth, batch, sketch } => {
@@ -151,12 +152,16 @@ impl<'m> Runner<'m> {
                     _ => contexts[..batch].to_vec(),
                 };
                 sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
+                let (mut outputs, mut sampler) = (Outputs::default(), greedy()?);
                 Box::new(move |part| {
                     let steps = if part == Part::WarmUp { tokens.min(WARM_UP) } else { tokens };
                     let ids = ids.take(batch * steps);
                     let begin = Instant::now();
                     for ids in ids.chunks_exact(batch) {
-                        decode(model, &mut sequences, ids, logits)?;
+                        let pairs = sequences.iter_mut().zip(ids.chunks_exact(1));
+                        let step = |(sequence, ids)| Step { sequence, ids, logits };
+                        model.step_into(&mut pairs.map(step).collect::<Vec<_>>(), &mut outputs)?;
+                        outputs.iter().try_for_each(|row| sampler.sample(row, &[]).map(drop))?;
                     }
                     let seconds = begin.elapsed().as_secs_f64();
                     sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
@@ -172,11 +177,12 @@ impl<'m> Runner<'m> {
                     .collect();
                 let mut session = Session::new(model);
                 session.prefill(&prompt)?;
+                let mut sampler = greedy()?;
                 Box::new(move |_| {
                     // The last id of the prompt is left to the generation.
                     session.truncate(tokens - 1);
                     let mut given = |logits: &[f32], text: &[u32]| {
-                        likeliest(logits);
+                        sampler.sample(logits, text)?;
                         Ok(answer[text.len() - tokens])
                     };
                     let draft = if ahead { Draft::Auto } else { Draft::Off };
@@ -227,27 +233,11 @@ fn filled(model: &Model, ids: &[u32]) -> Result<Sequence, RuntimeError> {
     Ok(sequence)
 }
 
-/// Appends one id to each sequence, all in one pass, and takes the likeliest ids after them.
-fn decode(
-    model: &Model,
-    sequences: &mut [Sequence],
-    ids: &[u32],
-    logits: Logits,
-) -> Result<(), RuntimeError> {
-    let pairs = sequences.iter_mut().zip(ids);
-    let step = |(sequence, id)| Step { sequence, ids: std::slice::from_ref(id), logits };
-    let mut steps: Vec<_> = pairs.map(step).collect();
-    for logits in model.step(&mut steps)? {
-        likeliest(&logits);
-    }
-    Ok(())
-}
-
 /// Seconds from a prompt of `tokens` tokens to the token that follows it, in a new session.
 pub(crate) fn first_token(model: &Model, tokens: usize) -> Result<f64, RuntimeError> {
     let prompt = Ids::new(model.config().vocab_size).take(tokens);
     let begin = Instant::now();
-    likeliest(&Session::new(model).prefill(&prompt)?);
+    greedy()?.sample(&Session::new(model).prefill(&prompt)?, &[])?;
     Ok(begin.elapsed().as_secs_f64())
 }
 
@@ -258,7 +248,8 @@ pub(crate) fn logits_of_sketch(model: &Model, batch: usize) -> Result<f64, Runti
     let ids = Ids::new(config.vocab_size).take(SKETCHED.min(config.max_position_embeddings));
     let (mut sequence, logits) = (Sequence::new(model), Logits::Hidden);
     let step = Step { sequence: &mut sequence, ids: &ids, logits };
-    let hidden: Vec<f32> = model.step(&mut [step])?.concat();
+    let outputs = model.step(&mut [step])?;
+    let hidden = &outputs[0];
     let mut logits = vec![0.0; batch * config.vocab_size];
     // Batches are of any of these states.
     let pass = |start: usize| {
@@ -269,16 +260,10 @@ pub(crate) fn logits_of_sketch(model: &Model, batch: usize) -> Result<f64, Runti
     Ok(computed as f64 / ids.len() as f64)
 }
 
-/// Greedy sampling. The result is not fed back: what a model of random weights would say is no
-/// better a text than random ids.
-fn likeliest(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    std::hint::black_box(best)
+/// Takes the likeliest id. It is not fed back: what a model of random weights would say is no better a
+/// text than random ids.
+fn greedy() -> Result<Sampler, RuntimeError> {
+    Sampler::new(SamplerConfig { temperature: 0.0, ..SamplerConfig::default() })
 }
 
 /// Ids without end, the same in every run (SplitMix64).
