@@ -1,7 +1,7 @@
 //! int8 activations in the layout that the kernels multiply.
 //!
 //! Tokens come in tiles of at most eight, whose sums fit into registers together: as many tiles of 8
-//! as there are, then one each of 4, 2 and 1 for what is left. A tile holds its codes by fours, so
+//! as there are, then one of what is left. A tile holds its codes by fours, so
 //! that a product reads one address after another: columns `4 k..4 k + 4` of its first token, of its
 //! second and so on, then the next four columns. A single token thus lies in order.
 //! Columns are padded with 0. Beside the codes there are each token's scale, and the sum of its
@@ -41,16 +41,17 @@ pub struct Activations {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tile {
     pub(crate) first: usize,
-    /// 8, 4, 2 or 1.
+    /// At most [`TILE`].
     pub(crate) width: usize,
 }
 
 /// The tiles of `tokens` tokens.
 pub(crate) fn tiles(tokens: usize) -> impl Iterator<Item = Tile> {
-    tiles_up_to(TILE, tokens)
+    let tile = move |first| Tile { first, width: TILE.min(tokens - first) };
+    (0..tokens).step_by(TILE).map(tile)
 }
 
-/// Tiles of at most `width` tokens, a power of two up to [`TILE`].
+/// Tiles whose widths are powers of two, at most `width`, for products that know no others.
 pub(crate) fn tiles_up_to(width: usize, tokens: usize) -> impl Iterator<Item = Tile> {
     let mut first = 0;
     std::iter::from_fn(move || {
@@ -122,7 +123,7 @@ impl Activations {
             }
         };
         let Self { codes, sums, scales, .. } = self;
-        let mut work = Vec::with_capacity(tokens / TILE + 4);
+        let mut work = Vec::with_capacity(tokens.div_ceil(TILE));
         let (mut codes, mut sums, mut scales) = (&mut codes[..], &mut sums[..], &mut scales[..]);
         for t in tiles(tokens) {
             let parts = (
@@ -232,13 +233,13 @@ impl Activations {
     }
 
     /// Codes of the tokens `first..first + 4`, four columns after four; `first` is a multiple of four. None
-    /// where these tokens do not lie in one tile.
+    /// where these tokens do not lie in a tile of four or eight.
     #[inline(always)]
     pub(crate) fn fours(&self, first: usize) -> Option<impl Iterator<Item = &[[i8; 4]; 4]>> {
         let Tile { first: token, width } = self.tile_of(first);
         let padded = padded(self.cols);
         let fours = self.codes[token * padded..][..width * padded].as_chunks::<4>().0.as_chunks().0;
-        (width >= 4).then(|| fours[(first - token) / 4..].iter().step_by(width / 4))
+        width.is_multiple_of(4).then(|| fours[(first - token) / 4..].iter().step_by(width / 4))
     }
 
     /// Writes what the codes stand for, `code * (1 / scale)`, `(tokens, cols)`.
@@ -257,13 +258,8 @@ impl Activations {
     /// The tile that holds token `t`.
     #[inline(always)]
     fn tile_of(&self, t: usize) -> Tile {
-        let whole = self.tokens - self.tokens % TILE;
-        if t < whole {
-            return Tile { first: t - t % TILE, width: TILE };
-        }
-        let rest =
-            tiles(self.tokens - whole).map(|tile| Tile { first: tile.first + whole, ..tile });
-        rest.into_iter().find(|tile| t < tile.first + tile.width).expect("a tile of each token")
+        let first = t - t % TILE;
+        Tile { first, width: TILE.min(self.tokens - first) }
     }
 
     fn zeros(tokens: usize, cols: usize) -> Self {
@@ -301,7 +297,11 @@ impl Kernel for Interleave<'_> {
     fn run<S: Simd>(self, _: S) {
         match self.width {
             8 => self.of::<8>(),
+            7 => self.of::<7>(),
+            6 => self.of::<6>(),
+            5 => self.of::<5>(),
             4 => self.of::<4>(),
+            3 => self.of::<3>(),
             2 => self.of::<2>(),
             _ => self.of::<1>(),
         }
@@ -390,10 +390,9 @@ mod tests {
             }
         }
         let found: Vec<_> = tiles(13).map(|tile| (tile.first, tile.width)).collect();
-        assert_eq!(found, [(0, 8), (8, 4), (12, 1)]);
+        assert_eq!(found, [(0, 8), (8, 5)]);
         check::<8>(&activations, 0, code);
-        check::<4>(&activations, 8, code);
-        check::<1>(&activations, 12, code);
+        check::<5>(&activations, 8, code);
     }
 
     #[test]

@@ -24,7 +24,11 @@ impl<'m> Session<'m> {
     /// An empty sequence beside an adapter, if there is one; an adapter of another model is refused with
     /// the first ids.
     pub fn with_adapter(model: &'m Model, adapter: Option<Arc<Adapter>>) -> Self {
-        Self { model, sequence: Sequence::with_adapter(model, adapter), outputs: Outputs::default() }
+        Self {
+            model,
+            sequence: Sequence::with_adapter(model, adapter),
+            outputs: Outputs::default(),
+        }
     }
 
     /// Number of positions seen.

@@ -27,14 +27,14 @@ impl Kernel for OneToken<'_> {
     }
 }
 
+/// Steps of which the sums of shifted codes fit 32 bits. Each of `D` sums has codes that are shifted alike,
+/// and is shifted back at the end; a step adds at most `4 * 2 * 128` to it, times 64.
+const FIELD_STEPS: usize = (1 << 31) / (4 * 2 * 128 * 64) - 1;
+
 impl OneToken<'_> {
     #[inline(always)]
     fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(self, simd: S) {
-        // Each of `D` sums has codes that are shifted alike, and is shifted back at the end. A step adds
-        // at most `4 * 2 * 128` to it, times 64: with a shift, this many steps fit 32 bits.
-        const STEPS: usize = (1 << 31) / (4 * 2 * 128 * 64) - 1;
-        let steps = self.weights.panel(self.first).len() / L;
-        if steps <= STEPS {
+        if self.weights.panel(self.first).len() / L <= FIELD_STEPS {
             self.sums(simd, U::fields::<S>, U::shifts::<S>());
         } else {
             self.sums(simd, U::unpack::<S>, [0; D]);
@@ -111,18 +111,26 @@ impl<const R: usize> Tiles<'_, R> {
         let mut at = 0;
         for tile in self.tiles {
             self.ahead.ask(simd, tile);
+            // With as many sums as there are registers for.
             match tile.width {
-                8 => self.tile::<S, U, L, D, 8, 1>(simd, tile.first, at),
-                4 => self.tile::<S, U, L, D, 4, 2>(simd, tile.first, at),
-                2 => self.tile::<S, U, L, D, 2, 4>(simd, tile.first, at),
-                _ => self.tile::<S, U, L, D, 1, 4>(simd, tile.first, at),
+                8 => self.tile::<S, U, L, D, 8, 1, false>(simd, tile.first, at),
+                7 => self.tile::<S, U, L, D, 7, 1, false>(simd, tile.first, at),
+                6 => self.tile::<S, U, L, D, 6, 1, false>(simd, tile.first, at),
+                5 => self.tile::<S, U, L, D, 5, 1, false>(simd, tile.first, at),
+                4 => self.tile::<S, U, L, D, 4, 2, false>(simd, tile.first, at),
+                3 => self.tile::<S, U, L, D, 3, 2, false>(simd, tile.first, at),
+                2 if self.panels[0].len() / L <= FIELD_STEPS => {
+                    self.tile::<S, U, L, D, 2, D, true>(simd, tile.first, at);
+                }
+                2 => self.tile::<S, U, L, D, 2, 2, false>(simd, tile.first, at),
+                _ => self.tile::<S, U, L, D, 1, 4, false>(simd, tile.first, at),
             }
             at += tile.width;
         }
     }
 
-    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on; with `K` sums for each
-    /// token and panel: as many as there are registers for.
+    /// The tile of `T` tokens that begins with `token`, to `out` from `at` on, with `K` sums for each token
+    /// and panel; `D` of them if `FIELDS`, of codes that stay where they lie.
     #[inline(always)]
     fn tile<
         S: Simd,
@@ -131,6 +139,7 @@ impl<const R: usize> Tiles<'_, R> {
         const D: usize,
         const T: usize,
         const K: usize,
+        const FIELDS: bool,
     >(
         &mut self,
         simd: S,
@@ -148,15 +157,20 @@ impl<const R: usize> Tiles<'_, R> {
                 if U::FROM_MEMORY {
                     simd.prefetch_far(&panels[r][step][0], AHEAD);
                 }
-                codes[r] = U::unpack(simd, &panels[r][step]);
+                let lines = &panels[r][step];
+                codes[r] = if FIELDS { U::fields(simd, lines) } else { U::unpack(simd, lines) };
             }
             for t in 0..T {
                 let x: [&[i8; 4]; D] = std::array::from_fn(|d| &x[step][d][t]);
                 simd.multiply_rows(&mut sums[t], &codes, x);
             }
         }
+        let mut shifts = [0; K];
+        if FIELDS {
+            shifts.copy_from_slice(&U::shifts::<S>());
+        }
         for t in 0..T {
-            let sums = add_up(simd, &sums[t], [0; K]);
+            let sums = add_up(simd, &sums[t], shifts);
             for r in 0..R {
                 self.out[r][at + t] = sums[r];
             }

@@ -247,7 +247,8 @@ impl Scheduler {
             return;
         }
         let before = self.generated();
-        let mut turns: Vec<_> = self.running.iter_mut().zip(&ids).zip(self.outputs.iter()).collect();
+        let mut turns: Vec<_> =
+            self.running.iter_mut().zip(&ids).zip(self.outputs.iter()).collect();
         let vocab = self.shared.model.config().vocab_size;
         let turn = |((running, count), logits): &mut ((&mut Running, &usize), &[f32])| {
             running.follow(**count, logits, vocab)
