@@ -1,9 +1,9 @@
 //! int8 activations in the layout that the kernels multiply.
 //!
 //! Tokens come in tiles of at most eight, whose sums fit into registers together: as many tiles of 8
-//! as there are, then one of what is left. A tile holds its codes by fours, so
-//! that a product reads one address after another: columns `4 k..4 k + 4` of its first token, of its
-//! second and so on, then the next four columns. A single token thus lies in order.
+//! as there are, then one of what is left. A tile holds its codes by fours, so that a product reads one
+//! address after another: columns `4 k..4 k + 4` of its first token, of its second and so on, then the
+//! next four columns. A single token thus lies in order.
 //! Columns are padded with 0. Beside the codes there are each token's scale, and the sum of its
 //! codes, which turns products of weight codes into products of trits (see `packed`).
 //! The rounding is that of `trine_ternary::quantize_activations`, which is called.

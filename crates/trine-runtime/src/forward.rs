@@ -111,8 +111,7 @@ impl Model {
     ///
     /// # Errors
     /// No ids, an id outside the vocabulary, a full context, a sequence or an adapter of another
-    /// model; all
-    /// sequences are then as before.
+    /// model; all sequences, and the outputs, are then as before.
     pub fn step_into(
         &self,
         steps: &mut [Step<'_>],
