@@ -7,7 +7,7 @@
 MODEL is anything that `trine convert` reads whose rows are multiples of 256. It is converted to
 TQ1_0, TQ2_0 and packed Hugging Face tensors. gguf dequantizes the former; the latter are unpacked
 here, as transformers does it. Every weight must be the trit times the f16 of the scale that
-`trine inspect` reports; an embedding in q8_0 and q4_0 must be what it was made of but for the
+`trine inspect` reports; an embedding in blocks must be what it was made of but for the
 rounding of these types. Exits with 1 when anything differs. (gguf knows no I2_S.)
 """
 
@@ -80,7 +80,7 @@ def main():
                 compared += trits.size
             keys = [k for k in reader.fields if k.startswith("tokenizer.")]
             print(f"{kind}: {compared} weights of {len(scales)} tensors compared, {len(keys)} tokenizer keys")
-        for kind in ("q8_0", "q4_0"):
+        for kind, limit in (("q8_0", 0.01), ("q6_k", 0.03), ("q4_0", 0.15), ("q3_k", 0.2)):
             path = f"{temp}/{kind}.gguf"
             trine("convert", args.model, path, "--type", "tq2_0", "--embed", kind)
             found = next(t for t in GGUFReader(path).tensors if t.name == "token_embd.weight")
@@ -89,7 +89,7 @@ def main():
             original = original.data.astype(np.float32).reshape(values.shape)
             error = np.linalg.norm(values - original) / np.linalg.norm(original)
             print(f"{kind}: embedding {values.shape}, relative error {error:.1e}")
-            failed |= error > (1e-2 if kind == "q8_0" else 0.15)
+            failed |= error > limit
     print("DIFFERENT" if failed else "all equal")
     return int(failed)
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::blocks::{q4_0, q6_k, q8_0};
+use crate::blocks::{q3_k, q4_0, q6_k, q8_0};
 use crate::error::BoxError;
 use crate::gguf::GgmlType;
 
@@ -16,15 +16,16 @@ pub enum Dtype {
     Q8_0,
     Q6_K,
     Q4_0,
+    Q3_K,
 }
 
 impl Dtype {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q6_K, Self::Q4_0];
+    pub const ALL: [Self; 7] =
+        [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q6_K, Self::Q4_0, Self::Q3_K];
 
     /// The name for people, and in `config.json` where the type can stand there: `float32`,
-    /// `float16`, `bfloat16`, `q8_0`, `q6_k`, `q4_0`.
+    /// `float16`, `bfloat16`, `q8_0`, `q6_k`, `q4_0`, `q3_k`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -33,6 +34,7 @@ impl Dtype {
             Self::Q8_0 => "q8_0",
             Self::Q6_K => "q6_k",
             Self::Q4_0 => "q4_0",
+            Self::Q3_K => "q3_k",
         }
     }
 
@@ -45,6 +47,7 @@ impl Dtype {
             Self::Q8_0 => GgmlType::Q8_0,
             Self::Q6_K => GgmlType::Q6_K,
             Self::Q4_0 => GgmlType::Q4_0,
+            Self::Q3_K => GgmlType::Q3_K,
         }
     }
 
@@ -88,6 +91,7 @@ impl Dtype {
             Self::Q8_0 => each(data, out, q8_0::decode),
             Self::Q6_K => each(data, out, q6_k::decode),
             Self::Q4_0 => each(data, out, q4_0::decode),
+            Self::Q3_K => each(data, out, q3_k::decode),
         }
     }
 
@@ -105,6 +109,7 @@ impl Dtype {
             Self::Q8_0 => below(q8_0::LIMIT)?,
             Self::Q6_K => below(q6_k::LIMIT)?,
             Self::Q4_0 => below(q4_0::LIMIT)?,
+            Self::Q3_K => below(q3_k::LIMIT)?,
         }
         match self {
             Self::F32 => each(values, out, |[v], b| *b = v.to_le_bytes()),
@@ -113,6 +118,7 @@ impl Dtype {
             Self::Q8_0 => each(values, out, q8_0::encode),
             Self::Q6_K => each(values, out, q6_k::encode),
             Self::Q4_0 => each(values, out, q4_0::encode),
+            Self::Q3_K => each(values, out, q3_k::encode),
         }
         Ok(())
     }

@@ -513,6 +513,9 @@ proptest! {
     }
 }
 
+/// The types of numbers in blocks.
+const BLOCKS: [Dtype; 4] = [Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0, Dtype::Q3_K];
+
 /// A model wide enough for blocks, all of whose plain tensors are stored in them.
 fn valid_blocks(dtype: Dtype) -> Vec<u8> {
     let dir = tempdir().unwrap();
@@ -550,7 +553,7 @@ fn valid_blocks(dtype: Dtype) -> Vec<u8> {
 fn plain_tensors_may_be_blocks_wherever_they_stand() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    for dtype in [Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0] {
+    for dtype in BLOCKS {
         fs::write(&path, valid_blocks(dtype)).unwrap();
         read_all(&path).unwrap();
         let file = ModelFile::open(&path).unwrap();
@@ -564,9 +567,12 @@ fn plain_tensors_may_be_blocks_wherever_they_stand() {
 
 #[test]
 fn rows_that_are_no_whole_blocks() {
-    for (id, columns, needs) in
-        [(8, 48, "32 values"), (14, 128, "256 values"), (2, 16, "32 values"), (8, 1, "32 values")]
-    {
+    for (id, columns, needs) in [
+        (8, 48, "32 values"),
+        (14, 128, "256 values"),
+        (2, 16, "32 values"),
+        (11, 128, "256 values"),
+    ] {
         refused(&craft(&[], &[("evil", &[columns, 32], id, 0)], 1 << 16), needs);
     }
 }
@@ -576,13 +582,12 @@ proptest! {
 
     #[test]
     fn flipped_bytes_of_blocks_never_panic(
-        which in 0usize..3,
+        which in 0..BLOCKS.len(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..64),
         in_header in any::<bool>(),
     ) {
-        static BYTES: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
-        let types = [Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0];
-        let mut bytes = BYTES.get_or_init(|| types.map(valid_blocks))[which].clone();
+        static BYTES: OnceLock<[Vec<u8>; BLOCKS.len()]> = OnceLock::new();
+        let mut bytes = BYTES.get_or_init(|| BLOCKS.map(valid_blocks))[which].clone();
         let end = if in_header { 1600 } else { bytes.len() };
         for (at, value) in flips {
             bytes[at.index(end)] = value;

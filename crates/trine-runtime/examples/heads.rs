@@ -21,6 +21,7 @@ use trine_kernels::{
     BlockKind, BlockMatrix, DenseData, HeadRows, Largest, TwoStageHead, block_matmul, dense_matmul,
     isa, threads,
 };
+use trine_runtime::block_kind;
 
 /// Tokens of the batches.
 const BATCHES: [usize; 4] = [1, 2, 4, BATCH];
@@ -83,11 +84,8 @@ fn main() {
     two_stages(HeadRows::Dense(DenseData::F16(&half)));
     drop(half);
     let tensor = DenseTensor::from_f32("head", &[rows, cols], &weights);
-    for (dtype, kind) in [
-        (Dtype::Q8_0, BlockKind::Q8_0),
-        (Dtype::Q6_K, BlockKind::Q6_K),
-        (Dtype::Q4_0, BlockKind::Q4_0),
-    ] {
+    for dtype in Dtype::ALL {
+        let Some(kind) = block_kind(dtype) else { continue };
         let begin = Instant::now();
         let bytes = tensor.convert(dtype).expect("numbers that fit");
         let encoded = begin.elapsed();
@@ -97,7 +95,7 @@ fn main() {
             block_matmul(&matrix, x, tokens, out);
         });
         println!("      encoded in {encoded:.2?}, laid out in {laid_out:.2?}");
-        if kind != BlockKind::Q4_0 {
+        if matches!(kind, BlockKind::Q8_0 | BlockKind::Q6_K) {
             two_stages(HeadRows::Blocks(&matrix));
         }
     }

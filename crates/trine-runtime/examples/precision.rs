@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "| head, cache | error, root mean square | largest | bits a token more | other first choice |"
     );
     println!("| --- | --- | --- | --- | --- |");
-    let heads = [Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0];
+    let heads = [Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_0, Dtype::Q3_K];
     let heads = heads.map(|head| LoadOptions { head: Some(head), ..exact });
     let caches = [KvType::F16, KvType::Int8].map(|kv| LoadOptions { kv, ..exact });
     for options in heads.into_iter().chain(caches) {

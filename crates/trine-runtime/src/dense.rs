@@ -42,13 +42,7 @@ impl DenseMatrix {
         release: impl Fn(Range<usize>) + Sync,
     ) -> Result<Self, RuntimeError> {
         let name = &tensor.name;
-        let kind = match dtype {
-            Dtype::Q8_0 => Some(BlockKind::Q8_0),
-            Dtype::Q6_K => Some(BlockKind::Q6_K),
-            Dtype::Q4_0 => Some(BlockKind::Q4_0),
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
-        };
-        if let Some(kind) = kind {
+        if let Some(kind) = block_kind(dtype) {
             let data = Elements::Blocks(blocks(tensor, kind, rows, cols, dtype, release)?);
             return Ok(Self { rows, cols, data });
         }
@@ -112,10 +106,21 @@ impl DenseMatrix {
             Elements::Blocks(data) => match data.kind() {
                 BlockKind::Q8_0 => (1, 16, 1 << 24),
                 BlockKind::Q6_K => (1, 8, NEVER),
-                BlockKind::Q4_0 => (0, 0, NEVER),
+                BlockKind::Q4_0 | BlockKind::Q3_K => (0, 0, NEVER),
             },
         };
         Use { rows, count, weights }
+    }
+}
+
+/// The blocks that a type consists of, if it does.
+pub fn block_kind(dtype: Dtype) -> Option<BlockKind> {
+    match dtype {
+        Dtype::Q8_0 => Some(BlockKind::Q8_0),
+        Dtype::Q6_K => Some(BlockKind::Q6_K),
+        Dtype::Q4_0 => Some(BlockKind::Q4_0),
+        Dtype::Q3_K => Some(BlockKind::Q3_K),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
     }
 }
 

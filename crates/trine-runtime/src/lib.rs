@@ -57,6 +57,7 @@ mod speculative;
 mod weights;
 
 pub use adapter::Adapter;
+pub use dense::block_kind;
 pub use engine::{
     Constraint, End, Engine, EngineConfig, Event, Logprob, Pooling, Request, Sampling, Sink, Stats,
     SubmitError, Ticket, Token, Usage,

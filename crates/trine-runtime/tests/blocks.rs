@@ -4,10 +4,11 @@
 use trine_format::{DenseTensor, Dtype};
 use trine_kernels::{BlockKind, BlockMatrix, block_matmul};
 
-const KINDS: [(Dtype, BlockKind); 3] = [
+const KINDS: [(Dtype, BlockKind); 4] = [
     (Dtype::Q8_0, BlockKind::Q8_0),
     (Dtype::Q6_K, BlockKind::Q6_K),
     (Dtype::Q4_0, BlockKind::Q4_0),
+    (Dtype::Q3_K, BlockKind::Q3_K),
 ];
 
 /// Rows of several panels, columns of several blocks.

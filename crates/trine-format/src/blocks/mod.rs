@@ -1,10 +1,12 @@
 //! ggml's block-quantized numbers: a scale for a few numbers, and a small integer for each.
 //!
-//! They hold embeddings and heads in 4.5 to 8.5 bits a number: [`q8_0`], [`q6_k`] and [`q4_0`]. This
-//! is the arithmetic of single blocks; [`Dtype`](crate::Dtype) has the types among all others, and
+//! They hold embeddings and heads in 3.4 to 8.5 bits a number: [`q8_0`], [`q6_k`], [`q4_0`] and [`q3_k`].
+//! This is the arithmetic of single blocks; [`Dtype`](crate::Dtype) has the types among all others, and
 //! [`DenseTensor`](crate::DenseTensor) whole tensors. Every number is computed in f32 in one order,
 //! so that the bytes do not depend on the machine.
 
+mod grid;
+pub mod q3_k;
 pub mod q4_0;
 pub mod q6_k;
 pub mod q8_0;

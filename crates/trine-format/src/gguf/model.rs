@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The types of plain numbers, for errors.
-const PLAIN: &str = "F32, F16, BF16, Q8_0, Q6_K or Q4_0";
+const PLAIN: &str = "F32, F16, BF16, Q8_0, Q6_K, Q4_0 or Q3_K";
 
 /// What the norms of projections add to the mean square, in a model that has them; our own key.
 pub(super) const PROJECTION_NORM_EPS: &str = "attention.projection_norm_rms_epsilon";

@@ -144,6 +144,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
         })
     }
 
+    /// Codes of 3 bits, eight groups of them: the low 2 of each are those of [`Self::unpack_bits`], of the
+    /// first line and then of the second, and the high one is bit `2 q` of `high` for group `q` of the first
+    /// line and bit `2 q + 1` for that of the second.
+    #[inline(always)]
+    fn unpack_threes(self, low: [&Line; 2], high: &Line) -> [[Self::Codes; 4]; 2] {
+        std::array::from_fn(|g| {
+            std::array::from_fn(|q| {
+                let code = |i: usize| low[g][i] >> (2 * q) & 3 | (high[i] >> (2 * q + g) & 1) << 2;
+                self.load_codes(&std::array::from_fn(code))
+            })
+        })
+    }
+
     /// Adds to the sum of every row its four codes times the four numbers of `x`. Codes are at most
     /// 63, of which a pair of products fits 16 bits.
     fn multiply(self, sums: Self::Sums, codes: Self::Codes, x: &[i8; 4]) -> Self::Sums;

@@ -8,8 +8,9 @@
 //! | [`BlockKind::Q8_0`] | 8 lines for 32 columns: a byte is the code plus 128 of one column |
 //! | [`BlockKind::Q4_0`] | 4 lines for 32 columns: a byte is two codes, of column `4 k + i` in its low and of column `4 (k + 1) + i` in its high half |
 //! | [`BlockKind::Q6_K`] | 52 lines for 256 columns: 4 lines with the signed scales of 16 rows for 16 columns after 16 columns; then, for each 16 columns, 2 lines with the low 4 bits of codes, as those of Q4_0, and one with the high 2 bits, of column `i`, `4 + i`, `8 + i`, `12 + i` from the low bits up |
+//! | [`BlockKind::Q3_K`] | 28 lines for 256 columns: 4 lines with scales, as those of Q6_K; then, for each 32 columns, 2 lines with the low 2 bits of codes, of 16 columns each as the high ones of Q6_K, and one with the high bits, of which bit `2 q` is that of column `4 q + i` and bit `2 q + 1` that of column `16 + 4 q + i` |
 //!
-//! The f16 scales lie apart, sixteen rows for every block of a panel. Rows are padded with zeros to
+//! Scales of Q3_K have 6 bits in a file and 8 here; everything else is as large. The f16 scales lie apart, sixteen rows for every block of a panel. Rows are padded with zeros to
 //! whole panels.
 
 use half::f16;
@@ -20,7 +21,7 @@ use crate::parallel;
 
 /// Types of numbers in blocks, with the layout that a row has in a file of ggml.
 ///
-/// `d` is a scale in f16, little-endian; codes of Q4_0 and Q6_K are unsigned.
+/// `d` is a scale in f16, little-endian; codes of all but Q8_0 are unsigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)]
 pub enum BlockKind {
@@ -34,17 +35,23 @@ pub enum BlockKind {
     /// 18 bytes for 32 numbers: `d`, and 16 bytes of which `j` holds `q[j]` in its low and `q[j + 16]`
     /// in its high half. A number is `d * (q - 8)`.
     Q4_0,
+    /// 110 bytes for 256 numbers `(d * s[i / 16]) * (q[i] - 4)`: the high bit of the codes in 32 bytes, their
+    /// low 2 bits in 64, 16 scales in 12, and `d`. High byte `j` holds `q[j]`, `q[32 + j]`, ... from the low
+    /// bit up; in each half of 128 numbers, low byte `j < 32` holds `q[j]`, `q[j + 32]`, `q[j + 64]`,
+    /// `q[j + 96]`. Scales are 32 less than what is stored, of which byte `j < 8` holds the low 4 bits for
+    /// `s[j]` and `s[j + 8]`, and byte `8 + j` the high 2 for `s[j]`, `s[j + 4]`, `s[j + 8]`, `s[j + 12]`.
+    Q3_K,
 }
 
 impl BlockKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q6_K, Self::Q4_0];
+    pub const ALL: [Self; 4] = [Self::Q8_0, Self::Q6_K, Self::Q4_0, Self::Q3_K];
 
     /// Numbers in a block; rows are whole blocks.
     pub const fn block(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q6_K => 256,
+            Self::Q6_K | Self::Q3_K => 256,
         }
     }
 
@@ -54,6 +61,20 @@ impl BlockKind {
             Self::Q8_0 => 34,
             Self::Q6_K => 210,
             Self::Q4_0 => 18,
+            Self::Q3_K => 110,
+        }
+    }
+
+    /// Bytes of a block in memory.
+    pub const fn memory_bytes(self) -> usize {
+        self.lines() * size_of::<Line>() / PANEL + size_of::<f16>()
+    }
+
+    /// Where in a block of a file `d` is.
+    pub(crate) const fn scale_at(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => 0,
+            Self::Q6_K | Self::Q3_K => self.block_bytes() - size_of::<f16>(),
         }
     }
 
@@ -63,6 +84,7 @@ impl BlockKind {
             Self::Q8_0 => 8,
             Self::Q6_K => 52,
             Self::Q4_0 => 4,
+            Self::Q3_K => 28,
         }
     }
 
@@ -70,7 +92,7 @@ impl BlockKind {
     pub(super) const fn group(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q6_K => 16,
+            Self::Q6_K | Self::Q3_K => 16,
         }
     }
 
@@ -78,7 +100,7 @@ impl BlockKind {
     pub(super) const fn tile(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 => 8,
-            Self::Q6_K => 4,
+            Self::Q6_K | Self::Q3_K => 4,
         }
     }
 
@@ -88,11 +110,12 @@ impl BlockKind {
             Self::Q8_0 => 128,
             Self::Q6_K => 32,
             Self::Q4_0 => 8,
+            Self::Q3_K => 4,
         }
     }
 }
 
-/// Columns that share a signed scale of Q6_K.
+/// Columns that share a signed scale of Q6_K or Q3_K.
 const SUB: usize = 16;
 /// Such scales in a block.
 const SUBS: usize = 16;
@@ -276,17 +299,15 @@ impl Block {
     fn read(kind: BlockKind, bytes: &[u8]) -> Self {
         let mut codes = [0; LARGEST];
         let mut subs = [0; SUBS];
-        let at = match kind {
+        match kind {
             BlockKind::Q8_0 => {
                 codes.iter_mut().zip(&bytes[2..]).for_each(|(code, byte)| *code = byte ^ 128);
-                0
             }
             BlockKind::Q4_0 => {
                 let (low, high) = codes.split_at_mut(16);
                 for ((low, high), byte) in low.iter_mut().zip(high).zip(&bytes[2..]) {
                     (*low, *high) = (byte & 15, byte >> 4);
                 }
-                0
             }
             BlockKind::Q6_K => {
                 let (low, rest) = bytes.split_at(128);
@@ -301,9 +322,23 @@ impl Block {
                     }
                 }
                 subs.iter_mut().zip(rest).for_each(|(sub, &byte)| *sub = byte as i8);
-                128 + 64 + SUBS
             }
-        };
+            BlockKind::Q3_K => {
+                let (high, rest) = bytes.split_at(32);
+                let (low, rest) = rest.split_at(64);
+                for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let low = &low[k / 4 * 32..][..32];
+                    for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+                        *code = low >> (k % 4 * 2) & 3 | (high >> k & 1) << 2;
+                    }
+                }
+                for (s, sub) in subs.iter_mut().enumerate() {
+                    let (low, high) = (rest[s % 8] >> (s / 8 * 4), rest[8 + s % 4] >> (s / 4 * 2));
+                    *sub = (low & 15 | (high & 3) << 4) as i8 - 32;
+                }
+            }
+        }
+        let at = kind.scale_at();
         Self { d: f16::from_le_bytes([bytes[at], bytes[at + 1]]), codes, subs }
     }
 
@@ -320,10 +355,7 @@ impl Block {
             BlockKind::Q8_0 => lines.iter_mut().for_each(|line| store(line, next())),
             BlockKind::Q4_0 => lines.iter_mut().for_each(|line| store(line, next() | next() << 4)),
             BlockKind::Q6_K => {
-                let (scales, lines) = lines.split_at_mut(SCALE_LINES);
-                let scales = scales.as_flattened_mut().as_chunks_mut::<PANEL>().0;
-                scales.iter_mut().zip(self.subs).for_each(|(to, sub)| to[r] = sub as u8);
-                for [a, b, high] in lines.as_chunks_mut::<3>().0 {
+                for [a, b, high] in self.put_subs(r, lines).as_chunks_mut::<3>().0 {
                     let [c0, c1, c2, c3] = [next(), next(), next(), next()];
                     let (low, top) = (0x0f0f_0f0f, 0x3030_3030);
                     store(a, c0 & low | (c1 & low) << 4);
@@ -331,7 +363,31 @@ impl Block {
                     store(high, (c0 & top) >> 4 | (c1 & top) >> 2 | c2 & top | (c3 & top) << 2);
                 }
             }
+            BlockKind::Q3_K => {
+                for [a, b, high] in self.put_subs(r, lines).as_chunks_mut::<3>().0 {
+                    let mut bits = 0;
+                    for (g, low) in [a, b].into_iter().enumerate() {
+                        let mut word = 0;
+                        for q in 0..4 {
+                            let codes = next();
+                            word |= (codes & 0x0303_0303) << (2 * q);
+                            bits |= (codes >> 2 & 0x0101_0101) << (2 * q + g);
+                        }
+                        store(low, word);
+                    }
+                    store(high, bits);
+                }
+            }
         }
+    }
+
+    /// Writes the scales of row `r` of the lines of a panel's block; returns the lines after them.
+    #[inline(always)]
+    fn put_subs<'a>(&self, r: usize, lines: &'a mut [Line]) -> &'a mut [Line] {
+        let (scales, lines) = lines.split_at_mut(SCALE_LINES);
+        let scales = scales.as_flattened_mut().as_chunks_mut::<PANEL>().0;
+        scales.iter_mut().zip(self.subs).for_each(|(to, sub)| to[r] = sub as u8);
+        lines
     }
 
     /// Reads row `r` of the lines of a panel's block.
@@ -342,6 +398,11 @@ impl Block {
         let mut words = codes.as_chunks_mut::<4>().0.iter_mut();
         let mut push = |word: [u8; 4]| words.next().into_iter().for_each(|to| *to = word);
         let load = |line: &Line| [0, 1, 2, 3].map(|i| line[4 * r + i]);
+        let words = |lines: &[Line; 3]| lines.each_ref().map(|line| u32::from_le_bytes(load(line)));
+        let mut get_subs = |lines: &'_ [Line]| {
+            let scales = lines[..SCALE_LINES].as_flattened().as_chunks::<PANEL>().0;
+            subs.iter_mut().zip(scales).for_each(|(sub, from)| *sub = from[r] as i8);
+        };
         match kind {
             BlockKind::Q8_0 => lines.iter().for_each(|line| push(load(line))),
             BlockKind::Q4_0 => lines.iter().for_each(|line| {
@@ -349,14 +410,22 @@ impl Block {
                 push(load(line).map(|byte| byte >> 4));
             }),
             BlockKind::Q6_K => {
-                let (scales, lines) = lines.split_at(SCALE_LINES);
-                let scales = scales.as_flattened().as_chunks::<PANEL>().0;
-                subs.iter_mut().zip(scales).for_each(|(sub, from)| *sub = from[r] as i8);
-                for [a, b, high] in lines.as_chunks::<3>().0 {
-                    let [a, b, high] = [a, b, high].map(|line| u32::from_le_bytes(load(line)));
+                get_subs(lines);
+                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(words) {
                     for q in 0..4 {
                         let low = if q < 2 { a } else { b } >> (q % 2 * 4) & 0x0f0f_0f0f;
                         push((low | (high >> (2 * q) & 0x0303_0303) << 4).to_le_bytes());
+                    }
+                }
+            }
+            BlockKind::Q3_K => {
+                get_subs(lines);
+                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(words) {
+                    for (g, low) in [a, b].into_iter().enumerate() {
+                        for q in 0..4 {
+                            let high = high >> (2 * q + g) & 0x0101_0101;
+                            push((low >> (2 * q) & 0x0303_0303 | high << 2).to_le_bytes());
+                        }
                     }
                 }
             }
@@ -371,7 +440,7 @@ impl Block {
         let number = |code: u8| f32::from(i16::from(code) - i16::from(kind.zero()));
         for (g, (out, codes)) in out.chunks_mut(SUB).zip(self.codes.chunks(SUB)).enumerate() {
             let scale = match kind {
-                BlockKind::Q6_K => d * f32::from(self.subs[g]),
+                BlockKind::Q6_K | BlockKind::Q3_K => d * f32::from(self.subs[g]),
                 BlockKind::Q8_0 | BlockKind::Q4_0 => d,
             };
             out.iter_mut().zip(codes).for_each(|(out, &code)| *out = scale * number(code));
@@ -389,7 +458,7 @@ mod tests {
             (0..rows * row_bytes(kind, cols)).map(|i| (i * 167 % 251 * 89 % 256) as u8).collect();
         for (i, block) in bytes.chunks_exact_mut(kind.block_bytes()).enumerate() {
             let d = f16::from_f32(((i * 31 % 101) as f32 - 50.0) / 4096.0).to_le_bytes();
-            let at = if kind == BlockKind::Q6_K { 208 } else { 0 };
+            let at = kind.scale_at();
             block[at..at + 2].copy_from_slice(&d);
         }
         bytes
@@ -402,7 +471,9 @@ mod tests {
             let bytes = rows(kind, n, cols);
             let matrix = BlockMatrix::new(kind, n, cols, &bytes);
             assert_eq!((matrix.kind(), matrix.rows(), matrix.cols()), (kind, n, cols));
-            assert_eq!(matrix.bytes(), 32 * row_bytes(kind, cols));
+            assert_eq!(matrix.bytes(), 32 * (cols / kind.block()) * kind.memory_bytes());
+            let wider = kind.memory_bytes() - kind.block_bytes();
+            assert_eq!(wider, if kind == BlockKind::Q3_K { 4 } else { 0 });
             let (mut found, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
             for (r, row) in bytes.chunks_exact(row_bytes(kind, cols)).enumerate() {
                 matrix.row(r, &mut found);
@@ -435,6 +506,11 @@ mod tests {
         (q6[64 + 33], q6[128 + 33], q6[192 + 14]) = (0x70, 0xc0, -2i8 as u8);
         assert_eq!(one(BlockKind::Q6_K, &q6, 128 + 97), 0.5 * -2.0 * (55.0 - 32.0));
         assert_eq!(one(BlockKind::Q6_K, &q6, 0), 0.5 * 3.0 * -32.0);
+        let mut q3 = [&[0; 96][..], &[0x33; 8], &[0xaa; 4], &d].concat();
+        // Number 128 + 97: bit 7 of high byte 1, low byte 32 + 1, its top bits; scale 14 is 0x23 less 32.
+        (q3[1], q3[32 + 33]) = (0x80, 0xc0);
+        assert_eq!(one(BlockKind::Q3_K, &q3, 128 + 97), 0.5 * 3.0 * (7.0 - 4.0));
+        assert_eq!(one(BlockKind::Q3_K, &q3, 0), 0.5 * 3.0 * -4.0);
     }
 
     #[test]
@@ -443,7 +519,7 @@ mod tests {
             let (n, cols) = (37, 2 * kind.block());
             let mut bytes = rows(kind, n, cols);
             assert_eq!(BlockMatrix::new(kind, n, cols, &bytes).first_not_finite(), None);
-            let at = if kind == BlockKind::Q6_K { 208 } else { 0 };
+            let at = kind.scale_at();
             for block in [2 * 34, 2 * 17 + 1, 2 * 16 + 1] {
                 let d = f16::INFINITY.to_le_bytes();
                 bytes[block * kind.block_bytes() + at..][..2].copy_from_slice(&d);

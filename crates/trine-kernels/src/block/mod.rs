@@ -1,8 +1,8 @@
-//! Products of matrices in blocks: the head and the embedding of a model that is stored in 4 to 8 bits.
+//! Products of matrices in blocks: the head and the embedding of a model that is stored in 3 to 8 bits.
 //!
-//! Three types of ggml (see [`BlockKind`]) hold a small integer for every number, its code, and a
+//! Four types of ggml (see [`BlockKind`]) hold a small integer for every number, its code, and a
 //! scale for some columns of a row. A [`BlockMatrix`] has the same codes and the same scales in the
-//! order in which they are multiplied (`layout`), so nothing is lost and nothing grows. Numbers that
+//! order in which they are multiplied (`layout`), so nothing is lost and all but nothing grows. Numbers that
 //! meet it are split into two int8 parts, 15 bits and a sign (`inputs`), so products of codes are
 //! exact integers and the errors of a product are those of its weights alone.
 //!
@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! q8_0, q4_0:  h = sum of q[c] * high[c]                 l = sum of q[c] * low[c]
-//! q6_k:        h = sum of s[c / 16] * q[c] * high[c]     l = sum of s[c / 16] * q[c] * low[c]
+//! q6_k, q3_k:  h = sum of s[c / 16] * q[c] * high[c]     l = sum of s[c / 16] * q[c] * low[c]
 //!
 //! y += ((l + h * 256) * x_scale) * d
 //! ```
@@ -35,6 +35,7 @@
 //! | q8_0 | 8.5 | 348 | 0.0054 | 0.028 |
 //! | q6_k | 6.5625 | 269 | 0.0165 | 0.088 |
 //! | q4_0 | 4.5 | 184 | 0.0859 | 0.416 |
+//! | q3_k | 3.4375, in memory 3.5625 | 146 | 0.1438 | 0.797 |
 
 mod inputs;
 mod layout;

@@ -89,6 +89,7 @@ impl Kernel for Panels<'_> {
             BlockKind::Q8_0 => self.with::<S, Q8_0>(simd),
             BlockKind::Q6_K => self.with::<S, Q6_K>(simd),
             BlockKind::Q4_0 => self.with::<S, Q4_0>(simd),
+            BlockKind::Q3_K => self.with::<S, Q3_K>(simd),
         }
     }
 }
@@ -269,28 +270,78 @@ impl Blocks for Q6_K {
         parts: &[Parts<T>],
         starts: &[Starts<T>],
     ) -> [[S::Sums; T]; 2] {
-        let (scales, lines) = lines.split_at(SCALE_LINES);
-        for line in scales {
-            ahead::<S, T>(simd, line);
-        }
-        let scales = scales.as_flattened().as_chunks::<PANEL>().0;
+        let (scales, lines) = scales_and_codes::<S, T>(simd, lines);
         let mut total = [[simd.zero(); T]; 2];
         let groups = lines.as_chunks::<3>().0.iter().zip(parts.as_chunks::<4>().0);
         for ((([a, b, high], parts), starts), scales) in groups.zip(starts).zip(scales) {
             for line in [a, b, high] {
                 ahead::<S, T>(simd, line);
             }
-            let mut sums = start(simd, starts);
             let codes = simd.unpack_sixes([a, b], high);
-            for q in 0..4 {
-                multiply(simd, &mut sums, codes[q], &parts[q]);
+            add_group(simd, &mut total, &codes, parts, starts, scales);
+        }
+        total
+    }
+}
+
+#[allow(non_camel_case_types)]
+struct Q3_K;
+
+impl Blocks for Q3_K {
+    const KIND: BlockKind = BlockKind::Q3_K;
+
+    #[inline(always)]
+    fn sums<S: Simd, const T: usize>(
+        simd: S,
+        lines: &[Line],
+        parts: &[Parts<T>],
+        starts: &[Starts<T>],
+    ) -> [[S::Sums; T]; 2] {
+        let (scales, lines) = scales_and_codes::<S, T>(simd, lines);
+        let mut total = [[simd.zero(); T]; 2];
+        let pairs =
+            lines.as_chunks::<3>().0.iter().zip(parts.as_chunks::<4>().0.as_chunks::<2>().0);
+        let pairs = pairs.zip(starts.as_chunks::<2>().0).zip(scales.as_chunks::<2>().0);
+        for ((([a, b, high], parts), starts), scales) in pairs {
+            for line in [a, b, high] {
+                ahead::<S, T>(simd, line);
             }
-            for p in 0..2 {
-                for t in 0..T {
-                    total[p][t] = simd.add_scaled(total[p][t], sums[p][t], scales);
-                }
+            let codes = simd.unpack_threes([a, b], high);
+            for g in 0..2 {
+                add_group(simd, &mut total, &codes[g], &parts[g], &starts[g], &scales[g]);
             }
         }
         total
+    }
+}
+
+/// The scales at the start of a block, of group after group, and the lines after them.
+#[inline(always)]
+fn scales_and_codes<S: Simd, const T: usize>(simd: S, lines: &[Line]) -> (&[[u8; PANEL]], &[Line]) {
+    let (scales, lines) = lines.split_at(SCALE_LINES);
+    for line in scales {
+        ahead::<S, T>(simd, line);
+    }
+    (scales.as_flattened().as_chunks().0, lines)
+}
+
+/// Adds the sums of a group of sixteen columns, times the scales of its rows.
+#[inline(always)]
+fn add_group<S: Simd, const T: usize>(
+    simd: S,
+    total: &mut [[S::Sums; T]; 2],
+    codes: &[S::Codes; 4],
+    parts: &[Parts<T>; 4],
+    starts: &Starts<T>,
+    scales: &[u8; PANEL],
+) {
+    let mut sums = start(simd, starts);
+    for q in 0..4 {
+        multiply(simd, &mut sums, codes[q], &parts[q]);
+    }
+    for p in 0..2 {
+        for t in 0..T {
+            total[p][t] = simd.add_scaled(total[p][t], sums[p][t], scales);
+        }
     }
 }

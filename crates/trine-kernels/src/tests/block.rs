@@ -14,7 +14,7 @@ pub(crate) fn blocks(kind: BlockKind, rows: usize, cols: usize) -> Vec<u8> {
     let mut all: Vec<u8> = (0..blocks * bytes).map(|i| (i * 167 % 251 * 89 % 257) as u8).collect();
     for (i, block) in all.chunks_exact_mut(bytes).enumerate() {
         let d = f16::from_f32(((i * 31 % 101) as f32 - 50.0) / 4096.0);
-        let at = if kind == BlockKind::Q6_K { 208 } else { 0 };
+        let at = kind.scale_at();
         block[at..at + 2].copy_from_slice(&d.to_le_bytes());
     }
     all
@@ -41,6 +41,14 @@ fn stored(kind: BlockKind, row: &[u8], c: usize) -> (i32, i32, f32) {
             let high = block[128 + group * 32 + j % 32] >> (2 * (j / 32)) & 3;
             let scale = block[192 + i / 16] as i8;
             (low + 16 * i32::from(high) - 32, i32::from(scale), f16_at(208))
+        }
+        BlockKind::Q3_K => {
+            let low = block[32 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3;
+            let high = block[i % 32] >> (i / 32) & 1;
+            let s = i / 16;
+            let scale = half(block[96 + s % 8], s >= 8);
+            let scale = scale + 16 * i32::from(block[104 + s % 4] >> (2 * (s / 4)) & 3);
+            (i32::from(low + 4 * high) - 4, scale - 32, f16_at(108))
         }
     }
 }
@@ -104,8 +112,9 @@ pub(super) fn block_products_match_scalar(isa: Isa) {
         for byte in [0, 0x7f, 0x80, 0xff, 0x0f, 0xf0] {
             let mut stored = blocks(kind, 16, cols);
             for block in stored.chunks_exact_mut(kind.block_bytes()) {
-                let codes = if kind == BlockKind::Q6_K { 0..208 } else { 2..kind.block_bytes() };
-                block[codes].fill(byte);
+                let d = [block[kind.scale_at()], block[kind.scale_at() + 1]];
+                block.fill(byte);
+                block[kind.scale_at()..][..2].copy_from_slice(&d);
             }
             let x: Vec<_> =
                 (0..8 * cols).map(|i| if i / cols % 2 == 0 { 3.0 } else { -3.0 }).collect();
@@ -177,7 +186,7 @@ struct Operations<'a> {
 
 struct Results {
     sums: [[i32; 16]; 3],
-    codes: [Line; 6],
+    codes: [Line; 14],
     floats: [[f32; 16]; 3],
 }
 
@@ -190,7 +199,11 @@ impl Kernel for Operations<'_> {
         let [x, y] = self.floats.map(|floats| simd.load_f32(&floats));
         let [low, high, bits] = self.lines;
         let [c0, c1] = simd.unpack_nibbles(low);
-        let [c2, c3, c4, c5] = simd.unpack_sixes([low, high], bits);
+        let sixes = simd.unpack_sixes([low, high], bits);
+        let threes = simd.unpack_threes([low, high], bits);
+        let mut codes = [c0; 14];
+        let groups = [c1].into_iter().chain(sixes).chain(threes.into_iter().flatten());
+        codes[1..].iter_mut().zip(groups).for_each(|(to, from)| *to = from);
         let store = |codes| {
             let mut line = [0; 64];
             simd.store_codes(codes, &mut line);
@@ -199,7 +212,7 @@ impl Kernel for Operations<'_> {
         Results {
             sums: [a, simd.splat_i32(self.sums[0][3]), simd.add_scaled(a, b, &self.scales)]
                 .map(|sums| simd.to_i32(sums)),
-            codes: [c0, c1, c2, c3, c4, c5].map(store),
+            codes: codes.map(store),
             floats: [
                 simd.sums_to_f32(a),
                 simd.multiply_f32(x, y),
@@ -233,6 +246,11 @@ pub(super) fn sixteen_sums_match_scalar(isa: Isa) {
             }
             for m in 0..4 {
                 assert_eq!(found.codes[2 + m][i], nibble(m, i) + 16 * (lines[2][i] >> (2 * m) & 3));
+            }
+            for (g, q) in (0..2).flat_map(|g| (0..4).map(move |q| (g, q))) {
+                let low = lines[g][i] >> (2 * q) & 3;
+                let high = lines[2][i] >> (2 * q + g) & 1;
+                assert_eq!(found.codes[6 + 4 * g + q][i], low + 4 * high);
             }
         }
         assert_same_bits(&found.floats[0], &a.map(|v| v as f32));

@@ -274,6 +274,32 @@ impl<const DOT: bool> Simd for Arm<DOT> {
     }
 
     #[inline(always)]
+    fn unpack_threes(self, low: [&Line; 2], high: &Line) -> [[[int8x16_t; N]; 4]; 2] {
+        let mut codes = [self.unpack_bits(low[0]), self.unpack_bits(low[1])];
+        let high = self.load_codes(high);
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            unsafe {
+                let (high, mask) = (vreinterpretq_u8_s8(high[n]), vdupq_n_u8(4));
+                let bits = [high, vshrq_n_u8::<1>(high)];
+                for g in 0..2 {
+                    let high = [
+                        vshlq_n_u8::<2>(bits[g]),
+                        bits[g],
+                        vshrq_n_u8::<2>(bits[g]),
+                        vshrq_n_u8::<4>(bits[g]),
+                    ];
+                    for q in 0..4 {
+                        let high = vreinterpretq_s8_u8(vandq_u8(high[q], mask));
+                        codes[g][q][n] = vorrq_s8(codes[g][q][n], high);
+                    }
+                }
+            }
+        }
+        codes
+    }
+
+    #[inline(always)]
     fn unpack_trits(self, line: &Line) -> [[int8x16_t; N]; DIGITS] {
         let packed = self.load_codes(line);
         let mut codes = [packed; DIGITS];

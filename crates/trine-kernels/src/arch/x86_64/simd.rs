@@ -227,6 +227,26 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
+    fn unpack_threes(self, low: [&Line; 2], high: &Line) -> [[[V; N]; 4]; 2] {
+        let mut codes = [self.unpack_bits(low[0]), self.unpack_bits(low[1])];
+        let high = self.load_codes(high);
+        for n in 0..N {
+            // SAFETY: `self` exists.
+            unsafe {
+                let mask = V::splat_i8(4);
+                let bits = [high[n], high[n].shift_1()];
+                for g in 0..2 {
+                    codes[g][0][n] = bits[g].shift_left_2().and_or(mask, codes[g][0][n]);
+                    codes[g][1][n] = bits[g].and_or(mask, codes[g][1][n]);
+                    codes[g][2][n] = bits[g].shift_2().and_or(mask, codes[g][2][n]);
+                    codes[g][3][n] = bits[g].shift_4().and_or(mask, codes[g][3][n]);
+                }
+            }
+        }
+        codes
+    }
+
+    #[inline(always)]
     fn unpack_trits(self, line: &Line) -> [[V; N]; DIGITS] {
         self.trits::<false>(line)
     }

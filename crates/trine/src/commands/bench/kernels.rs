@@ -12,9 +12,9 @@ use trine_export::RandomTrits;
 use trine_format::{BoxError, Dtype, ModelConfig, Projection, TensorSource, names};
 use trine_kernels::limits::{Limits, Rate};
 use trine_kernels::{
-    Activations, BlockKind, BlockMatrix, DenseData, PackedMatrix, bitlinear, block_matmul,
-    dense_matmul,
+    Activations, BlockMatrix, DenseData, PackedMatrix, bitlinear, block_matmul, dense_matmul,
 };
+use trine_runtime::block_kind;
 use trine_ternary::{TernaryMatrix, reference};
 
 use super::report::better;
@@ -178,19 +178,14 @@ pub(crate) fn head(config: &ModelConfig, formats: Formats) -> Result<Vec<Timed>,
     let mut dense = |weights: DenseData<'_>| {
         time(&|x, tokens, out| dense_matmul(weights, rows, cols, x, tokens, out))
     };
-    let timed = match formats.head {
-        Dtype::F16 => dense(DenseData::F16(&halves(&data, f16::from_le_bytes))),
-        Dtype::BF16 => dense(DenseData::Bf16(&halves(&data, bf16::from_le_bytes))),
-        Dtype::F32 => dense(DenseData::F32(&tensor.to_f32())),
-        Dtype::Q8_0 | Dtype::Q6_K | Dtype::Q4_0 => {
-            let kind = match formats.head {
-                Dtype::Q8_0 => BlockKind::Q8_0,
-                Dtype::Q6_K => BlockKind::Q6_K,
-                _ => BlockKind::Q4_0,
-            };
+    let timed = match (formats.head, block_kind(formats.head)) {
+        (_, Some(kind)) => {
             let weights = BlockMatrix::new(kind, rows, cols, &data);
             time(&|x, tokens, out| block_matmul(&weights, x, tokens, out))
         }
+        (Dtype::F16, _) => dense(DenseData::F16(&halves(&data, f16::from_le_bytes))),
+        (Dtype::BF16, _) => dense(DenseData::Bf16(&halves(&data, bf16::from_le_bytes))),
+        _ => dense(DenseData::F32(&tensor.to_f32())),
     };
     Ok(timed.into())
 }

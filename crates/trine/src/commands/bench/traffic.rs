@@ -8,6 +8,7 @@
 use trine_format::{Dtype, ModelConfig, Projection};
 use trine_kernels::Packing;
 use trine_kernels::nn::{KV_BLOCK, KvLayout, KvType};
+use trine_runtime::block_kind;
 
 /// How the parts of a model lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub(crate) struct Traffic {
     pub(crate) macs: u64,
     /// Bytes of all ternary weights.
     pub(crate) weights: u64,
-    /// Bytes of the head.
+    /// Bytes of the head, in memory.
     pub(crate) head: u64,
     /// Bytes of the keys and values of one position, in all layers.
     pub(crate) position: u64,
@@ -36,7 +37,11 @@ impl Traffic {
         let shapes = Projection::ALL.map(|p| config.projection_shape(p));
         let layers = config.num_hidden_layers as u64;
         let trits = |(rows, cols)| rows as u64 * cols as u64;
-        let bytes = |dtype: Dtype, shape: &[usize]| dtype.bytes(shape).unwrap_or(0) as u64;
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let head = match block_kind(formats.head) {
+            Some(kind) => vocab * (hidden / kind.block()) * kind.memory_bytes(),
+            None => formats.head.bytes(&[vocab, hidden]).unwrap_or(0),
+        };
         let block = KvLayout::new(formats.kv, config.head_dim).map_or(0, KvLayout::block_bytes);
         let position = (config.num_key_value_heads * block / KV_BLOCK) as u64;
         Self {
@@ -46,7 +51,7 @@ impl Traffic {
                     .map(|s| trits(s).div_ceil(formats.weights.digits() as u64))
                     .iter()
                     .sum::<u64>(),
-            head: bytes(formats.head, &[config.vocab_size, config.hidden_size]),
+            head: head as u64,
             position: layers * position,
         }
     }
@@ -79,6 +84,8 @@ mod tests {
         assert_eq!(int8.position, 30 * 5 * (2 * 128 + 12));
         let bf16 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::BF16, ..formats });
         assert_eq!(bf16.head, 656_670_720);
+        let q3 = Traffic::new(&Shape::B2.config(), Formats { head: Dtype::Q3_K, ..formats });
+        assert_eq!(q3.head, 128_256 * 10 * 114);
         let dense = Formats { weights: Packing::Trits5, ..formats };
         assert_eq!(Traffic::new(&Shape::B2.config(), dense).weights, 416_808_960);
     }

@@ -130,6 +130,9 @@ pub(crate) enum Embed {
     /// 4.5 bits a number
     #[value(name = "q4_0")]
     Q4_0,
+    /// 3.4375 bits a number, in memory 3.5625
+    #[value(name = "q3_k")]
+    Q3K,
 }
 
 impl Embed {
@@ -142,6 +145,7 @@ impl Embed {
             Self::Q8_0 => Dtype::Q8_0,
             Self::Q6K => Dtype::Q6_K,
             Self::Q4_0 => Dtype::Q4_0,
+            Self::Q3K => Dtype::Q3_K,
         }
     }
 }
