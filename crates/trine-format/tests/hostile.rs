@@ -571,6 +571,7 @@ fn rows_that_are_no_whole_blocks() {
         (8, 48, "32 values"),
         (14, 128, "256 values"),
         (2, 16, "32 values"),
+        (8, 1, "32 values"),
         (11, 128, "256 values"),
     ] {
         refused(&craft(&[], &[("evil", &[columns, 32], id, 0)], 1 << 16), needs);

@@ -398,8 +398,9 @@ impl Block {
         let mut words = codes.as_chunks_mut::<4>().0.iter_mut();
         let mut push = |word: [u8; 4]| words.next().into_iter().for_each(|to| *to = word);
         let load = |line: &Line| [0, 1, 2, 3].map(|i| line[4 * r + i]);
-        let words = |lines: &[Line; 3]| lines.each_ref().map(|line| u32::from_le_bytes(load(line)));
-        let mut get_subs = |lines: &'_ [Line]| {
+        let load_three =
+            |lines: &[Line; 3]| lines.each_ref().map(|line| u32::from_le_bytes(load(line)));
+        let mut get_subs = |lines: &[Line]| {
             let scales = lines[..SCALE_LINES].as_flattened().as_chunks::<PANEL>().0;
             subs.iter_mut().zip(scales).for_each(|(sub, from)| *sub = from[r] as i8);
         };
@@ -411,7 +412,7 @@ impl Block {
             }),
             BlockKind::Q6_K => {
                 get_subs(lines);
-                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(words) {
+                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(load_three) {
                     for q in 0..4 {
                         let low = if q < 2 { a } else { b } >> (q % 2 * 4) & 0x0f0f_0f0f;
                         push((low | (high >> (2 * q) & 0x0303_0303) << 4).to_le_bytes());
@@ -420,7 +421,7 @@ impl Block {
             }
             BlockKind::Q3_K => {
                 get_subs(lines);
-                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(words) {
+                for [a, b, high] in lines[SCALE_LINES..].as_chunks::<3>().0.iter().map(load_three) {
                     for (g, low) in [a, b].into_iter().enumerate() {
                         for q in 0..4 {
                             let high = high >> (2 * q + g) & 0x0101_0101;
