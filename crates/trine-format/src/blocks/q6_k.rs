@@ -15,7 +15,7 @@
 //! bits), and high byte `j` is `q[j] | q[j + 32] << 2 | q[j + 64] << 4 | q[j + 96] << 6` (each `q`
 //! without its low bits). Blocks do not cross rows, so rows must be multiples of 256.
 //!
-//! Scales are chosen as [`Grid`](super::grid) says: codes of the largest magnitudes of 16 are at -32, or at 31
+//! Scales are chosen as the module `grid` says: codes of the largest magnitudes of 16 are at -32, or at 31
 //! with the other sign, or just under. More candidates or more values of `d` gain under 1 %. For 2^20 numbers
 //! of a Gaussian (of a Laplace) distribution of scale 0.02 the error is 3.31e-4 (5.77e-4) root mean square;
 //! that of ggml's `quantize_row_q6_K_ref`, which weights errors by the square of the number, is 3.55e-4
