@@ -257,8 +257,22 @@ impl Blocks for Q4_0 {
     }
 }
 
+/// A type whose blocks begin with a scale for every sixteen columns of every row: `G` groups of those in
+/// three lines.
+trait Scaled<const G: usize> {
+    /// The codes of the groups.
+    fn unpack<S: Simd>(simd: S, lines: &[Line; 3]) -> [[S::Codes; 4]; G];
+}
+
 #[allow(non_camel_case_types)]
 struct Q6_K;
+
+impl Scaled<1> for Q6_K {
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, [a, b, high]: &[Line; 3]) -> [[S::Codes; 4]; 1] {
+        [simd.unpack_sixes([a, b], high)]
+    }
+}
 
 impl Blocks for Q6_K {
     const KIND: BlockKind = BlockKind::Q6_K;
@@ -270,22 +284,19 @@ impl Blocks for Q6_K {
         parts: &[Parts<T>],
         starts: &[Starts<T>],
     ) -> [[S::Sums; T]; 2] {
-        let (scales, lines) = scales_and_codes::<S, T>(simd, lines);
-        let mut total = [[simd.zero(); T]; 2];
-        let groups = lines.as_chunks::<3>().0.iter().zip(parts.as_chunks::<4>().0);
-        for ((([a, b, high], parts), starts), scales) in groups.zip(starts).zip(scales) {
-            for line in [a, b, high] {
-                ahead::<S, T>(simd, line);
-            }
-            let codes = simd.unpack_sixes([a, b], high);
-            add_group(simd, &mut total, &codes, parts, starts, scales);
-        }
-        total
+        scaled_sums::<S, Self, 1, T>(simd, lines, parts, starts)
     }
 }
 
 #[allow(non_camel_case_types)]
 struct Q3_K;
+
+impl Scaled<2> for Q3_K {
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, [a, b, high]: &[Line; 3]) -> [[S::Codes; 4]; 2] {
+        simd.unpack_threes([a, b], high)
+    }
+}
 
 impl Blocks for Q3_K {
     const KIND: BlockKind = BlockKind::Q3_K;
@@ -297,51 +308,43 @@ impl Blocks for Q3_K {
         parts: &[Parts<T>],
         starts: &[Starts<T>],
     ) -> [[S::Sums; T]; 2] {
-        let (scales, lines) = scales_and_codes::<S, T>(simd, lines);
-        let mut total = [[simd.zero(); T]; 2];
-        let pairs =
-            lines.as_chunks::<3>().0.iter().zip(parts.as_chunks::<4>().0.as_chunks::<2>().0);
-        let pairs = pairs.zip(starts.as_chunks::<2>().0).zip(scales.as_chunks::<2>().0);
-        for ((([a, b, high], parts), starts), scales) in pairs {
-            for line in [a, b, high] {
-                ahead::<S, T>(simd, line);
-            }
-            let codes = simd.unpack_threes([a, b], high);
-            for g in 0..2 {
-                add_group(simd, &mut total, &codes[g], &parts[g], &starts[g], &scales[g]);
-            }
-        }
-        total
+        scaled_sums::<S, Self, 2, T>(simd, lines, parts, starts)
     }
 }
 
-/// The scales at the start of a block, of group after group, and the lines after them.
+/// The sums of a block: those of each group of sixteen columns, times the scales of its rows.
 #[inline(always)]
-fn scales_and_codes<S: Simd, const T: usize>(simd: S, lines: &[Line]) -> (&[[u8; PANEL]], &[Line]) {
+fn scaled_sums<S: Simd, B: Scaled<G>, const G: usize, const T: usize>(
+    simd: S,
+    lines: &[Line],
+    parts: &[Parts<T>],
+    starts: &[Starts<T>],
+) -> [[S::Sums; T]; 2] {
     let (scales, lines) = lines.split_at(SCALE_LINES);
     for line in scales {
         ahead::<S, T>(simd, line);
     }
-    (scales.as_flattened().as_chunks().0, lines)
-}
-
-/// Adds the sums of a group of sixteen columns, times the scales of its rows.
-#[inline(always)]
-fn add_group<S: Simd, const T: usize>(
-    simd: S,
-    total: &mut [[S::Sums; T]; 2],
-    codes: &[S::Codes; 4],
-    parts: &[Parts<T>; 4],
-    starts: &Starts<T>,
-    scales: &[u8; PANEL],
-) {
-    let mut sums = start(simd, starts);
-    for q in 0..4 {
-        multiply(simd, &mut sums, codes[q], &parts[q]);
-    }
-    for p in 0..2 {
-        for t in 0..T {
-            total[p][t] = simd.add_scaled(total[p][t], sums[p][t], scales);
+    let scales = scales.as_flattened().as_chunks::<PANEL>().0.as_chunks::<G>().0;
+    let parts = parts.as_chunks::<4>().0.as_chunks::<G>().0;
+    let groups = lines.as_chunks::<3>().0.iter().zip(parts);
+    let groups = groups.zip(starts.as_chunks::<G>().0).zip(scales);
+    let mut total = [[simd.zero(); T]; 2];
+    for (((lines, parts), starts), scales) in groups {
+        for line in lines {
+            ahead::<S, T>(simd, line);
+        }
+        let codes = B::unpack(simd, lines);
+        for g in 0..G {
+            let mut sums = start(simd, &starts[g]);
+            for q in 0..4 {
+                multiply(simd, &mut sums, codes[g][q], &parts[g][q]);
+            }
+            for p in 0..2 {
+                for t in 0..T {
+                    total[p][t] = simd.add_scaled(total[p][t], sums[p][t], &scales[g]);
+                }
+            }
         }
     }
+    total
 }
