@@ -4,6 +4,8 @@
 //! pass over the weights; with more, some panels stay in the second-level cache while all tiles pass
 //! by.
 
+use std::marker::PhantomData;
+
 use half::f16;
 
 use crate::arch::{AHEAD, Kernel, Simd, dispatch};
@@ -87,9 +89,9 @@ impl Kernel for Panels<'_> {
     fn run<S: Simd>(self, simd: S) {
         match self.weights.kind() {
             BlockKind::Q8_0 => self.with::<S, Q8_0>(simd),
-            BlockKind::Q6_K => self.with::<S, Q6_K>(simd),
+            BlockKind::Q6_K => self.with::<S, Groups<Q6_K, 1>>(simd),
             BlockKind::Q4_0 => self.with::<S, Q4_0>(simd),
-            BlockKind::Q3_K => self.with::<S, Q3_K>(simd),
+            BlockKind::Q3_K => self.with::<S, Groups<Q3_K, 2>>(simd),
         }
     }
 }
@@ -260,6 +262,8 @@ impl Blocks for Q4_0 {
 /// A type whose blocks begin with a scale for every sixteen columns of every row: `G` groups of those in
 /// three lines.
 trait Scaled<const G: usize> {
+    const KIND: BlockKind;
+
     /// The codes of the groups.
     fn unpack<S: Simd>(simd: S, lines: &[Line; 3]) -> [[S::Codes; 4]; G];
 }
@@ -268,23 +272,11 @@ trait Scaled<const G: usize> {
 struct Q6_K;
 
 impl Scaled<1> for Q6_K {
-    #[inline(always)]
-    fn unpack<S: Simd>(simd: S, [a, b, high]: &[Line; 3]) -> [[S::Codes; 4]; 1] {
-        [simd.unpack_sixes([a, b], high)]
-    }
-}
-
-impl Blocks for Q6_K {
     const KIND: BlockKind = BlockKind::Q6_K;
 
     #[inline(always)]
-    fn sums<S: Simd, const T: usize>(
-        simd: S,
-        lines: &[Line],
-        parts: &[Parts<T>],
-        starts: &[Starts<T>],
-    ) -> [[S::Sums; T]; 2] {
-        scaled_sums::<S, Self, 1, T>(simd, lines, parts, starts)
+    fn unpack<S: Simd>(simd: S, [a, b, high]: &[Line; 3]) -> [[S::Codes; 4]; 1] {
+        [simd.unpack_sixes([a, b], high)]
     }
 }
 
@@ -292,15 +284,21 @@ impl Blocks for Q6_K {
 struct Q3_K;
 
 impl Scaled<2> for Q3_K {
+    const KIND: BlockKind = BlockKind::Q3_K;
+
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, [a, b, high]: &[Line; 3]) -> [[S::Codes; 4]; 2] {
         simd.unpack_threes([a, b], high)
     }
 }
 
-impl Blocks for Q3_K {
-    const KIND: BlockKind = BlockKind::Q3_K;
+/// The blocks of a [`Scaled`] type.
+struct Groups<B, const G: usize>(PhantomData<B>);
 
+impl<B: Scaled<G>, const G: usize> Blocks for Groups<B, G> {
+    const KIND: BlockKind = B::KIND;
+
+    /// The sums of each group of sixteen columns, times the scales of its rows.
     #[inline(always)]
     fn sums<S: Simd, const T: usize>(
         simd: S,
@@ -308,43 +306,32 @@ impl Blocks for Q3_K {
         parts: &[Parts<T>],
         starts: &[Starts<T>],
     ) -> [[S::Sums; T]; 2] {
-        scaled_sums::<S, Self, 2, T>(simd, lines, parts, starts)
-    }
-}
-
-/// The sums of a block: those of each group of sixteen columns, times the scales of its rows.
-#[inline(always)]
-fn scaled_sums<S: Simd, B: Scaled<G>, const G: usize, const T: usize>(
-    simd: S,
-    lines: &[Line],
-    parts: &[Parts<T>],
-    starts: &[Starts<T>],
-) -> [[S::Sums; T]; 2] {
-    let (scales, lines) = lines.split_at(SCALE_LINES);
-    for line in scales {
-        ahead::<S, T>(simd, line);
-    }
-    let scales = scales.as_flattened().as_chunks::<PANEL>().0.as_chunks::<G>().0;
-    let parts = parts.as_chunks::<4>().0.as_chunks::<G>().0;
-    let groups = lines.as_chunks::<3>().0.iter().zip(parts);
-    let groups = groups.zip(starts.as_chunks::<G>().0).zip(scales);
-    let mut total = [[simd.zero(); T]; 2];
-    for (((lines, parts), starts), scales) in groups {
-        for line in lines {
+        let (scales, lines) = lines.split_at(SCALE_LINES);
+        for line in scales {
             ahead::<S, T>(simd, line);
         }
-        let codes = B::unpack(simd, lines);
-        for g in 0..G {
-            let mut sums = start(simd, &starts[g]);
-            for q in 0..4 {
-                multiply(simd, &mut sums, codes[g][q], &parts[g][q]);
+        let scales = scales.as_flattened().as_chunks::<PANEL>().0.as_chunks::<G>().0;
+        let parts = parts.as_chunks::<4>().0.as_chunks::<G>().0;
+        let groups = lines.as_chunks::<3>().0.iter().zip(parts);
+        let groups = groups.zip(starts.as_chunks::<G>().0).zip(scales);
+        let mut total = [[simd.zero(); T]; 2];
+        for (((lines, parts), starts), scales) in groups {
+            for line in lines {
+                ahead::<S, T>(simd, line);
             }
-            for p in 0..2 {
-                for t in 0..T {
-                    total[p][t] = simd.add_scaled(total[p][t], sums[p][t], &scales[g]);
+            let codes = B::unpack(simd, lines);
+            for g in 0..G {
+                let mut sums = start(simd, &starts[g]);
+                for q in 0..4 {
+                    multiply(simd, &mut sums, codes[g][q], &parts[g][q]);
+                }
+                for p in 0..2 {
+                    for t in 0..T {
+                        total[p][t] = simd.add_scaled(total[p][t], sums[p][t], &scales[g]);
+                    }
                 }
             }
         }
+        total
     }
-    total
 }
