@@ -31,6 +31,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trine", default="trine")
     parser.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs")
     args = parser.parse_args()
     trine = args.trine
     here, results = pathlib.Path(__file__).parent, pathlib.Path("results.jsonl")
@@ -41,7 +42,7 @@ def main():
                 continue
             out = f"runs/{way.replace(' ', '-').replace(',', '')}-{seed}"
             command = [trine, "finetune", str(here / "base.toml"), "--out", out, "--set", f"seed={seed}"]
-            for setting in settings:
+            for setting in settings + args.set:
                 command += ["--set", setting]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             lines = [json.loads(line) for line in open(f"{out}/metrics.jsonl")]

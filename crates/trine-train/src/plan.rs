@@ -126,7 +126,7 @@ impl Plan {
             buffers: here(buffers(model, rows) + widened as u64),
             beside: beside.map_or(0, |model| frozen(model, rows)),
         };
-        let precision = config.train.precision.resolved(ternary, config.finetune.is_none());
+        let precision = config.train.precision.resolved(ternary);
         let adapters = lora.map(|_| parameters.trained);
         let work = Work::new(model, config.data.seq_len, adapters, precision);
         let again = config.train.recompute_activations;

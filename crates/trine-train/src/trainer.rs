@@ -149,9 +149,7 @@ impl Trainer {
         // What this machine chooses, another one that takes up the run does too.
         let ternary = start.config().quantization != Quantization::None;
         config.train.precision = match config.train.device {
-            DeviceConfig::Cpu => {
-                config.train.precision.resolved(ternary, config.finetune.is_none())
-            }
+            DeviceConfig::Cpu => config.train.precision.resolved(ternary),
             _ => config.train.precision.on_card(),
         };
         // Data that does not fit is refused before anything is written: a run that never began

@@ -60,7 +60,7 @@ fn a_run_learns_and_leaves_everything_behind() {
     assert!(watch.losses[59] < 0.5 * watch.losses[0], "{:?}", watch.losses);
     // What was left to the machine is written down as it was chosen.
     let mut resolved = config();
-    resolved.train.precision = resolved.train.precision.resolved(true, true);
+    resolved.train.precision = resolved.train.precision.resolved(true);
     assert_eq!(RunConfig::load(&run.join("config.toml"), &[]).unwrap(), resolved);
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     // 60 steps, 3 validations, diagnostics at step 50.

@@ -19,8 +19,8 @@ pub struct TrainConfig {
     /// Parts in which an update's sequences go through the model one after the other. More parts
     /// need less memory; the update is the same but for the order of float sums.
     pub accumulate: usize,
-    /// In what gradients are multiplied: `f32`, `bf16`, or `auto` for bf16 where the model is ternary
-    /// and the CPU has instructions for it. The forward pass of a ternary model is exact in any case,
+    /// In what gradients are multiplied: `f32`, `bf16`, `int8`, `int8-all`, or `auto` for `int8-all` where
+    /// the model is ternary and the CPU has instructions for it. The forward pass of a ternary model is exact in any case,
     /// but for its head in training; on a GPU, with bf16 it is rounded as well, but for the sums of a product.
     pub precision: Precision,
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:

@@ -142,7 +142,7 @@ impl Engine {
 
     /// An engine without buffers yet, for ternary models or for those in full precision.
     pub fn new(options: Options, ternary: bool) -> Self {
-        let options = Options { precision: options.precision.resolved(ternary, true), ..options };
+        let options = Options { precision: options.precision.resolved(ternary), ..options };
         Self {
             options,
             products: Products::new(options.precision),

@@ -20,8 +20,7 @@ use crate::ops::view;
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// For ternary models, whose forward pass stays exact, [`Self::Int8All`] where the CPU has
-    /// instructions for it, and [`Self::Bf16`] where they are fine-tuned, in which int8 was not compared;
-    /// otherwise [`Self::F32`].
+    /// instructions for it; otherwise [`Self::F32`].
     #[default]
     Auto,
     /// Single precision.
@@ -65,15 +64,11 @@ impl Precision {
         self == Self::Int8All
     }
 
-    /// The precision that is used on this CPU, for a ternary model or one in full precision, which begins
-    /// at random or as another model.
+    /// The precision that is used on this CPU, for a ternary model or one in full precision.
     #[must_use]
-    pub fn resolved(self, ternary: bool, from_scratch: bool) -> Self {
+    pub fn resolved(self, ternary: bool) -> Self {
         match self {
-            Self::Auto if ternary && bf16::is_fast() => match from_scratch {
-                true => Self::Int8All,
-                false => Self::Bf16,
-            },
+            Self::Auto if ternary && bf16::is_fast() => Self::Int8All,
             Self::Auto => Self::F32,
             other => other,
         }

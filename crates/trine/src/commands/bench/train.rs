@@ -229,7 +229,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     progress.step("limits of the machine");
     let mut limits = vec![measure_limits(threads)];
     let (mut speeds, mut shares) = ([const { Vec::new() }; 3], Vec::new());
-    let work = Work::new(&config, SEQ_LEN, None, args.precision.resolved(true, true));
+    let work = Work::new(&config, SEQ_LEN, None, args.precision.resolved(true));
     for turn in 0..repetitions {
         let data = batch(sequences, 2 + turn as u64);
         let time = |steps: usize, step: &mut dyn FnMut() -> anyhow::Result<()>| {
@@ -258,7 +258,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         size: args.size.name(),
         parameters: config.parameter_count() - (VOCAB * config.hidden_size) as u64,
         threads,
-        precision: args.precision.resolved(true, true),
+        precision: args.precision.resolved(true),
         recompute: args.recompute,
         optimizer,
         tok_s: tok_s.context("no step was timed")?,
