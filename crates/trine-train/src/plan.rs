@@ -210,9 +210,10 @@ pub struct Work {
     gradients: f64,
     /// Of those gradients of ternary projections that are multiplied in int8.
     in_int8: f64,
-    /// Of attention: scores and weighted sums once forward, five such products backward.
+    /// Of attention: scores and weighted sums forward, five such products backward.
+    attention: f64,
+    /// Of attention's forward pass alone.
     attention_forward: f64,
-    attention_backward: f64,
 }
 
 impl Work {
@@ -246,25 +247,24 @@ impl Work {
             forward: blocks,
             gradients: gradients - inputs - weights,
             in_int8: inputs + weights,
+            attention: 7.0 * product,
             attention_forward: 2.0 * product,
-            attention_backward: 5.0 * product,
         }
     }
 
     /// With layers that run a second time in the backward pass.
     #[must_use]
     fn with_recomputation(self) -> Self {
-        let attention_forward = 2.0 * self.attention_forward;
-        Self { forward: 2.0 * self.forward, attention_forward, ..self }
+        let attention = self.attention + self.attention_forward;
+        Self { forward: 2.0 * self.forward, attention, ..self }
     }
 
-    /// The fewest seconds a token can take: int8 forward, backward bfloat16 where the CPU has it, or what
-    /// of it is, attention's forward pass in f32.
+    /// The fewest seconds a token can take: projections in int8, or their backward pass in what it is;
+    /// head, attention and what is left of gradients in bfloat16 where the CPU has it.
     pub fn seconds(&self, limits: &Limits) -> f64 {
         let f32 = limits.f32.median / 2.0;
         let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);
         (self.forward + self.in_int8) / limits.int8.median
-            + (self.gradients + self.attention_backward) / bf16
-            + self.attention_forward / f32
+            + (self.gradients + self.attention) / bf16
     }
 }

@@ -1,6 +1,10 @@
 //! A tile of products of bfloats, where the CPU has an instruction for them; see `crate::bf16`.
 
-use crate::bf16::{GROUP, Pair, ROWS};
+use std::ops::Range;
+
+use crate::bf16::{GROUP, Pair, ROWS, STEP, To, Two};
+
+const MISSING: &str = "this CPU does not have products of bfloats";
 
 /// Whether this CPU has the instruction.
 pub(crate) fn has() -> bool {
@@ -41,12 +45,77 @@ pub(crate) fn join_lines<const W: usize>(
     false
 }
 
+/// The largest of `x`, -inf of nothing; NaNs are passed over.
+///
+/// # Panics
+/// As [`tile`].
+#[inline]
+pub(crate) fn largest(x: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
+        return cpu.largest(x);
+    }
+    let _ = x;
+    panic!("{MISSING}")
+}
+
+/// `exp(scale (x - largest))` of two rows, rounded, from column `at` on, as many as are joined; they are
+/// added to `sums`, of which each takes every sixteenth column.
+///
+/// # Panics
+/// As [`tile`], and when a row sees what it has not, or there is too little room.
+#[inline]
+pub(crate) fn join_exps(
+    two: Two<'_>,
+    largest: [f32; 2],
+    scale: f32,
+    at: usize,
+    to: To<'_>,
+    sums: &mut [[f32; STEP]; 2],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
+        return cpu.join_exps(two, largest, scale, at, to, sums);
+    }
+    let _ = (two, largest, scale, at, to, sums);
+    panic!("{MISSING}")
+}
+
+/// `e (x - mean)` of two rows, rounded, from column `at` on, as many as are joined; `e` is what is in the
+/// steps of the two rows in `exps`, from that column on.
+///
+/// # Panics
+/// As [`join_exps`].
+#[inline]
+pub(crate) fn join_slopes(two: Two<'_>, exps: &[Pair], means: [f32; 2], at: usize, to: To<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
+        return cpu.join_slopes(two, exps, means, at, to);
+    }
+    let _ = (two, exps, means, at, to);
+    panic!("{MISSING}")
+}
+
+/// The product of the row whose steps lie in `exps` with `x`, over what is seen.
+///
+/// # Panics
+/// As [`join_exps`].
+#[inline]
+pub(crate) fn product(exps: &[Pair], x: &[f32], seen: Range<usize>) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
+        return cpu.product(exps, x, seen);
+    }
+    let _ = (exps, x, seen);
+    panic!("{MISSING}")
+}
+
 /// What becomes of a tile's sums: row by row, at most thirty-two of each.
 pub(crate) struct Target<'a> {
     /// The rows of the output; those that do not exist are empty.
     pub(crate) rows: [&'a mut [f32]; ROWS],
-    /// Sums are multiplied by it.
-    pub(crate) scale: f32,
+    /// What the sums of each are multiplied by.
+    pub(crate) scales: [f32; ROWS],
     /// Whether they are added to what is there.
     pub(crate) add: bool,
 }
@@ -63,5 +132,5 @@ pub(crate) fn tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], to: &mut Target<
         return cpu.tile::<BY_ROWS>(a, b, to);
     }
     let _ = (a, b, to);
-    panic!("this CPU does not have products of bfloats")
+    panic!("{MISSING}")
 }

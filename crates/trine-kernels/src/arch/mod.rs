@@ -308,11 +308,11 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// From the highest power down; they make the largest relative error of [`exp2`] least while it is 1
 /// at 0.
-const EXP2: [f32; 6] =
+pub(crate) const EXP2: [f32; 6] =
     [1.112_550_8e-3, 9.666_283e-3, 5.557_400_5e-2, 0.240_223_51, 0.693_142_8, 1.0];
 
 /// Below it, [`exp2`] is 0.
-const EXP2_LEAST: f32 = -126.0;
+pub(crate) const EXP2_LEAST: f32 = -126.0;
 
 /// `2^x` of `x` up to 0, within 1e-6 of its size, exactly 1 of 0; 0 below -126, NaN for NaN.
 ///

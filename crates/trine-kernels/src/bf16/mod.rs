@@ -1,4 +1,5 @@
-//! Products of matrices in bfloat16, with sums in f32: what a backward pass is made of.
+//! Products of matrices in bfloat16, with sums in f32, and softmaxes between them: what a backward pass is
+//! made of, and attention and head of a training step.
 //!
 //! The gradients of a BitLinear layer are `dX = dY W_q` and `dW = dY^T X_q`. Trits and int8 codes are
 //! exact in bfloat16, so only `dY` is rounded, to 8 bits. Where the CPU has `vdpbf16ps`, such products
@@ -14,13 +15,16 @@
 //!
 //! Unlike all other products of this crate these do not have the same bits on every CPU: the
 //! instruction rounds its sums in its own way, and without it products and sums are those of f32.
-//! They serve gradients, which nothing is compared with bit for bit.
+//! They serve training, whose steps nothing is compared with bit for bit.
 
+mod exps;
 mod operand;
 mod product;
 
+pub use exps::{Softmax, exps, softmax_slopes};
+pub(crate) use exps::{To, Two, WIDTH};
 pub use operand::{Left, Right, RightPart};
-pub use product::{Triangle, multiply, multiply_triangle};
+pub use product::{Scale, Triangle, multiply, multiply_triangle};
 
 pub use crate::gemm::Store;
 

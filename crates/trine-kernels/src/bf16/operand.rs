@@ -68,10 +68,8 @@ impl Left {
         scale: impl Fn(usize) -> f32 + Sync,
     ) {
         assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (rows, k)");
-        (self.rows, self.k, self.order) = (rows, k, Order::Rows);
-        let block = pairs(k) * ROWS;
-        self.data.resize(rows.div_ceil(ROWS) * block);
-        parallel::for_each_chunk(&mut self.data, block, |i, block| {
+        let data = self.prepare(rows, k, Order::Rows);
+        parallel::for_each_chunk(data, pairs(k) * ROWS, |i, block| {
             for r in 0..ROWS {
                 let at = i * ROWS + r;
                 let (row, scale) =
@@ -105,6 +103,13 @@ impl Left {
         fill_lines::<ROWS>(&mut self.data, k, rows, &Scaled { x, len: rows, scale });
     }
 
+    /// Takes a shape, and returns the pairs, which are to be filled.
+    pub(super) fn prepare(&mut self, rows: usize, k: usize, order: Order) -> &mut [Pair] {
+        (self.rows, self.k, self.order) = (rows, k, order);
+        self.data.resize(rows.div_ceil(ROWS) * pairs(k) * ROWS);
+        &mut self.data
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -130,6 +135,21 @@ impl Right {
     pub fn fill_rows(&mut self, x: &[f32], k: usize, cols: usize) {
         assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
         self.fill(k, cols, &Plain { x, len: cols });
+    }
+
+    /// Takes `x` `(k, cols)`, of which line `i` is multiplied by `scale(i)`.
+    ///
+    /// # Panics
+    /// When `x` is not `(k, cols)`.
+    pub fn fill_scaled_rows(
+        &mut self,
+        x: &[f32],
+        k: usize,
+        cols: usize,
+        scale: impl Fn(usize) -> f32 + Sync,
+    ) {
+        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
+        self.fill(k, cols, &Scaled { x, len: cols, scale });
     }
 
     /// Takes the transpose of `x` `(cols, k)`.
@@ -217,7 +237,7 @@ impl RightPart<'_> {
 
 /// Two numbers, rounded to nearest even; of NaN, a NaN or infinity.
 #[inline(always)]
-fn join(even: f32, odd: f32) -> Pair {
+pub(super) fn join(even: f32, odd: f32) -> Pair {
     let round = |x: f32| {
         let bits = x.to_bits();
         bits.wrapping_add(0x7fff + (bits >> 16 & 1))

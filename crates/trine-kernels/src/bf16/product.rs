@@ -8,13 +8,43 @@ use crate::arch::bfloat::{self as arch, Target};
 use crate::gemm::Store;
 use crate::tiling::for_each_tile;
 
+/// What sums are multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// Nothing.
+    One,
+    /// All of them.
+    All(f32),
+    /// Those of each row of the left side, `(rows,)`.
+    Rows(&'a [f32]),
+}
+
+impl Scale<'_> {
+    /// Those of the rows of a block; what there is no row for, 0.
+    fn of_block(self, block: usize) -> [f32; ROWS] {
+        match self {
+            Self::One => [1.0; ROWS],
+            Self::All(scale) => [scale; ROWS],
+            Self::Rows(scales) => {
+                std::array::from_fn(|r| scales.get(block * ROWS + r).copied().unwrap_or(0.0))
+            }
+        }
+    }
+}
+
 /// `out = scale * left right`, or that much more, `(rows, cols)`, on the threads of the pool.
 ///
 /// The same bits for any number of threads.
 ///
 /// # Panics
-/// When the sides differ in `k` or `out` is not `(rows, cols)`.
-pub fn multiply(left: &Left, right: RightPart<'_>, scale: f32, store: Store, out: &mut [f32]) {
+/// When the sides differ in `k`, scales and rows in number, or `out` is not `(rows, cols)`.
+pub fn multiply(
+    left: &Left,
+    right: RightPart<'_>,
+    scale: Scale<'_>,
+    store: Store,
+    out: &mut [f32],
+) {
     multiply_on(super::is_fast(), left, right, scale, store, Triangle::None, out);
 }
 
@@ -55,23 +85,27 @@ impl Triangle {
 pub fn multiply_triangle(
     left: &Left,
     right: RightPart<'_>,
+    scale: Scale<'_>,
     store: Store,
     triangle: Triangle,
     out: &mut [f32],
 ) {
-    multiply_on(super::is_fast(), left, right, 1.0, store, triangle, out);
+    multiply_on(super::is_fast(), left, right, scale, store, triangle, out);
 }
 
 pub(super) fn multiply_on(
     fast: bool,
     left: &Left,
     right: RightPart<'_>,
-    scale: f32,
+    scale: Scale<'_>,
     store: Store,
     triangle: Triangle,
     out: &mut [f32],
 ) {
     assert_eq!(left.k, right.k, "the sides of a product differ in k");
+    if let Scale::Rows(scales) = scale {
+        assert_eq!(scales.len(), left.rows, "scales and rows differ in number");
+    }
     let panel_bytes = pairs(left.k) * COLS * size_of::<Pair>();
     for_each_tile([left.rows, right.cols], panel_bytes, out, |block, panel, rows| {
         let (first, last) = (block * ROWS, block * ROWS + ROWS - 1);
@@ -83,7 +117,7 @@ pub(super) fn multiply_on(
         let (start, end) = (terms.start / (2 * STEP) * STEP, pairs(terms.end));
         let a = &left.block(block)[start * ROWS..end * ROWS];
         let b = &right.panel(panel)[start * COLS..end * COLS];
-        let mut to = Target { rows, scale, add: store == Store::Add };
+        let mut to = Target { rows, scales: scale.of_block(block), add: store == Store::Add };
         match (fast, left.order) {
             (true, Order::Rows) => arch::tile::<true>(a, b, &mut to),
             (true, Order::Columns) => arch::tile::<false>(a, b, &mut to),
@@ -110,10 +144,10 @@ fn plain_tile<const BY_ROWS: bool>(a: &[Pair], b: &[Pair], to: &mut Target<'_>) 
             }
         }
     }
-    for (row, sums) in to.rows.iter_mut().zip(&sums) {
+    for ((row, sums), scale) in to.rows.iter_mut().zip(&sums).zip(to.scales) {
         for (out, sum) in row.iter_mut().zip(sums) {
             let rest = if to.add { *out } else { 0.0 };
-            *out = rest + sum * to.scale;
+            *out = rest + sum * scale;
         }
     }
 }
@@ -175,14 +209,20 @@ mod tests {
                 for fast in [false, crate::bf16::is_fast()] {
                     let what = format!("{shape:?}, turn {turn}, fast {fast}");
                     let mut out = vec![f32::NAN; rows * cols];
-                    let product = |scale, store, out: &mut [f32]| {
+                    let product = |scale: Scale<'_>, store, out: &mut [f32]| {
                         multiply_on(fast, &left, right.all(), scale, store, Triangle::None, out);
                     };
-                    product(1.0, Store::Set, &mut out);
+                    product(Scale::One, Store::Set, &mut out);
                     check(&out, &expected, &what);
-                    product(-0.5, Store::Add, &mut out);
+                    product(Scale::All(-0.5), Store::Add, &mut out);
                     let half: Vec<_> = expected.iter().map(|v| v / 2.0).collect();
                     check(&out, &half, &what);
+                    let scales = painted(rows, 7);
+                    product(Scale::Rows(&scales), Store::Set, &mut out);
+                    let scaled = expected.iter().enumerate();
+                    let scaled: Vec<_> =
+                        scaled.map(|(i, v)| v * f64::from(scales[i / cols])).collect();
+                    check(&out, &scaled, &what);
                 }
             }
         }
@@ -202,8 +242,8 @@ mod tests {
                 for store in [Store::Set, Store::Add] {
                     let mut expected = painted(left.rows() * right.cols(), 8);
                     let mut found = expected.clone();
-                    multiply(left, right.all(), 1.0, store, &mut expected);
-                    multiply_triangle(left, right.all(), store, triangle, &mut found);
+                    multiply(left, right.all(), Scale::One, store, &mut expected);
+                    multiply_triangle(left, right.all(), Scale::One, store, triangle, &mut found);
                     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                         let same = found.to_bits() == expected.to_bits();
                         assert!(same || !needed(i), "{triangle:?}, {store:?}, {i}");
@@ -231,7 +271,7 @@ mod tests {
         left.fill_scaled_columns(&x, k, rows, |i| scales[i]);
         right.fill_rows(&painted(k * 3, 5), k, 3);
         let mut out = vec![0.0; rows * 3];
-        multiply(&left, right.all(), 1.0, Store::Set, &mut out);
+        multiply(&left, right.all(), Scale::One, Store::Set, &mut out);
         let expected = formula(&transposed(&scaled, k, rows), &painted(k * 3, 5), [rows, k, 3]);
         check(&out, &expected, "scaled");
     }
@@ -248,7 +288,7 @@ mod tests {
             let mut left = Left::default();
             left.fill_rows(&a, rows, k);
             let mut out = vec![0.0; rows * cols];
-            multiply(&left, right.part(k, cols), 1.0, Store::Set, &mut out);
+            multiply(&left, right.part(k, cols), Scale::One, Store::Set, &mut out);
             check(&out, &formula(&a, &part, [rows, k, cols]), "a part");
         }
     }
@@ -271,7 +311,7 @@ mod tests {
                 }
                 let b: Vec<f32> = numbers.iter().map(|n| f32::from(*n)).collect();
                 let mut out = vec![0.0; rows * cols];
-                multiply(&left, right.all(), 1.0, Store::Set, &mut out);
+                multiply(&left, right.all(), Scale::One, Store::Set, &mut out);
                 check(&out, &formula(&a, &b, [rows, k, cols]), "integers");
             }
         }

@@ -20,9 +20,9 @@ pub struct TrainConfig {
     /// need less memory; the update is the same but for the order of float sums.
     pub accumulate: usize,
     /// In what gradients are multiplied: `f32`, `bf16`, `int8`, `int8-all`, or `auto` for `int8-all` where
-    /// the model is ternary and the CPU has instructions for it. The forward pass of a ternary model is
-    /// exact in any case, but for its head in training; on a GPU, with bf16 it is rounded as well, but for
-    /// the sums of a product.
+    /// the model is ternary and the CPU has instructions for it. Forward products of ternary projections
+    /// are exact in any case. All but `f32` round factors of attention and head to bfloats, on a CPU in
+    /// training alone.
     pub precision: Precision,
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:
     /// less memory, the same bits, a sixth more time.

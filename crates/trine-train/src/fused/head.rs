@@ -6,12 +6,13 @@
 //! some ids.
 //!
 //! A block's logits become exponentials over their own largest; what these are to be multiplied by, so that
-//! they are the softmax over all blocks, is known at the end and goes into the products. The targets'
+//! they are the softmax over all blocks, is known at the end and goes into the products. In bfloat16 these
+//! exponentials are sides of products as soon as they are made, and no logits are kept. The targets'
 //! own terms, which are exact, are added beside them.
 
 use candle_core::{Device, Result, Tensor};
 use trine_format::names;
-use trine_kernels::bf16::{Left, Right, multiply};
+use trine_kernels::bf16::{Left, Right, Scale, Softmax, exps, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{nn, parallel};
 
@@ -36,14 +37,8 @@ const NORM_ROWS: usize = 32;
 pub(super) struct Head {
     /// Elements of the head that are laid out together.
     pub(super) block: usize,
-    /// Gradients, and rows after the norm, as a left and as a right side.
-    left: Left,
-    normed_left: Left,
-    normed_right: Right,
-    /// A block of the head, as columns and as lines.
-    columns: Right,
-    lines: Right,
-    /// A matrix `(n, ids)` for each block.
+    sides: Sides,
+    /// A matrix `(n, ids)` for each block; in bfloat16, for one of them.
     logits: Buffer,
     /// What a row's gradient in a block is multiplied by, `(blocks, n)`.
     scales: Vec<f32>,
@@ -52,15 +47,24 @@ pub(super) struct Head {
     dnormed: Buffer,
 }
 
+/// Sides of products in bfloat16.
+#[derive(Default)]
+struct Sides {
+    /// Rows after the norm, as a left and as a right side.
+    normed_left: Left,
+    normed_right: Right,
+    /// A block of the head, as columns and as lines.
+    columns: Right,
+    lines: Right,
+    /// The exponentials of each block, by rows and by ids.
+    exps: Vec<[Left; 2]>,
+}
+
 impl Default for Head {
     fn default() -> Self {
         Self {
             block: BLOCK,
-            left: Left::default(),
-            normed_left: Left::default(),
-            normed_right: Right::default(),
-            columns: Right::default(),
-            lines: Right::default(),
+            sides: Sides::default(),
             logits: Buffer::default(),
             scales: Vec::new(),
             normed: Buffer::default(),
@@ -115,6 +119,18 @@ impl Division {
     }
 }
 
+/// Some rows of a batch that go through the head together.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    division: Division,
+    /// `(V, D)`, and the name of its gradient.
+    head: &'a Tensor,
+    name: &'a str,
+    targets: Targets<'a>,
+    /// How many such parts came before.
+    chunk: usize,
+}
+
 pub(super) fn head_name(model: &Bitnet) -> &'static str {
     if model.config().tie_word_embeddings { names::EMBED } else { names::HEAD }
 }
@@ -132,52 +148,20 @@ impl Head {
         let (head, norm) = (model.params().get(head_name(model))?.detach(), norm(model)?);
         let (bf16, eps) = (products.is_bf16(), model.config().rms_norm_eps);
         let division = Division::new(model, targets.ids.len(), self.block);
-        let (width, learns) = (division.width, found.wants(head_name(model)));
+        let width = division.width;
         let mut dnorm = vec![0.0; width];
         let mut losses = Vec::with_capacity(targets.ids.len());
         let chunks = x.chunks_mut(division.rows * width).zip(targets.chunks(division.rows));
-        for (chunk, (x, Targets { ids: targets, weights })) in chunks.enumerate() {
-            let n = targets.len();
+        for (chunk, (x, targets)) in chunks.enumerate() {
             normed_rows(x, &norm, eps, &mut self.normed);
-            let fresh = chunk == 0 || !division.is_whole();
-            self.logits(division, &head, n, bf16, fresh)?;
-            losses.extend(slopes(division, &mut self.logits, targets, weights, &mut self.scales));
-            let Self { left, normed_right, lines, logits, scales, normed, dnormed, .. } = self;
-            dnormed.resize(n * width);
-            if bf16 && learns {
-                normed_right.fill_rows(normed, n, width);
-            }
-            for (b, (at, ids)) in division.blocks().enumerate() {
-                let logits = &mut logits[n * at..][..n * ids];
-                let scales = &scales[b * n..][..n];
-                let add = if b == 0 { Store::Set } else { Store::Add };
-                if bf16 {
-                    if fresh {
-                        lines.fill_rows(&view(&head.narrow(0, at, ids)?)?, ids, width);
-                    }
-                    left.fill_scaled_rows(logits, n, ids, |row| scales[row]);
-                    multiply(left, lines.all(), 1.0, add, dnormed);
-                } else {
-                    parallel::for_each_chunk(logits, ids, |row, logits| {
-                        logits.iter_mut().for_each(|logit| *logit *= scales[row]);
-                    });
-                    let block = head.narrow(0, at, ids)?;
-                    let block = view(&block)?;
-                    let (dlogits, block) = (Matrix::plain(logits), Matrix::plain(&block));
-                    matmul([n, ids, width], dlogits, block, add, dnormed);
-                }
-                found.write(head_name(model), |dhead| {
-                    let dhead = &mut dhead[at * width..][..ids * width];
-                    let add = if chunk == 0 { Store::Set } else { Store::Add };
-                    if bf16 {
-                        left.fill_scaled_columns(logits, n, ids, |row| scales[row]);
-                        multiply(left, normed_right.all(), 1.0, add, dhead);
-                    } else {
-                        let (dlogits, normed) = (Matrix::turned(logits), Matrix::plain(normed));
-                        matmul([ids, n, width], dlogits, normed, add, dhead);
-                    }
-                })?;
-            }
+            self.dnormed.resize(x.len());
+            let part = Part { division, head: &head, name: head_name(model), targets, chunk };
+            losses.extend(match bf16 {
+                true => self.softmax_in_bf16(part, found)?,
+                false => self.softmax_in_f32(part, found)?,
+            });
+            let Targets { ids: targets, weights } = targets;
+            let (n, Self { normed, dnormed, .. }) = (targets.len(), &mut *self);
             let minus = |to: &mut [f32], weight: f32, x: &[f32]| {
                 to.iter_mut().zip(x).for_each(|(to, x)| *to -= weight * x);
             };
@@ -214,43 +198,104 @@ impl Head {
         let chunks = x.chunks(division.rows * division.width).zip(targets.chunks(division.rows));
         for (x, targets) in chunks {
             normed_rows(x, &norm, model.config().rms_norm_eps, &mut self.normed);
-            self.logits(division, &head, targets.len(), false, true)?;
+            self.logits_in_f32(division, &head, targets.len())?;
             let weights = vec![1.0; targets.len()];
             losses.extend(slopes(division, &mut self.logits, targets, &weights, &mut self.scales));
         }
         Ok(losses)
     }
 
-    /// Logits of the `n` rows that are in `normed`; without `fresh`, the columns are those of before.
-    fn logits(
-        &mut self,
-        division: Division,
-        head: &Tensor,
-        n: usize,
-        bf16: bool,
-        fresh: bool,
-    ) -> Result<()> {
-        let width = division.width;
-        self.logits.resize(n * division.vocab);
-        if bf16 {
-            self.normed_left.fill_rows(&self.normed, n, width);
+    /// Losses of some rows, of which the softmax's part in the gradients is made.
+    fn softmax_in_f32(&mut self, part: Part<'_>, found: &mut Found<'_>) -> Result<Vec<f32>> {
+        let Part { division, head, name, targets, chunk } = part;
+        let (n, width) = (targets.ids.len(), division.width);
+        self.logits_in_f32(division, head, n)?;
+        let Self { logits, scales, normed, dnormed, .. } = self;
+        let losses = slopes(division, logits, targets.ids, targets.weights, scales);
+        for (b, (at, ids)) in division.blocks().enumerate() {
+            let logits = &mut logits[n * at..][..n * ids];
+            let scales = &scales[b * n..][..n];
+            parallel::for_each_chunk(logits, ids, |row, logits| {
+                logits.iter_mut().for_each(|logit| *logit *= scales[row]);
+            });
+            let block = head.narrow(0, at, ids)?;
+            let block = view(&block)?;
+            let (dlogits, block) = (Matrix::plain(logits), Matrix::plain(&block));
+            matmul([n, ids, width], dlogits, block, store(b), dnormed);
+            found.write(name, |dhead| {
+                let dhead = &mut dhead[at * width..][..ids * width];
+                let (dlogits, normed) = (Matrix::turned(logits), Matrix::plain(normed));
+                matmul([ids, n, width], dlogits, normed, store(chunk), dhead);
+            })?;
         }
+        Ok(losses)
+    }
+
+    /// As [`Self::softmax_in_f32`].
+    fn softmax_in_bf16(&mut self, part: Part<'_>, found: &mut Found<'_>) -> Result<Vec<f32>> {
+        let Part { division, head, name, targets, chunk } = part;
+        let (n, width, learns) = (targets.ids.len(), division.width, found.wants(name));
+        // A head that is one block is laid out once for all rows.
+        let fresh = chunk == 0 || !division.is_whole();
+        let Self { sides, logits, scales, normed, dnormed, .. } = self;
+        let Sides { normed_left, normed_right, columns, lines, exps: all_exps } = sides;
+        normed_left.fill_rows(normed, n, width);
+        let mut of_targets = vec![f32::NAN; n];
+        let mut softmaxes = Vec::new();
+        for (b, (at, ids)) in division.blocks().enumerate() {
+            if fresh {
+                columns.fill_columns(&view(&head.narrow(0, at, ids)?)?, ids, width);
+            }
+            logits.resize(n * ids);
+            multiply(normed_left, columns.all(), Scale::One, Store::Set, logits);
+            for (row, target) in targets.ids.iter().enumerate() {
+                if let Some(id) = (*target as usize).checked_sub(at).filter(|id| *id < ids) {
+                    of_targets[row] = logits[row * ids + id];
+                }
+            }
+            if all_exps.len() == b {
+                all_exps.push(Default::default());
+            }
+            let [by_rows, by_ids] = &mut all_exps[b];
+            let by_ids = learns.then_some(by_ids);
+            softmaxes.extend(exps(logits, [n, ids], 1.0, |_| 0..ids, by_rows, by_ids));
+        }
+        let losses = join(&softmaxes, targets.weights, scales);
+        for (b, (at, ids)) in division.blocks().enumerate() {
+            let scales = &scales[b * n..][..n];
+            if fresh {
+                lines.fill_rows(&view(&head.narrow(0, at, ids)?)?, ids, width);
+            }
+            let [by_rows, by_ids] = &all_exps[b];
+            multiply(by_rows, lines.all(), Scale::Rows(scales), store(b), dnormed);
+            if learns {
+                normed_right.fill_scaled_rows(normed, n, width, |row| scales[row]);
+            }
+            found.write(name, |dhead| {
+                let dhead = &mut dhead[at * width..][..ids * width];
+                multiply(by_ids, normed_right.all(), Scale::One, store(chunk), dhead);
+            })?;
+        }
+        Ok(losses.iter().zip(of_targets).map(|(loss, logit)| loss - logit).collect())
+    }
+
+    /// Logits of the `n` rows that are in `normed`.
+    fn logits_in_f32(&mut self, division: Division, head: &Tensor, n: usize) -> Result<()> {
+        self.logits.resize(n * division.vocab);
         for (at, ids) in division.blocks() {
             let block = head.narrow(0, at, ids)?;
+            let block = view(&block)?;
+            let (normed, block) = (Matrix::plain(&self.normed), Matrix::turned(&block));
             let logits = &mut self.logits[n * at..][..n * ids];
-            if bf16 {
-                if fresh {
-                    self.columns.fill_columns(&view(&block)?, ids, width);
-                }
-                multiply(&self.normed_left, self.columns.all(), 1.0, Store::Set, logits);
-            } else {
-                let block = view(&block)?;
-                let (normed, block) = (Matrix::plain(&self.normed), Matrix::turned(&block));
-                matmul([n, width, ids], normed, block, Store::Set, logits);
-            }
+            matmul([n, division.width, ids], normed, block, Store::Set, logits);
         }
         Ok(())
     }
+}
+
+/// How the part of a sum is stored: the first takes the place of what was there.
+fn store(part: usize) -> Store {
+    if part == 0 { Store::Set } else { Store::Add }
 }
 
 pub(super) fn norm(model: &Bitnet) -> Result<impl std::ops::Deref<Target = [f32]> + '_> {
@@ -276,35 +321,51 @@ fn slopes(
     /// A row, in every block.
     struct Row<'a> {
         target: usize,
-        blocks: Vec<(&'a mut [f32], f32)>,
-        loss: f32,
+        blocks: Vec<(&'a mut [f32], Softmax)>,
+        logit: f32,
     }
     let n = targets.len();
-    let row = |target: &u32| Row { target: *target as usize, blocks: Vec::new(), loss: 0.0 };
+    let row = |target: &u32| Row { target: *target as usize, blocks: Vec::new(), logit: 0.0 };
     let mut rows: Vec<_> = targets.iter().map(row).collect();
     let mut rest = logits;
     for (_, ids) in division.blocks() {
         let block = rest.split_off_mut(..n * ids).expect("a matrix for each block");
         for (row, logits) in rows.iter_mut().zip(block.chunks_exact_mut(ids)) {
-            row.blocks.push((logits, 0.0));
+            row.blocks.push((logits, Softmax::default()));
         }
     }
-    parallel::for_each(&mut rows, |at, row| {
-        let logit = row.blocks[row.target / division.ids].0[row.target % division.ids];
-        let sums: Vec<_> =
-            row.blocks.iter_mut().map(|(logits, _)| nn::exp_sum_in_place(logits)).collect();
-        let max = sums.iter().fold(f32::NEG_INFINITY, |max, (largest, _)| max.max(*largest));
-        let share = |largest: f32| nn::exp(largest - max);
-        let sum = sums.iter().map(|(largest, sum)| sum * share(*largest)).sum::<f32>();
-        row.loss = sum.ln() + max - logit;
-        for ((_, scale), (largest, _)) in row.blocks.iter_mut().zip(&sums) {
-            *scale = weights[at] * share(*largest) / sum;
+    parallel::for_each(&mut rows, |_, row| {
+        row.logit = row.blocks[row.target / division.ids].0[row.target % division.ids];
+        for (logits, softmax) in &mut row.blocks {
+            let (largest, sum) = nn::exp_sum_in_place(logits);
+            *softmax = Softmax { largest, sum };
         }
     });
+    let blocks = division.blocks().count();
+    let of_block = |b: usize| rows.iter().map(move |row| row.blocks[b].1);
+    let softmaxes: Vec<_> = (0..blocks).flat_map(of_block).collect();
+    let losses = join(&softmaxes, weights, scales);
+    losses.iter().zip(&rows).map(|(loss, row)| loss - row.logit).collect()
+}
+
+/// The logarithms of what the softmaxes over all blocks are divided by, `(n,)`, from those of each,
+/// `(blocks, n)`; and in `scales` the factors that turn exponentials over a block's largest into
+/// gradients, times the weight of the row.
+fn join(softmaxes: &[Softmax], weights: &[f32], scales: &mut Vec<f32>) -> Vec<f32> {
+    let n = weights.len();
+    let of_row = |row: usize| softmaxes.iter().skip(row).step_by(n);
     scales.clear();
-    let blocks = rows.first().map_or(0, |row| row.blocks.len());
-    (0..blocks).for_each(|b| scales.extend(rows.iter().map(|row| row.blocks[b].1)));
-    rows.iter().map(|row| row.loss).collect()
+    scales.resize(softmaxes.len(), 0.0);
+    let logarithm = |(row, weight): (usize, &f32)| {
+        let max = of_row(row).fold(f32::NEG_INFINITY, |max, softmax| max.max(softmax.largest));
+        let share = |softmax: &Softmax| nn::exp(softmax.largest - max);
+        let sum = of_row(row).map(|softmax| softmax.sum * share(softmax)).sum::<f32>();
+        for (scale, softmax) in scales.iter_mut().skip(row).step_by(n).zip(of_row(row)) {
+            *scale = weight * share(softmax) / sum;
+        }
+        sum.ln() + max
+    };
+    weights.iter().enumerate().map(logarithm).collect()
 }
 
 /// The backward pass of a norm over rows: `x` `(n, D)` becomes its gradient, plus `rest` if there is

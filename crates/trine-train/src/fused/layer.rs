@@ -94,7 +94,8 @@ impl<'a> Layer<'a> {
         let outputs = [(Projection::Q, q), (Projection::K, k), (Projection::V, v)];
         self.project(weights, &work.qkv_input, outputs)?;
         self.take_qkv(weights, &kept, work);
-        self.attention().forward(&mut work.q, &mut work.k, &work.v, kept.y);
+        let bf16 = self.products.is_bf16() && self.extent.pass.rounds();
+        self.attention().forward(bf16, [&mut work.q, &mut work.k], &work.v, kept.y);
 
         self.take_o_input(&kept, work)?;
         let [.., o, _, _] = &mut kept.outputs;

@@ -11,11 +11,12 @@
 //!   [`Options::recompute`] only the layer's input is kept, and the layer runs once more.
 //! - The gradients of a layer lie where the layer above has kept its things.
 //! - Products of gradients run in bfloat16 or int8 where [`Precision`] allows it: trits and codes are
-//!   exact there, only the gradient that comes from above is rounded.
-//! - Logits exist for some rows at a time; their gradient is made where they stand.
+//!   exact there, only the gradient that comes from above is rounded. So do head and attention.
+//! - Logits exist for some rows at a time, and of their softmax only what products need.
 //!
 //! The forward pass calls the same kernels as [`ops`](crate::ops) and the runtime, with the same bits up
-//! to the head. Values and gradients are compared with those of the graph in tests.
+//! to the head, but for attention in a step in bfloat16. Values and gradients are compared with those of the
+//! graph in tests.
 //!
 //! Shapes: B batch, T tokens, M = B T rows, D hidden, F feed-forward, V vocabulary.
 
@@ -114,6 +115,9 @@ enum Pass {
     Training,
     /// As in training, but there are never the gradients of all layers.
     ByLayer,
+    /// As in training, of log-probabilities that are compared with those of other passes: attention is as
+    /// exact as there.
+    Compared,
     Evaluation,
     /// Without adapters.
     Base,
@@ -121,6 +125,16 @@ enum Pass {
 
 impl Pass {
     fn learns(self) -> bool {
+        matches!(self, Self::Training | Self::ByLayer | Self::Compared)
+    }
+
+    /// Whether the gradients of all parameters that are trained exist at once.
+    fn has_all_gradients(self) -> bool {
+        matches!(self, Self::Training | Self::Compared)
+    }
+
+    /// Whether attention may be rounded.
+    fn rounds(self) -> bool {
         matches!(self, Self::Training | Self::ByLayer)
     }
 }
@@ -287,7 +301,7 @@ impl Engine {
         weigh: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Gradients> {
         let rows = Learned::of(batch)?;
-        let extent = self.forward(model, batch, Pass::Training)?;
+        let extent = self.forward(model, batch, Pass::Compared)?;
         let losses = self.losses(model, model.config().num_hidden_layers, &rows)?;
         let weights = weigh(&rows.log_probabilities(&losses, batch));
         let weight = |at: usize| weights[at / batch.seq_len] as f32;
@@ -436,7 +450,7 @@ impl Engine {
         let floats = first.form().floats();
         let at_hand = if pass.learns() { first.works(self.little) } else { 1 };
         works.resize_with(at_hand.max(works.len()), Work::default);
-        memory.prepare(states, floats, (pass == Pass::Training).then(|| model.trained()))?;
+        memory.prepare(states, floats, pass.has_all_gradients().then(|| model.trained()))?;
         embed(model, batch, &mut buffers[0])?;
         for index in 0..layers {
             let [x, y] = buffers

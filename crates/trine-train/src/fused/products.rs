@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use trine_cuda::Kind;
-use trine_kernels::bf16::{self, Left, Right, multiply};
+use trine_kernels::bf16::{self, Left, Right, Scale, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::int8::{self, Gradients, Inputs};
 use trine_kernels::{Activations, PackedMatrix, bitlinear, bitlinear_add, bitlinear_all, parallel};
@@ -19,13 +19,14 @@ use crate::ops::view;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// For ternary models, whose forward pass stays exact, [`Self::Int8All`] where the CPU has
-    /// instructions for it; otherwise [`Self::F32`].
+    /// For ternary models, the forward products of whose projections stay exact, [`Self::Int8All`] where
+    /// the CPU has instructions for it; otherwise [`Self::F32`].
     #[default]
     Auto,
     /// Single precision.
     F32,
-    /// Factors rounded to bfloat16, sums in f32; of a model in full precision in the forward pass too.
+    /// Factors rounded to bfloat16, sums in f32; in the forward pass of a step those of attention and head,
+    /// and of a model in full precision all.
     Bf16,
     /// As [`Self::Bf16`], but what a ternary projection passes on to its input is multiplied as in the
     /// forward pass, by trits, after it was rounded to int8 row by row (SwitchBack, arXiv 2304.13013).
@@ -293,7 +294,7 @@ impl Products {
             true => self.right.fill_columns(b.data, n, k),
             false => self.right.fill_rows(b.data, k, n),
         }
-        multiply(&self.left, self.right.all(), 1.0, store, out);
+        multiply(&self.left, self.right.all(), Scale::One, store, out);
     }
 
     /// The gradient of a projection's input, `dX = dY W`: `dy` is `(M, out)`, `dx` `(M, in)`.
@@ -326,7 +327,7 @@ impl Products {
                 None => self.right.fill_rows(p.masters, p.out, p.inp),
             }
             self.left.fill_rows(dy, rows, p.out);
-            return multiply(&self.left, self.right.all(), scale, store, dx);
+            return multiply(&self.left, self.right.all(), Scale::All(scale), store, dx);
         }
         let weights = match p.weights.trits() {
             Some(weights) => {
@@ -375,7 +376,7 @@ impl Products {
                 }
                 Input::Floats(_) => self.left.fill_columns(dy, rows, out),
             }
-            return multiply(&self.left, self.right.all(), 1.0, Store::Set, dw);
+            return multiply(&self.left, self.right.all(), Scale::One, Store::Set, dw);
         }
         let x = match input {
             Input::Codes(_) => &self.floats,

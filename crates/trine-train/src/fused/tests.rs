@@ -73,12 +73,12 @@ fn check(model: &Bitnet, batch: &Batch, what: &str) {
             // A larger batch before leaves no trace.
             engine.gradients(model, &self::batch(4, 130, model.config().vocab_size)).unwrap();
             let (loss, gradients) = engine.gradients(model, batch).unwrap();
-            // In full precision the forward pass is rounded as well, and so are adapters.
             let (in_loss, in_gradients) = match precision {
                 Precision::F32 => (1e-6, 2e-5),
-                // What was rounded is quantized again further up, sometimes to another code.
-                _ if model.adapters().is_some() || mixture(model).is_some() => (3e-3, 0.1),
-                Precision::Bf16 if is_ternary(model) => (3e-3, 2e-2),
+                // What attention rounds is quantized again further up, sometimes to another code; how
+                // far its own results are from f32 is tested where it is.
+                _ if is_ternary(model) => (3e-3, 0.2),
+                _ if model.adapters().is_some() => (3e-3, 0.1),
                 _ => (3e-3, 5e-2),
             };
             let what = format!("{what}, {precision:?}, recompute {recompute}");

@@ -3,13 +3,16 @@
 //! Query head `h` reads key/value head `h / (H / K)` (arXiv 2305.13245); positions enter by the
 //! rotary embedding of queries and keys (arXiv 2104.09864). A task is one head of one sequence, of which
 //! rows are gathered first. The backward pass computes the softmax weights again, for some queries at a
-//! time, so memory is linear in T; its products are those of f32 or of bfloat16.
+//! time, so memory is linear in T. Products are those of f32 or, in a step of training, of bfloat16.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use trine_kernels::bf16::{Left, Right, Triangle, multiply_triangle};
+use trine_kernels::bf16::{
+    Left, Right, Scale, Softmax, Triangle, exps, multiply_triangle, softmax_slopes,
+};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::nn::{self, Blocks, Causal};
 use trine_kernels::parallel::{self, Strip};
@@ -19,8 +22,11 @@ use super::{contiguous, view};
 /// Cosines and sines of the rotary embedding, `(positions, d/2)` each.
 pub type RopeTables = Arc<(Vec<f32>, Vec<f32>)>;
 
-/// Queries of which the backward pass makes scores at a time.
+/// Queries whose scores exist at a time, but in the forward pass in f32.
 const QUERIES: usize = 96;
+
+/// Tasks for each thread, at least, so that threads are done at about the same time.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Causal attention from projected queries `(B, T, H * d)`, keys and values `(B, T, K * d)`, as the
 /// projections give them; the result is `(B, T, H * d)`. With `starts` `(B, T)`, a query sees nothing
@@ -89,7 +95,7 @@ impl CustomOp3 for Op {
         let mut q = contiguous(q, q_layout)?.to_vec();
         let mut k = contiguous(k, k_layout)?.to_vec();
         let mut y = vec![0.0; q.len()];
-        attention.forward(&mut q, &mut k, contiguous(v, v_layout)?, &mut y);
+        attention.forward(false, [&mut q, &mut k], contiguous(v, v_layout)?, &mut y);
         Ok((CpuStorage::F32(y), q_layout.shape().clone()))
     }
 
@@ -145,11 +151,17 @@ impl Attention<'_> {
     }
 
     /// Rotates `q` `(M, H d)` and `k` `(M, K d)`, and computes `y` `(M, H d)`.
-    pub(crate) fn forward(self, q: &mut [f32], k: &mut [f32], v: &[f32], y: &mut [f32]) {
+    pub(crate) fn forward(self, bf16: bool, [q, k]: [&mut [f32]; 2], v: &[f32], y: &mut [f32]) {
+        self.rotate(q, self.heads);
+        self.rotate(k, self.kv_heads);
+        match bf16 {
+            true => self.forward_in_bf16([q, k, v], y),
+            false => self.forward_in_f32([q, k, v], y),
+        }
+    }
+
+    fn forward_in_f32(self, [q, k, v]: [&[f32]; 3], y: &mut [f32]) {
         let s = self;
-        s.rotate(q, s.heads);
-        s.rotate(k, s.kv_heads);
-        let (q, k) = (&*q, &*k);
         let mut heads = parallel::strips(y, s.heads * s.d, s.tokens, s.d);
         parallel::for_each(&mut heads, |i, y| {
             let (b, head) = (i / s.heads, i % s.heads);
@@ -163,6 +175,37 @@ impl Attention<'_> {
                 s.gather(v, s.kv_heads, b, kv_head, values);
                 let head = Causal { queries, keys: &keys, values, starts: s.starts(b) };
                 nn::attention_causal(head, 0, y, scratch);
+            });
+        });
+    }
+
+    fn forward_in_bf16(self, [q, k, v]: [&[f32]; 3], y: &mut [f32]) {
+        let s = self;
+        // Heads that read the same keys are one task, unless that makes too few.
+        let together = s.heads / s.kv_heads;
+        let sequences = y.len() / (s.tokens * s.heads * s.d);
+        let few = sequences * s.kv_heads < TASKS_PER_THREAD * parallel::threads();
+        let group = if few { 1 } else { together };
+        let mut groups = parallel::strips(y, s.heads * s.d, s.tokens, group * s.d);
+        parallel::for_each(&mut groups, |i, y| {
+            let (b, first) = (i / (s.heads / group), i % (s.heads / group) * group);
+            let kv_head = first / together;
+            SCRATCH.with_borrow_mut(|Scratch { rows, products }| {
+                let Rows { queries, keys, values, scratch, .. } = rows;
+                s.gather(k, s.kv_heads, b, kv_head, keys);
+                s.gather(v, s.kv_heads, b, kv_head, values);
+                products.key_columns.fill_columns(keys, s.tokens, s.d);
+                products.value_lines.fill_rows(values, s.tokens, s.d);
+                for head in 0..group {
+                    s.gather(q, s.heads, b, first + head, queries);
+                    scratch.resize(queries.len(), 0.0);
+                    let blocks =
+                        queries.chunks(QUERIES * s.d).zip(scratch.chunks_mut(QUERIES * s.d));
+                    for (block, (queries, out)) in blocks.enumerate() {
+                        products.outputs(s.starts(b), block * QUERIES, queries, out);
+                    }
+                    put(scratch, y, head * s.d);
+                }
             });
         });
     }
@@ -283,10 +326,15 @@ struct Rows {
 struct Products {
     left: Left,
     rows: Right,
-    /// Keys and values as columns, and keys as lines.
+    /// Keys and values, as columns and as lines.
     key_columns: Right,
     value_columns: Right,
     key_lines: Right,
+    value_lines: Right,
+    /// Softmax weights, but for a factor of each row; these and the gradients of scores by key.
+    weights: Left,
+    weights_turned: Left,
+    slopes_turned: Left,
     scores: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -296,6 +344,37 @@ thread_local! {
 }
 
 impl Products {
+    /// The outputs of queries `first..`, both `(n, d)`, in bfloat16.
+    fn outputs(&mut self, starts: Option<&[u32]>, first: usize, queries: &[f32], out: &mut [f32]) {
+        let d = self.key_columns.k();
+        let seen = first + queries.len() / d;
+        let softmaxes = self.take_weights(starts, first, queries, false);
+        let shares: Vec<_> = softmaxes.iter().map(|softmax| 1.0 / softmax.sum).collect();
+        let (scale, triangle) = (Scale::Rows(&shares), Triangle::TermsAfter(first));
+        let values = self.value_lines.part(seen, d);
+        multiply_triangle(&self.weights, values, scale, Store::Set, triangle, out);
+    }
+
+    /// Takes the softmax weights of queries `first..`, but for a factor of each row; also by key, if `turned`.
+    fn take_weights(
+        &mut self,
+        starts: Option<&[u32]>,
+        first: usize,
+        queries: &[f32],
+        turned: bool,
+    ) -> Vec<Softmax> {
+        let d = self.key_columns.k();
+        let n = queries.len() / d;
+        let seen = first + n;
+        self.scores.resize(n * seen, 0.0);
+        self.left.fill_rows(queries, n, d);
+        let (keys, triangle) = (self.key_columns.part(d, seen), Triangle::Outputs(first));
+        multiply_triangle(&self.left, keys, Scale::One, Store::Set, triangle, &mut self.scores);
+        let weights_turned = turned.then_some(&mut self.weights_turned);
+        let (scale, sees) = (scale(d), |t| sees(starts, first, t));
+        exps(&self.scores, [n, seen], scale, sees, &mut self.weights, weights_turned)
+    }
+
     fn take_keys(&mut self, bf16: bool, keys: &[f32], values: &[f32], d: usize) {
         if bf16 {
             let tokens = keys.len() / d;
@@ -311,67 +390,86 @@ impl Products {
         &mut self,
         side: Side<'_>,
         first: usize,
+        given: [&[f32]; 2],
+        gradients: [&mut [f32]; 3],
+    ) {
+        match side.bf16 {
+            true => self.block_in_bf16(side, first, given, gradients),
+            false => self.block_in_f32(side, first, given, gradients),
+        }
+    }
+
+    fn block_in_bf16(
+        &mut self,
+        side: Side<'_>,
+        first: usize,
         [queries, dy]: [&[f32]; 2],
         [dq, dk, dv]: [&mut [f32]; 3],
     ) {
-        let Side { bf16, d, keys, values, starts } = side;
+        let Side { d, starts, .. } = side;
         let n = queries.len() / d;
         let seen = first + n;
-        let (mut scores, mut slopes) =
-            (std::mem::take(&mut self.scores), std::mem::take(&mut self.slopes));
+        let softmaxes = self.take_weights(starts, first, queries, true);
+        let Self { left, rows, weights, weights_turned, slopes_turned, slopes, .. } = self;
+        slopes.resize(n * seen, 0.0);
+        left.fill_rows(dy, n, d);
+        let (values, triangle) = (self.value_columns.part(d, seen), Triangle::Outputs(first));
+        multiply_triangle(left, values, Scale::One, Store::Set, triangle, slopes);
+        let sees = |t| sees(starts, first, t);
+        softmax_slopes(weights, &softmaxes, slopes, sees, left, slopes_turned);
+        // dK = dS^T Q, dV = P^T dY, dQ = dS K, with the factors of dS and P in the other side or the result.
+        let shares = |scale: f32| softmaxes.iter().map(|softmax| scale / softmax.sum).collect();
+        let [of_weights, of_slopes]: [Vec<_>; 2] = [shares(1.0), shares(scale(d))];
+        let turned =
+            [(slopes_turned, queries, &of_slopes, dk), (weights_turned, dy, &of_weights, dv)];
+        for (from, with, factors, to) in turned {
+            rows.fill_scaled_rows(with, n, d, |t| factors[t]);
+            let (triangle, to) = (Triangle::TermsBefore(first), &mut to[..seen * d]);
+            multiply_triangle(from, rows.all(), Scale::One, Store::Add, triangle, to);
+        }
+        let (keys, triangle) = (self.key_lines.part(seen, d), Triangle::TermsAfter(first));
+        multiply_triangle(left, keys, Scale::Rows(&of_slopes), Store::Set, triangle, dq);
+    }
+
+    fn block_in_f32(
+        &mut self,
+        side: Side<'_>,
+        first: usize,
+        [queries, dy]: [&[f32]; 2],
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
+        let Side { d, keys, values, starts, .. } = side;
+        let n = queries.len() / d;
+        let seen = first + n;
+        let Self { scores, slopes, .. } = self;
         scores.resize(n * seen, 0.0);
         slopes.resize(n * seen, 0.0);
         let (keys, values) = (&keys[..seen * d], &values[..seen * d]);
-        if bf16 {
-            self.left.fill_rows(queries, n, d);
-            let (keys, values) = (self.key_columns.part(d, seen), self.value_columns.part(d, seen));
-            let triangle = Triangle::Outputs(first);
-            multiply_triangle(&self.left, keys, Store::Set, triangle, &mut scores);
-            self.left.fill_rows(dy, n, d);
-            multiply_triangle(&self.left, values, Store::Set, triangle, &mut slopes);
-        } else {
-            matmul(
-                [n, d, seen],
-                Matrix::plain(queries),
-                Matrix::turned(keys),
-                Store::Set,
-                &mut scores,
-            );
-            matmul(
-                [n, d, seen],
-                Matrix::plain(dy),
-                Matrix::turned(values),
-                Store::Set,
-                &mut slopes,
-            );
+        for (from, with, to) in [(queries, keys, &mut *scores), (dy, values, slopes)] {
+            let (from, with) = (Matrix::plain(from), Matrix::turned(with));
+            matmul([n, d, seen], from, with, Store::Set, to);
         }
-        let scale = 1.0 / (d as f32).sqrt();
         let rows = scores.chunks_exact_mut(seen).zip(slopes.chunks_exact_mut(seen));
         for (t, (scores, slopes)) in rows.enumerate() {
-            let from = starts.map_or(0, |starts| starts[first + t] as usize);
-            nn::attention_slopes(scores, slopes, from..first + t + 1, scale);
+            nn::attention_slopes(scores, slopes, sees(starts, first, t), scale(d));
         }
         // dK = dS^T Q, dV = P^T dY, dQ = dS K.
-        let (dk, dv) = (&mut dk[..seen * d], &mut dv[..seen * d]);
         for (from, with, to) in [(&slopes, queries, dk), (&scores, dy, dv)] {
-            if bf16 {
-                self.left.fill_columns(from, n, seen);
-                self.rows.fill_rows(with, n, d);
-                let triangle = Triangle::TermsBefore(first);
-                multiply_triangle(&self.left, self.rows.all(), Store::Add, triangle, to);
-            } else {
-                matmul([seen, n, d], Matrix::turned(from), Matrix::plain(with), Store::Add, to);
-            }
+            let (from, with) = (Matrix::turned(from), Matrix::plain(with));
+            matmul([seen, n, d], from, with, Store::Add, &mut to[..seen * d]);
         }
-        if bf16 {
-            self.left.fill_rows(&slopes, n, seen);
-            let (keys, triangle) = (self.key_lines.part(seen, d), Triangle::TermsAfter(first));
-            multiply_triangle(&self.left, keys, Store::Set, triangle, dq);
-        } else {
-            matmul([n, seen, d], Matrix::plain(&slopes), Matrix::plain(keys), Store::Set, dq);
-        }
-        (self.scores, self.slopes) = (scores, slopes);
+        matmul([n, seen, d], Matrix::plain(slopes), Matrix::plain(keys), Store::Set, dq);
     }
+}
+
+/// What scores are multiplied by.
+fn scale(d: usize) -> f32 {
+    1.0 / (d as f32).sqrt()
+}
+
+/// The positions that query `first + t` sees.
+fn sees(starts: Option<&[u32]>, first: usize, t: usize) -> Range<usize> {
+    starts.map_or(0, |starts| starts[first + t] as usize)..first + t + 1
 }
 
 #[cfg(test)]
@@ -441,6 +539,36 @@ mod tests {
                         composition(&x[0], &x[1], &x[2], d, &tables, starts).unwrap()
                     },
                 );
+            }
+        }
+    }
+    #[test]
+    fn bfloats_are_near_f32() {
+        for (b, t, heads, kv_heads, d) in
+            [(1, 1, 1, 1, 2), (2, 5, 4, 2, 6), (1, 130, 3, 1, 64), (3, 99, 2, 2, 34)]
+        {
+            let angle = |i: usize| (i * 13 % 29) as f32 / 9.0;
+            let table = |f: fn(f32) -> f32| (0..130 * d / 2).map(|i| f(angle(i))).collect();
+            let tables = Arc::new((table(f32::cos), table(f32::sin)));
+            let documents: Vec<_> =
+                (0..b * t).map(|i| (i % t - i % t % (3 + i / t)) as u32).collect();
+            for starts in [None, Some(&documents[..])] {
+                let attention = Attention { tokens: t, heads, kv_heads, d, rope: &tables, starts };
+                let numbers = |n, phase| view(&painted((b, t, n * d), phase)).unwrap().to_vec();
+                let pass = |bf16| {
+                    let (mut q, mut k) = (numbers(heads, 1), numbers(kv_heads, 2));
+                    let mut v = numbers(kv_heads, 3);
+                    let mut y = vec![f32::NAN; q.len()];
+                    attention.forward(bf16, [&mut q, &mut k], &v, &mut y);
+                    attention.backward(bf16, [&mut q, &mut k, &mut v], &numbers(heads, 4));
+                    [y, q, k, v]
+                };
+                for (i, (found, expected)) in pass(true).iter().zip(pass(false)).enumerate() {
+                    let size = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+                    let off = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2));
+                    let off = off.sum::<f32>().sqrt() / size.max(1e-6);
+                    assert!(off < 1e-2, "{b} x {t}, heads of {d}, result {i}: {off}");
+                }
             }
         }
     }

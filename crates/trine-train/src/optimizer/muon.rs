@@ -10,7 +10,7 @@
 //! against `3 * tokens * rows * columns` for forward and backward: little for large batches only.
 
 use candle_core::{Result, Tensor};
-use trine_kernels::bf16::{self, Left, Right, multiply};
+use trine_kernels::bf16::{self, Left, Right, Scale, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::{AlignedBuf, parallel};
 
@@ -82,10 +82,10 @@ impl NewtonSchulz {
             if *bf16 {
                 left.fill_rows(x, s, l);
                 right.fill_columns(x, s, l);
-                multiply(left, right.all(), 1.0, Store::Set, gram);
+                multiply(left, right.all(), Scale::One, Store::Set, gram);
                 left.fill_rows(gram, s, s);
                 right.fill_rows(gram, s, s);
-                multiply(left, right.all(), c, Store::Set, polynomial);
+                multiply(left, right.all(), Scale::All(c), Store::Set, polynomial);
             } else {
                 let turned = Matrix::turned(x);
                 matmul([s, l, s], Matrix::plain(x), turned, Store::Set, gram);
@@ -99,7 +99,7 @@ impl NewtonSchulz {
             if *bf16 {
                 left.fill_rows(polynomial, s, s);
                 right.fill_rows(x, s, l);
-                multiply(left, right.all(), 1.0, Store::Set, next);
+                multiply(left, right.all(), Scale::One, Store::Set, next);
             } else {
                 matmul([s, s, l], Matrix::plain(polynomial), Matrix::plain(x), Store::Set, next);
             }
