@@ -11,7 +11,7 @@
 use trine_ternary::quantize_activations;
 
 use crate::aligned::AlignedBuf;
-use crate::arch::{Kernel, Simd, dispatch};
+use crate::arch::{Kernel, LANES, Simd, dispatch};
 use crate::isa::{Isa, isa};
 use crate::parallel;
 
@@ -87,6 +87,17 @@ impl Activations {
     /// As [`Self::from_rows`], in the memory of what was here.
     pub fn refill(&mut self, tokens: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
         self.refill_on(isa(), tokens, cols, |_, t, row| fill(t, row));
+    }
+
+    /// Quantizes `x` `(tokens, cols)` times `factor`, in the memory of what was here.
+    ///
+    /// # Panics
+    /// When `x` is not `(tokens, cols)`.
+    pub fn refill_scaled(&mut self, x: &[f32], tokens: usize, cols: usize, factor: f32) {
+        assert_eq!(Some(x.len()), tokens.checked_mul(cols), "activations are not (tokens, cols)");
+        self.refill_on(isa(), tokens, cols, |isa, t, row| {
+            dispatch(isa, Scale { x: &x[t * cols..][..cols], factor, to: row });
+        });
     }
 
     pub(crate) fn from_rows_on(
@@ -294,9 +305,9 @@ impl Kernel for Interleave<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         match self.width {
-            8 => self.of::<8>(),
+            8 => self.of_eight(simd),
             7 => self.of::<7>(),
             6 => self.of::<6>(),
             5 => self.of::<5>(),
@@ -310,6 +321,21 @@ impl Kernel for Interleave<'_> {
 
 impl Interleave<'_> {
     #[inline(always)]
+    fn of_eight<S: Simd>(self, simd: S) {
+        let to = self.tile.as_chunks_mut::<4>().0.as_chunks_mut::<8>().0;
+        let (words, len) = (self.rows.as_chunks::<4>().0, to.len());
+        // Rows have more words than are joined at a time, if they have any; the last may be joined twice.
+        let Some(last) = len.checked_sub(LANES) else { return };
+        for k in (0..last).step_by(LANES).chain([last]) {
+            let mut rows = [&[[0; 4]; LANES]; 8];
+            for (t, row) in rows.iter_mut().enumerate() {
+                *row = words[t * len + k..].first_chunk().expect("a row of words");
+            }
+            simd.join_eight(rows, to[k..].first_chunk_mut().expect("a row of words"));
+        }
+    }
+
+    #[inline(always)]
     fn of<const T: usize>(self) {
         let to = self.tile.as_chunks_mut::<4>().0.as_chunks_mut::<T>().0;
         let words = self.rows.as_chunks::<4>().0;
@@ -319,6 +345,22 @@ impl Interleave<'_> {
                 to[k][t] = rows[t][k];
             }
         }
+    }
+}
+
+/// `to = factor x`, dispatched as [`Interleave`].
+struct Scale<'a> {
+    x: &'a [f32],
+    factor: f32,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.to.iter_mut().zip(self.x).for_each(|(to, x)| *to = x * self.factor);
     }
 }
 
@@ -374,6 +416,10 @@ mod tests {
                 assert_eq!(activations.sums()[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>());
             }
             assert_eq!((&*taken.codes, &taken.sums), (&*activations.codes, &activations.sums));
+            let mut scaled = Activations::from_codes(&[1; 7], &[1.0], 7);
+            scaled.refill_scaled(&x, tokens, cols, 8.0);
+            assert_eq!((&*scaled.codes, &scaled.sums), (&*activations.codes, &activations.sums));
+            assert!(scaled.scales.iter().zip(&activations.scales).all(|(a, b)| a * 8.0 == *b));
         }
     }
 

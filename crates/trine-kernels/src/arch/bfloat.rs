@@ -14,17 +14,17 @@ pub(crate) fn has() -> bool {
     false
 }
 
-/// Rounds a row `(k,)` times `scale` to bfloats, and puts its pairs to `to`, sixteen together and the
+/// Rounds a row `(k,)` to bfloats, and puts its pairs to `to`, sixteen together and the
 /// next sixteen `every` further on; what is left of `to` becomes 0. False where the CPU lacks the
 /// instruction: then nothing is done.
 #[inline]
-pub(crate) fn join_row(row: &[f32], scale: f32, to: &mut [Pair], every: usize) -> bool {
+pub(crate) fn join_row(row: &[f32], to: &mut [Pair], every: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if let Some(cpu) = super::x86_64::bfloat::Avx512Bf16::new() {
-        cpu.join_row(row, scale, to, every);
+        cpu.join_row(row, to, every);
         return true;
     }
-    let _ = (row, scale, to, every);
+    let _ = (row, to, every);
     false
 }
 

@@ -299,6 +299,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
         sums
     }
 
+    /// Joins eight rows of sixteen words: the first word of each, then the second of each, and so on.
+    #[inline(always)]
+    fn join_eight(self, rows: [&[[i8; 4]; LANES]; 8], to: &mut [[[i8; 4]; 8]; LANES]) {
+        for (i, to) in to.iter_mut().enumerate() {
+            for (to, row) in to.iter_mut().zip(rows) {
+                *to = row[i];
+            }
+        }
+    }
+
     /// The floats, in the order in which they were loaded.
     fn to_array(self, lanes: Self::Lanes) -> [f32; LANES];
 }

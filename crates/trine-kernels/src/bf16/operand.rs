@@ -53,28 +53,23 @@ impl Left {
     /// # Panics
     /// When `x` is not `(rows, k)`.
     pub fn fill_rows(&mut self, x: &[f32], rows: usize, k: usize) {
-        self.fill_scaled_rows(x, rows, k, |_| 1.0);
+        assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (rows, k)");
+        self.fill_each_row(rows, k, |row| &x[row * k..][..k]);
     }
 
-    /// Takes `x` `(rows, k)`, of which row `i` is multiplied by `scale(i)`.
-    ///
-    /// # Panics
-    /// When `x` is not `(rows, k)`.
-    pub fn fill_scaled_rows(
+    /// Takes rows `(k,)`.
+    pub fn fill_each_row<'x>(
         &mut self,
-        x: &[f32],
         rows: usize,
         k: usize,
-        scale: impl Fn(usize) -> f32 + Sync,
+        row: impl Fn(usize) -> &'x [f32] + Sync,
     ) {
-        assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (rows, k)");
         let data = self.prepare(rows, k, Order::Rows);
         parallel::for_each_chunk(data, pairs(k) * ROWS, |i, block| {
             for r in 0..ROWS {
                 let at = i * ROWS + r;
-                let (row, scale) =
-                    if at < rows { (&x[at * k..][..k], scale(at)) } else { (&[][..], 1.0) };
-                fill_row(row, scale, &mut block[r * STEP..], ROWS * STEP);
+                let row = if at < rows { &row(at)[..k] } else { &[] };
+                fill_row(row, &mut block[r * STEP..], ROWS * STEP);
             }
         });
     }
@@ -100,7 +95,12 @@ impl Left {
     ) {
         assert_eq!(Some(x.len()), rows.checked_mul(k), "the left side is not (k, rows)");
         (self.rows, self.k, self.order) = (rows, k, Order::Columns);
-        fill_lines::<ROWS>(&mut self.data, k, rows, &Scaled { x, len: rows, scale });
+        fill_lines::<ROWS>(
+            &mut self.data,
+            k,
+            rows,
+            &Scaled { k, row: |i: usize| &x[i * rows..][..rows], scale },
+        );
     }
 
     /// Takes a shape, and returns the pairs, which are to be filled.
@@ -137,19 +137,15 @@ impl Right {
         self.fill(k, cols, &Plain { x, len: cols });
     }
 
-    /// Takes `x` `(k, cols)`, of which line `i` is multiplied by `scale(i)`.
-    ///
-    /// # Panics
-    /// When `x` is not `(k, cols)`.
-    pub fn fill_scaled_rows(
+    /// Takes lines `(cols,)`, of which line `i` is multiplied by `scale(i)`.
+    pub fn fill_each_row<'x>(
         &mut self,
-        x: &[f32],
         k: usize,
         cols: usize,
+        row: impl Fn(usize) -> &'x [f32] + Sync,
         scale: impl Fn(usize) -> f32 + Sync,
     ) {
-        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
-        self.fill(k, cols, &Scaled { x, len: cols, scale });
+        self.fill(k, cols, &Scaled { k, row, scale });
     }
 
     /// Takes the transpose of `x` `(cols, k)`.
@@ -157,7 +153,17 @@ impl Right {
     /// # Panics
     /// When `x` is not `(cols, k)`.
     pub fn fill_columns(&mut self, x: &[f32], cols: usize, k: usize) {
-        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (cols, k)");
+        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
+        self.fill_each_column(cols, k, |column| &x[column * k..][..k]);
+    }
+
+    /// Takes columns `(k,)`.
+    pub fn fill_each_column<'x>(
+        &mut self,
+        cols: usize,
+        k: usize,
+        column: impl Fn(usize) -> &'x [f32] + Sync,
+    ) {
         (self.k, self.cols) = (k, cols);
         let panel = pairs(k) * COLS;
         self.data.resize(cols.div_ceil(COLS) * panel);
@@ -165,9 +171,9 @@ impl Right {
             let mut columns = [[0; STEP]; COLS];
             for (s, step) in panel.chunks_exact_mut(STEP * COLS).enumerate() {
                 for (c, to) in columns.iter_mut().enumerate().take(cols - i * COLS) {
-                    let column = &x[(i * COLS + c) * k..][..k];
+                    let column = &column(i * COLS + c)[..k];
                     let at = 2 * STEP * s;
-                    fill_row(&column[at.min(k)..k.min(at + 2 * STEP)], 1.0, to, STEP);
+                    fill_row(&column[at.min(k)..k.min(at + 2 * STEP)], to, STEP);
                 }
                 dispatch(isa(), Turn { columns: &columns, to: step });
             }
@@ -245,10 +251,10 @@ pub(super) fn join(even: f32, odd: f32) -> Pair {
     round(even) >> 16 | round(odd) & 0xffff_0000
 }
 
-/// Puts a row times `scale` to `to`, a step of pairs every so many.
-fn fill_row(row: &[f32], scale: f32, to: &mut [Pair], every: usize) {
-    if !(is_fast() && arch::join_row(row, scale, to, every)) {
-        dispatch(isa(), FillRow { row, scale, to, every });
+/// Puts a row to `to`, a step of pairs every so many.
+fn fill_row(row: &[f32], to: &mut [Pair], every: usize) {
+    if !(is_fast() && arch::join_row(row, to, every)) {
+        dispatch(isa(), FillRow { row, to, every });
     }
 }
 
@@ -277,7 +283,6 @@ impl Kernel for Turn<'_> {
 struct FillRow<'a> {
     /// `(k,)`, or nothing.
     row: &'a [f32],
-    scale: f32,
     /// From the row's first step on.
     to: &'a mut [Pair],
     /// From one step to the next.
@@ -289,12 +294,12 @@ impl Kernel for FillRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (scale, (whole, rest)) = (self.scale, self.row.as_chunks::<{ 2 * STEP }>());
+        let (whole, rest) = self.row.as_chunks::<{ 2 * STEP }>();
         let mut steps = self.to.chunks_mut(self.every);
         let mut put = |numbers: &[f32; 2 * STEP]| {
             if let Some(to) = steps.next().and_then(|to| to.first_chunk_mut::<STEP>()) {
                 for p in 0..STEP {
-                    to[p] = join(numbers[2 * p] * scale, numbers[2 * p + 1] * scale);
+                    to[p] = join(numbers[2 * p], numbers[2 * p + 1]);
                 }
             }
         };
@@ -345,23 +350,29 @@ impl Lines for Plain<'_> {
     }
 }
 
-struct Scaled<'a, F> {
-    x: &'a [f32],
-    len: usize,
-    /// Of each line.
+/// `k` lines that are multiplied by something each.
+struct Scaled<R, F> {
+    k: usize,
+    row: R,
     scale: F,
 }
 
-impl<F: Fn(usize) -> f32 + Sync> Lines for Scaled<'_, F> {
+impl<'x, R, F> Lines for Scaled<R, F>
+where
+    R: Fn(usize) -> &'x [f32] + Sync,
+    F: Fn(usize) -> f32 + Sync,
+{
     #[inline(always)]
     fn line(&self, i: usize, first: usize, out: &mut [f32]) {
-        let (from, scale) = (&self.x[i * self.len + first..][..out.len()], (self.scale)(i));
+        let (from, scale) = (&(self.row)(i)[first..][..out.len()], (self.scale)(i));
         out.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
     }
 
     #[inline(always)]
     fn prefetch<S: Simd>(&self, simd: S, i: usize, first: usize, len: usize) {
-        prefetch(simd, self.x, i * self.len + first, len);
+        if i < self.k {
+            prefetch(simd, (self.row)(i), first, len);
+        }
     }
 }
 

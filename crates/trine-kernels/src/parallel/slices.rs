@@ -14,6 +14,8 @@ pub struct Strip<'a, T> {
 
 // SAFETY: it is an exclusive reference to its elements, which need `T: Send`.
 unsafe impl<T: Send> Send for Strip<'_, T> {}
+// SAFETY: who shares it shares references to its elements, which need `T: Sync`.
+unsafe impl<T: Sync> Sync for Strip<'_, T> {}
 
 impl<T> Strip<'_, T> {
     /// Number of rows.

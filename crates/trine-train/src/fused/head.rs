@@ -269,7 +269,8 @@ impl Head {
             let [by_rows, by_ids] = &all_exps[b];
             multiply(by_rows, lines.all(), Scale::Rows(scales), store(b), dnormed);
             if learns {
-                normed_right.fill_scaled_rows(normed, n, width, |row| scales[row]);
+                let row = |row: usize| &normed[row * width..][..width];
+                normed_right.fill_each_row(n, width, row, |row| scales[row]);
             }
             found.write(name, |dhead| {
                 let dhead = &mut dhead[at * width..][..ids * width];

@@ -307,10 +307,7 @@ impl Products {
     ) {
         let rows = dy.len() / p.out;
         if let (true, Some(weights)) = (self.precision.has_int8_inputs(), p.weights.trits()) {
-            self.codes.refill(rows, p.out, |row, to| {
-                let dy = &dy[row * p.out..][..p.out];
-                to.iter_mut().zip(dy).for_each(|(to, dy)| *to = dy * LARGE);
-            });
+            self.codes.refill_scaled(dy, rows, p.out, LARGE);
             self.turned.transpose(weights, 1.0 / LARGE);
             return match store {
                 Store::Set => bitlinear(&self.turned, &self.codes, dx),

@@ -191,20 +191,19 @@ impl Attention<'_> {
             let (b, first) = (i / (s.heads / group), i % (s.heads / group) * group);
             let kv_head = first / together;
             SCRATCH.with_borrow_mut(|Scratch { rows, products }| {
-                let Rows { queries, keys, values, scratch, .. } = rows;
-                s.gather(k, s.kv_heads, b, kv_head, keys);
-                s.gather(v, s.kv_heads, b, kv_head, values);
-                products.key_columns.fill_columns(keys, s.tokens, s.d);
-                products.value_lines.fill_rows(values, s.tokens, s.d);
-                for head in 0..group {
-                    s.gather(q, s.heads, b, first + head, queries);
-                    scratch.resize(queries.len(), 0.0);
-                    let blocks =
-                        queries.chunks(QUERIES * s.d).zip(scratch.chunks_mut(QUERIES * s.d));
-                    for (block, (queries, out)) in blocks.enumerate() {
-                        products.outputs(s.starts(b), block * QUERIES, queries, out);
+                let Products { key_columns, value_lines, .. } = products;
+                let [k, v] = [k, v].map(|x| s.rows(x, s.kv_heads, b, kv_head));
+                key_columns.fill_each_column(s.tokens, s.d, |t| k.row(t, s.d));
+                value_lines.fill_each_row(s.tokens, s.d, |t| v.row(t, s.d), |_| 1.0);
+                let out = &mut rows.dq;
+                out.resize(s.tokens * s.d, 0.0);
+                for head in first..first + group {
+                    let q = s.rows(q, s.heads, b, head);
+                    for (block, out) in out.chunks_mut(QUERIES * s.d).enumerate() {
+                        let at = block * QUERIES;
+                        products.outputs(s.starts(b), at, |t| q.row(at + t, s.d), out);
                     }
-                    put(scratch, y, head * s.d);
+                    put(out, y, (head - first) * s.d);
                 }
             });
         });
@@ -246,22 +245,41 @@ impl Attention<'_> {
             let (b, kv_head) = (i / s.kv_heads, i % s.kv_heads);
             SCRATCH.with_borrow_mut(|Scratch { rows, products }| {
                 let Rows { queries, keys, values, dy: dys, dq, dk, dv, .. } = rows;
-                take(k, 0, s.d, keys);
-                take(v, 0, s.d, values);
                 for d in [&mut *dk, &mut *dv] {
                     d.clear();
-                    d.resize(keys.len(), 0.0);
+                    d.resize(s.tokens * s.d, 0.0);
                 }
-                products.take_keys(bf16, keys, values, s.d);
-                let side = Side { bf16, d: s.d, keys, values, starts: s.starts(b) };
+                dq.resize(s.tokens * s.d, 0.0);
+                match bf16 {
+                    true => products.take_keys(k, v),
+                    false => {
+                        take(k, 0, s.d, keys);
+                        take(v, 0, s.d, values);
+                    }
+                }
                 for head in 0..group {
-                    take(q, head * s.d, s.d, queries);
-                    s.gather(dy, s.heads, b, kv_head * group + head, dys);
-                    dq.resize(queries.len(), 0.0);
+                    let dy = s.rows(dy, s.heads, b, kv_head * group + head);
+                    if !bf16 {
+                        take(q, head * s.d, s.d, queries);
+                        dys.clear();
+                        (0..s.tokens).for_each(|t| dys.extend_from_slice(dy.row(t, s.d)));
+                    }
                     for (block, dq) in dq.chunks_mut(QUERIES * s.d).enumerate() {
-                        let at = block * QUERIES * s.d;
-                        let (queries, dys) = (&queries[at..][..dq.len()], &dys[at..][..dq.len()]);
-                        products.block(side, block * QUERIES, [queries, dys], [dq, dk, dv]);
+                        let (first, starts) = (block * QUERIES, s.starts(b));
+                        let gradients = [dq, &mut *dk, &mut *dv];
+                        match bf16 {
+                            true => {
+                                let query = |t| &q.row(first + t)[head * s.d..][..s.d];
+                                let dy = |t| dy.row(first + t, s.d);
+                                products.block_in_bf16(starts, first, (query, dy), gradients);
+                            }
+                            false => {
+                                let block = first * s.d..first * s.d + gradients[0].len();
+                                let given = [&queries[block.clone()], &dys[block]];
+                                let side = Side { d: s.d, keys, values, starts };
+                                products.block_in_f32(side, first, given, gradients);
+                            }
+                        }
                     }
                     s.turn(dq, 1, &back);
                     put(dq, q, head * s.d);
@@ -291,7 +309,6 @@ fn put(rows: &[f32], strip: &mut Strip<'_, f32>, first: usize) {
 /// What a head's queries meet.
 #[derive(Clone, Copy)]
 struct Side<'a> {
-    bf16: bool,
     d: usize,
     /// `(T, d)`
     keys: &'a [f32],
@@ -344,30 +361,36 @@ thread_local! {
 }
 
 impl Products {
-    /// The outputs of queries `first..`, both `(n, d)`, in bfloat16.
-    fn outputs(&mut self, starts: Option<&[u32]>, first: usize, queries: &[f32], out: &mut [f32]) {
-        let d = self.key_columns.k();
-        let seen = first + queries.len() / d;
-        let softmaxes = self.take_weights(starts, first, queries, false);
-        let shares: Vec<_> = softmaxes.iter().map(|softmax| 1.0 / softmax.sum).collect();
-        let (scale, triangle) = (Scale::Rows(&shares), Triangle::TermsAfter(first));
-        let values = self.value_lines.part(seen, d);
-        multiply_triangle(&self.weights, values, scale, Store::Set, triangle, out);
-    }
-
-    /// Takes the softmax weights of queries `first..`, but for a factor of each row; also by key, if `turned`.
-    fn take_weights(
+    /// The outputs `(n, d)` of queries `first..`, in bfloat16.
+    fn outputs<'x>(
         &mut self,
         starts: Option<&[u32]>,
         first: usize,
-        queries: &[f32],
+        query: impl Fn(usize) -> &'x [f32] + Sync,
+        out: &mut [f32],
+    ) {
+        let d = self.key_columns.k();
+        let n = out.len() / d;
+        let softmaxes = self.take_weights(starts, first, n, query, false);
+        let shares: Vec<_> = softmaxes.iter().map(|softmax| 1.0 / softmax.sum).collect();
+        let (scale, triangle) = (Scale::Rows(&shares), Triangle::TermsAfter(first));
+        let values = self.value_lines.part(first + n, d);
+        multiply_triangle(&self.weights, values, scale, Store::Set, triangle, out);
+    }
+
+    /// Takes the softmax weights of `n` queries `first..`, but for a factor of each row; also by key, if
+    /// `turned`.
+    fn take_weights<'x>(
+        &mut self,
+        starts: Option<&[u32]>,
+        first: usize,
+        n: usize,
+        query: impl Fn(usize) -> &'x [f32] + Sync,
         turned: bool,
     ) -> Vec<Softmax> {
-        let d = self.key_columns.k();
-        let n = queries.len() / d;
-        let seen = first + n;
+        let (d, seen) = (self.key_columns.k(), first + n);
         self.scores.resize(n * seen, 0.0);
-        self.left.fill_rows(queries, n, d);
+        self.left.fill_each_row(n, d, query);
         let (keys, triangle) = (self.key_columns.part(d, seen), Triangle::Outputs(first));
         multiply_triangle(&self.left, keys, Scale::One, Store::Set, triangle, &mut self.scores);
         let weights_turned = turned.then_some(&mut self.weights_turned);
@@ -375,44 +398,30 @@ impl Products {
         exps(&self.scores, [n, seen], scale, sees, &mut self.weights, weights_turned)
     }
 
-    fn take_keys(&mut self, bf16: bool, keys: &[f32], values: &[f32], d: usize) {
-        if bf16 {
-            let tokens = keys.len() / d;
-            self.key_columns.fill_columns(keys, tokens, d);
-            self.value_columns.fill_columns(values, tokens, d);
-            self.key_lines.fill_rows(keys, tokens, d);
-        }
+    /// Takes what the backward pass of a head reads of its keys and values, `(T, d)`.
+    fn take_keys(&mut self, keys: &Strip<'_, f32>, values: &Strip<'_, f32>) {
+        let (tokens, d) = (keys.rows(), keys.cols());
+        self.key_columns.fill_each_column(tokens, d, |t| keys.row(t));
+        self.value_columns.fill_each_column(tokens, d, |t| values.row(t));
+        self.key_lines.fill_each_row(tokens, d, |t| keys.row(t), |_| 1.0);
     }
 
-    /// Queries `first..`, `(n, d)`, of which `dy` is the gradient of the outputs: `dq` becomes theirs, and
+    /// Queries `first..`, of which `dy` is the gradient of the outputs: `dq` `(n, d)` becomes theirs, and
     /// their part is added to `dk` and `dv`, `(T, d)`.
-    fn block(
+    fn block_in_bf16<'x>(
         &mut self,
-        side: Side<'_>,
+        starts: Option<&[u32]>,
         first: usize,
-        given: [&[f32]; 2],
-        gradients: [&mut [f32]; 3],
-    ) {
-        match side.bf16 {
-            true => self.block_in_bf16(side, first, given, gradients),
-            false => self.block_in_f32(side, first, given, gradients),
-        }
-    }
-
-    fn block_in_bf16(
-        &mut self,
-        side: Side<'_>,
-        first: usize,
-        [queries, dy]: [&[f32]; 2],
+        (query, dy): (impl Fn(usize) -> &'x [f32] + Sync, impl Fn(usize) -> &'x [f32] + Sync),
         [dq, dk, dv]: [&mut [f32]; 3],
     ) {
-        let Side { d, starts, .. } = side;
-        let n = queries.len() / d;
+        let d = self.key_columns.k();
+        let n = dq.len() / d;
         let seen = first + n;
-        let softmaxes = self.take_weights(starts, first, queries, true);
+        let softmaxes = self.take_weights(starts, first, n, &query, true);
         let Self { left, rows, weights, weights_turned, slopes_turned, slopes, .. } = self;
         slopes.resize(n * seen, 0.0);
-        left.fill_rows(dy, n, d);
+        left.fill_each_row(n, d, &dy);
         let (values, triangle) = (self.value_columns.part(d, seen), Triangle::Outputs(first));
         multiply_triangle(left, values, Scale::One, Store::Set, triangle, slopes);
         let sees = |t| sees(starts, first, t);
@@ -420,13 +429,13 @@ impl Products {
         // dK = dS^T Q, dV = P^T dY, dQ = dS K, with the factors of dS and P in the other side or the result.
         let shares = |scale: f32| softmaxes.iter().map(|softmax| scale / softmax.sum).collect();
         let [of_weights, of_slopes]: [Vec<_>; 2] = [shares(1.0), shares(scale(d))];
-        let turned =
-            [(slopes_turned, queries, &of_slopes, dk), (weights_turned, dy, &of_weights, dv)];
-        for (from, with, factors, to) in turned {
-            rows.fill_scaled_rows(with, n, d, |t| factors[t]);
-            let (triangle, to) = (Triangle::TermsBefore(first), &mut to[..seen * d]);
-            multiply_triangle(from, rows.all(), Scale::One, Store::Add, triangle, to);
-        }
+        let (triangle, len) = (Triangle::TermsBefore(first), seen * d);
+        rows.fill_each_row(n, d, query, |t| of_slopes[t]);
+        let to = &mut dk[..len];
+        multiply_triangle(slopes_turned, rows.all(), Scale::One, Store::Add, triangle, to);
+        rows.fill_each_row(n, d, dy, |t| of_weights[t]);
+        let to = &mut dv[..len];
+        multiply_triangle(weights_turned, rows.all(), Scale::One, Store::Add, triangle, to);
         let (keys, triangle) = (self.key_lines.part(seen, d), Triangle::TermsAfter(first));
         multiply_triangle(left, keys, Scale::Rows(&of_slopes), Store::Set, triangle, dq);
     }

@@ -104,6 +104,19 @@ impl Register for __m256i {
     }
 
     #[inline(always)]
+    unsafe fn join_words(self, other: Self) -> (Self, Self) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (low, high) =
+                (_mm256_unpacklo_epi32(self, other), _mm256_unpackhi_epi32(self, other));
+            (
+                _mm256_permute2x128_si256::<0x20>(low, high),
+                _mm256_permute2x128_si256::<0x31>(low, high),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn byte_pairs(self) -> Self {
         // SAFETY: as the caller promises; the load is the array.
         unsafe {

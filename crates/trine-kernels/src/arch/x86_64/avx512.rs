@@ -123,6 +123,19 @@ impl Register for __m512i {
     }
 
     #[inline(always)]
+    unsafe fn join_words(self, other: Self) -> (Self, Self) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            (
+                _mm512_permutex2var_epi32(self, low, other),
+                _mm512_permutex2var_epi32(self, high, other),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn byte_pairs(self) -> Self {
         // SAFETY: as the caller promises; the load is the array.
         unsafe {

@@ -37,9 +37,9 @@ impl Avx512Bf16 {
 
     /// As [`join_row`](super::super::bfloat::join_row).
     #[inline]
-    pub(in crate::arch) fn join_row(self, row: &[f32], scale: f32, to: &mut [Pair], every: usize) {
+    pub(in crate::arch) fn join_row(self, row: &[f32], to: &mut [Pair], every: usize) {
         // SAFETY: `self` exists.
-        unsafe { join_row(row, scale, to, every) }
+        unsafe { join_row(row, to, every) }
     }
 
     /// As [`join_lines`](super::super::bfloat::join_lines).
@@ -190,14 +190,12 @@ fn sixteen(x: &[f32]) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn join_row(row: &[f32], scale: f32, to: &mut [Pair], every: usize) {
-    let scale = _mm512_set1_ps(scale);
+fn join_row(row: &[f32], to: &mut [Pair], every: usize) {
     let mut numbers = row.chunks(2 * STEP);
     for to in to.chunks_mut(every) {
         let numbers = numbers.next().unwrap_or_default();
         let (low, high) = numbers.split_at(STEP.min(numbers.len()));
-        let [low, high] = [low, high].map(|half| _mm512_mul_ps(sixteen(half), scale));
-        let pairs = _mm512_cvtne2ps_pbh(high, low);
+        let pairs = _mm512_cvtne2ps_pbh(sixteen(high), sixteen(low));
         let to = &mut to[..STEP];
         // SAFETY: as above; the store is the slice, of sixteen pairs.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bits(pairs)) };

@@ -47,6 +47,8 @@ pub(in crate::arch) trait Register: Bytes + Send + Sync {
     unsafe fn shift_left_23(self) -> Self;
     /// In every 16 bytes, the lowest byte of each four and then the second of each four, 8 in all.
     unsafe fn byte_pairs(self) -> Self;
+    /// The words of two registers in turn.
+    unsafe fn join_words(self, other: Self) -> (Self, Self);
 
     /// Words of 16 bits, shifted left by 2 and 4 bits.
     unsafe fn shift_left_2(self) -> Self;

@@ -452,6 +452,35 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     }
 
     #[inline(always)]
+    fn join_eight(self, rows: [&[[i8; 4]; LANES]; 8], to: &mut [[[i8; 4]; 8]; LANES]) {
+        for n in 0..N {
+            // SAFETY: `self` exists; loads of all `n` are a row, and stores are what it is joined to.
+            unsafe {
+                let mut x = [V::zero(); 8];
+                for (x, row) in x.iter_mut().zip(rows) {
+                    *x = V::load(row.as_ptr().cast::<u8>().add(n * Self::WIDTH));
+                }
+                // Of eight sequences of one register four of two are made, and so on; those that are
+                // joined are the first and the second half, so that in the end rows are in order.
+                for round in 0..3 {
+                    let from = x;
+                    for i in 0..4 {
+                        // Register `i` of the first half.
+                        let (low, high) = from[i].join_words(from[i + 4]);
+                        let (sequence, place) = (i >> round, i % (1 << round));
+                        let at = (sequence << (round + 1)) + 2 * place;
+                        (x[at], x[at + 1]) = (low, high);
+                    }
+                }
+                let to = to.as_mut_ptr().cast::<u8>().add(8 * n * Self::WIDTH);
+                for (i, x) in x.into_iter().enumerate() {
+                    x.store(to.add(i * Self::WIDTH));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     fn max_bits(self, mut a: [V::Floats; N], b: [V::Floats; N]) -> [V::Floats; N] {
         for n in 0..N {
             // SAFETY: `self` exists.
