@@ -9,14 +9,11 @@
 use std::ops::Range;
 
 use super::operand::{self, Left, Order, pairs};
-use super::{Pair, ROWS, STEP, is_fast};
+use super::{Pair, ROWS, STEP, WIDTH, is_fast};
 use crate::arch::bfloat as arch;
 use crate::dense::sum_lanes;
 use crate::nn;
 use crate::parallel::{self, SharedMut};
-
-/// Columns of a step of pairs.
-pub(crate) const WIDTH: usize = 2 * STEP;
 
 /// Columns of two rows that are joined at a time: whole steps, and whole blocks of the transpose's rows.
 const SPAN: usize = ROWS * WIDTH;

@@ -22,7 +22,7 @@ mod operand;
 mod product;
 
 pub use exps::{Softmax, exps, softmax_slopes};
-pub(crate) use exps::{To, Two, WIDTH};
+pub(crate) use exps::{To, Two};
 pub use operand::{Left, Right, RightPart};
 pub use product::{Scale, Triangle, multiply, multiply_triangle};
 
@@ -34,6 +34,9 @@ pub(crate) use crate::tiling::{COLS, ROWS};
 
 /// Pairs along `k` that a step of a tile takes; sides are padded to whole steps.
 pub(crate) const STEP: usize = 16;
+
+/// Numbers along `k` that these are.
+pub(crate) const WIDTH: usize = 2 * STEP;
 
 /// Most columns of a side that are made together: some hundred bytes of every line.
 pub(crate) const GROUP: usize = 192;
