@@ -153,7 +153,7 @@ impl Right {
     /// # Panics
     /// When `x` is not `(cols, k)`.
     pub fn fill_columns(&mut self, x: &[f32], cols: usize, k: usize) {
-        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (k, cols)");
+        assert_eq!(Some(x.len()), cols.checked_mul(k), "the right side is not (cols, k)");
         self.fill_each_column(cols, k, |column| &x[column * k..][..k]);
     }
 

@@ -1,8 +1,8 @@
 //! Causal self-attention with rotary positions and grouped queries, in one operation.
 //!
 //! Query head `h` reads key/value head `h / (H / K)` (arXiv 2305.13245); positions enter by the
-//! rotary embedding of queries and keys (arXiv 2104.09864). A task is one head of one sequence, of which
-//! rows are gathered first. The backward pass computes the softmax weights again, for some queries at a
+//! rotary embedding of queries and keys (arXiv 2104.09864). A task is one head of one sequence, or
+//! those that read the same keys. The backward pass computes the softmax weights again, for some queries at a
 //! time, so memory is linear in T. Products are those of f32 or, in a step of training, of bfloat16.
 
 use std::cell::RefCell;
@@ -258,12 +258,12 @@ impl Attention<'_> {
                     }
                 }
                 for head in 0..group {
-                    let dy = s.rows(dy, s.heads, b, kv_head * group + head);
+                    let of_all = kv_head * group + head;
                     if !bf16 {
                         take(q, head * s.d, s.d, queries);
-                        dys.clear();
-                        (0..s.tokens).for_each(|t| dys.extend_from_slice(dy.row(t, s.d)));
+                        s.gather(dy, s.heads, b, of_all, dys);
                     }
+                    let dy = s.rows(dy, s.heads, b, of_all);
                     for (block, dq) in dq.chunks_mut(QUERIES * s.d).enumerate() {
                         let (first, starts) = (block * QUERIES, s.starts(b));
                         let gradients = [dq, &mut *dk, &mut *dv];
