@@ -1,30 +1,30 @@
 //! Trits times int8: the exact integer product, and BitLinear on top of it.
 //!
 //! A panel of sixteen rows (see `packed`) meets a tile of tokens (see `activations`); their sums stay
-//! in registers from the first column to the last. Two panels are multiplied together, so that an
-//! activation is broadcast once for both. The work is divided by panels:
+//! in registers from the first column to the last. Two or three panels are multiplied together, so that
+//! an activation is broadcast once for all. The work is divided by panels:
 //!
 //! - with one token, a product is a single pass over the weights, panel after panel in the order of
 //!   memory, and as fast as memory if all goes well;
 //! - with a few tiles, weights are unpacked anew for each;
-//! - with more, two panels are unpacked once, into some 100 KB that stay in the second-level cache
+//! - with more, the panels are unpacked once, into some 100 KB that stay in the second-level cache
 //!   while all tokens pass by.
 
 mod panels;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use trine_ternary::rescale;
 
-use crate::activations::{Activations, TILE, Tile, tiles};
+use crate::activations::{Activations, TILE, Tile};
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::{Isa, isa};
 use crate::nn::Gate;
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
 use crate::parallel::{self, SharedMut};
-use panels::{Form, OneToken, PLAIN, Tiles, UnpackPanel};
+use panels::{Form, HoldsSums, OneToken, PLAIN, Tiles, UnpackPanel};
 
 /// Bytes of weights, times tokens, that a thread takes at a time, where it takes more than two panels.
 const PART_WORK: usize = 64 << 10;
@@ -38,12 +38,9 @@ const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };
 /// Panels of one token whose sums are kept before outputs are made of them.
 const GROUP: usize = 8;
 
-/// Tiles of two panels whose sums are kept before outputs are made of them. What memory is asked for has
+/// Tiles of panels whose sums are kept before outputs are made of them. What memory is asked for has
 /// to stay in the first-level cache until then, in the few places there that rows of outputs share.
 const TILES: usize = 4;
-
-/// Tokens up to which weights are unpacked anew for each tile.
-const DIRECT_TOKENS: usize = 2 * TILE;
 
 /// The integer product: `out[t, r] = sum over c of trits[r, c] * codes[t, c]`, `(tokens, rows)`.
 ///
@@ -236,7 +233,7 @@ pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
         shared.push((weights, SharedMut::new(out)));
     }
     let threads = if work < PARALLEL_WORK { 1 } else { parallel::threads() };
-    let parts = parts(&shared, tokens, threads);
+    let parts = parts(isa, &shared, tokens, threads);
     let run = |i: usize| {
         let Part { product, first, panels, tokens } = parts[i].clone();
         let (weights, out) = &shared[product];
@@ -248,10 +245,31 @@ pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
     }
 }
 
+/// How panels meet some tokens.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Whether weights are unpacked anew for each tile of tokens, rather than once for all.
+    direct: bool,
+    /// How many panels are multiplied at a time.
+    panels: usize,
+}
+
+impl Plan {
+    /// On a core of Cascade Lake (2560 rows and columns in 2 bits), of 305 GMAC/s: 32 tokens directly 217,
+    /// else 195; 48 tokens 217 and 213, 64 tokens 215 and 227.
+    fn new(isa: Isa, packing: Packing, tokens: usize) -> Self {
+        let holds_sums = dispatch(isa, HoldsSums);
+        let direct =
+            tokens <= if holds_sums && packing == Packing::Bits2 { 6 * TILE } else { 2 * TILE };
+        Self { direct, panels: if holds_sums && !direct { 3 } else { 2 } }
+    }
+}
+
 /// Divides the panels of all products into parts of about [`PART_WORK`]. Those of the same tokens follow
 /// each other: in a long pass they are computed by a thread that had these tokens before, and while their
 /// codes are in its cache.
 fn parts<O, const N: usize>(
+    isa: Isa,
     products: &[([&PackedMatrix; N], SharedMut<'_, O>)],
     tokens: usize,
     threads: usize,
@@ -261,13 +279,19 @@ fn parts<O, const N: usize>(
         let tokens = start..tokens.min(start + PART_TOKENS);
         for (product, (weights, _)) in products.iter().enumerate() {
             let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
+            let least = Plan::new(isa, weights[0].packing(), tokens.len()).panels;
             let step = match threads {
                 1 => panels,
-                _ => (PART_WORK / (bytes * tokens.len()).max(1)).next_multiple_of(2).max(2),
+                _ => (PART_WORK / (bytes * tokens.len()).max(1)).next_multiple_of(least).max(least),
             };
-            for first in (0..panels).step_by(step.max(1)) {
-                let (panels, tokens) = (step.min(panels - first), tokens.clone());
+            let mut first = 0;
+            while first < panels {
+                // None of a single panel, which takes nearly as long as two.
+                let left = panels - first;
+                let (panels, tokens) =
+                    (if left == step + 1 { left } else { step.min(left) }, tokens.clone());
                 parts.push(Part { product, first, panels, tokens });
+                first += panels;
             }
         }
     }
@@ -307,80 +331,83 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             }
             return;
         }
-        // Two panels at a time: one each of two matrices, or neighbours.
+        let plan = Plan::new(self.isa, self.weights[0].packing(), self.tokens.len());
         while p < end {
-            let first = self.weights[0].panel(p);
-            if N == 2 {
-                self.rows(p, [first, self.weights[1].panel(p)]);
-                p += 1;
-            } else if p + 1 < end {
-                self.rows(p, [first, self.weights[0].panel(p + 1)]);
-                p += 2;
-            } else {
-                self.rows(p, [first]);
-                p += 1;
-            }
+            // Four are twice two rather than three and one.
+            p += match (end - p, plan.panels) {
+                (1, _) => self.rows::<1>(p, plan.direct),
+                (2 | 4, _) | (_, 2) => self.rows::<2>(p, plan.direct),
+                _ => self.rows::<3>(p, plan.direct),
+            };
         }
     }
 
-    /// `R` panels, of which the first is `p`, for the tokens.
-    fn rows<const R: usize>(&self, p: usize, panels: [&[Line]; R]) {
-        let packing = self.weights[0].packing();
-        let form = match packing {
+    /// `R` panels of each matrix, of which the first is `p`, for the tokens. Returns `R`.
+    fn rows<const R: usize>(&self, p: usize, direct: bool) -> usize {
+        BUFFERS.with_borrow_mut(|buffers| self.rows_in::<R>(p, direct, buffers));
+        R
+    }
+
+    fn rows_in<const R: usize>(&self, p: usize, direct: bool, buffers: &mut Buffers) {
+        let (packing, rows) = (self.weights[0].packing(), self.weights[0].rows());
+        let packed_form = match packing {
             Packing::Bits2 => Form::Bits2,
             Packing::Trits5 => Form::Trits5,
         };
-        let rows = self.weights[0].rows();
-        let mut ahead = Ahead {
-            outputs: self.out.address(p * PANEL).cast(),
-            row_bytes: rows * size_of::<F::Out>(),
-            output_lines: (R / N * PANEL * size_of::<F::Out>()).div_ceil(size_of::<Line>()),
-            first: self.tokens.start,
-            tokens: self.tokens.len(),
-            weights: [&[]; R],
-        };
-        if self.tokens.len() <= DIRECT_TOKENS {
-            return self.tiles(p, form, panels, ahead);
-        }
-        ahead.weights = panels;
-        let mut buffer = UNPACKED.take();
         // What follows the last columns meets activations of 0.
-        let lines = (panels[0].len() * packing.digits()).next_multiple_of(PLAIN);
-        if buffer.len() < R * lines * size_of::<Line>() {
-            buffer = AlignedBuf::new(R * lines * size_of::<Line>());
+        let lines = (self.weights[0].lines() * packing.digits()).next_multiple_of(PLAIN);
+        buffers.codes.resize(if direct { 0 } else { R * lines * size_of::<Line>() });
+        buffers.sums.resize((N - 1) * R * self.tokens.len() * PANEL);
+        for n in 0..N {
+            let packed = std::array::from_fn(|r| self.weights[n].panel(p + r));
+            let (mut form, mut panels) = (packed_form, packed);
+            let unpacked = buffers.codes.as_chunks_mut().0;
+            if !direct {
+                for (panel, to) in packed.iter().zip(unpacked.chunks_exact_mut(lines.max(1))) {
+                    dispatch(self.isa, UnpackPanel { form, panel, to });
+                }
+                form = Form::Plain;
+                panels = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
+            }
+            let output_bytes = if n + 1 == N { R * PANEL * size_of::<F::Out>() } else { 0 };
+            let ahead = Ahead {
+                outputs: self.out.address(p * PANEL).cast(),
+                row_bytes: rows * size_of::<F::Out>(),
+                output_lines: output_bytes.div_ceil(size_of::<Line>()),
+                first: self.tokens.start,
+                tokens: self.tokens.len(),
+                weights: if direct { [&[]; R] } else { packed },
+            };
+            self.tiles([n, p], form, panels, ahead, buffers.sums.as_chunks_mut().0);
         }
-        let unpacked = &mut buffer.as_chunks_mut().0[..R * lines];
-        for (panel, to) in panels.iter().zip(unpacked.chunks_exact_mut(lines.max(1))) {
-            dispatch(self.isa, UnpackPanel { form, panel, to });
-        }
-        let unpacked = std::array::from_fn(|r| &unpacked[r * lines..][..lines]);
-        self.tiles::<R>(p, Form::Plain, unpacked, ahead);
-        UNPACKED.set(buffer);
     }
 
+    /// The sums of panels of matrix `n`, of which the first is `p`. They are kept in `sums`, by matrix, panel
+    /// and token, until those of the last matrix make outputs of them.
     fn tiles<const R: usize>(
         &self,
-        p: usize,
+        [n, p]: [usize; 2],
         form: Form,
         panels: [&[Line]; R],
         ahead: Ahead<'_, R>,
+        kept: &mut [[i32; PANEL]],
     ) {
         let mut sums = [[[0; PANEL]; TILES * TILE]; R];
-        let tiles = tiles(self.x.tokens());
-        let tiles: Vec<_> = tiles.filter(|tile| self.tokens.contains(&tile.first)).collect();
-        for tiles in tiles.chunks(TILES) {
-            let first = tiles[0].first;
-            let tokens = tiles.iter().map(|tile| tile.width).sum();
-            let out = sums.each_mut().map(|sums| &mut sums[..tokens]);
-            dispatch(self.isa, Tiles { form, panels, x: self.x, tiles, out, ahead });
-            let sums = sums.each_ref().map(|sums| &sums[..tokens]);
-            if N == 2 {
-                let both = std::array::from_fn(|n| sums[n]);
-                self.store(Place { panel: p, token: first, across: true }, both);
-            } else {
-                for r in 0..R {
-                    let one = std::array::from_fn(|_| sums[r]);
-                    self.store(Place { panel: p + r, token: first, across: true }, one);
+        for first in self.tokens.clone().step_by(TILES * TILE) {
+            let count = (TILES * TILE).min(self.tokens.end - first);
+            let out = sums.each_mut().map(|sums| &mut sums[..count]);
+            dispatch(self.isa, Tiles { form, panels, x: self.x, first, out, ahead });
+            for r in 0..R {
+                let sums = &sums[r][..count];
+                let place = |n| (n * R + r) * self.tokens.len() + first - self.tokens.start;
+                if n + 1 < N {
+                    kept[place(n)..][..count].copy_from_slice(sums);
+                } else {
+                    let all = std::array::from_fn(|m| match m == n {
+                        true => sums,
+                        false => &kept[place(m)..][..count],
+                    });
+                    self.store(Place { panel: p + r, token: first, across: true }, all);
                 }
             }
         }
@@ -423,7 +450,7 @@ impl<const R: usize> Ahead<'_, R> {
             let len = weights.len();
             let share = |token: usize| (token - self.first) * len / self.tokens;
             for line in &weights[share(tile.first)..share(end)] {
-                simd.prefetch_far(line, self.output_lines * len * size_of::<Line>());
+                simd.prefetch_far(line, R * len * size_of::<Line>());
             }
         }
     }
@@ -509,7 +536,15 @@ impl<F: Finish<N>, const N: usize> Store<'_, F, N> {
     }
 }
 
+/// What a thread has in hand while it multiplies panels by tiles.
+#[derive(Default)]
+struct Buffers {
+    /// The codes of the panels.
+    codes: AlignedBuf<u8>,
+    /// Sums that wait for those of another matrix.
+    sums: AlignedBuf<i32>,
+}
+
 thread_local! {
-    /// The codes of the panels that a thread is multiplying.
-    static UNPACKED: Cell<AlignedBuf<u8>> = Cell::default();
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }

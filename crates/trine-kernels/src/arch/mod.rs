@@ -168,6 +168,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// which are at most 127.
     fn multiply_signed(self, sums: Self::Sums, values: Self::Codes, x: &[u8; 4]) -> Self::Sums;
 
+    /// Whether the sums of three panels and eight tokens stay in registers while products of bytes are
+    /// added to them. Then nothing is added before that in [`Self::multiply_rows`], which may be called
+    /// for every group of codes by itself.
+    const HOLDS_SUMS: bool = false;
+
     /// Multiplies `R` panels by one token: adds to the sums of each the `D` groups of its codes, which
     /// are at most 2, times the `D` groups of `x`. There are `K` sums for each panel, to be added up
     /// at the end; products may go into any of them, so that none waits for another.

@@ -1,7 +1,7 @@
 //! The integer sums of some panels, for one token or for tiles of them, and how lines hold codes.
 
 use super::Ahead;
-use crate::activations::{Activations, Tile};
+use crate::activations::{Activations, TILE, Tile};
 use crate::arch::{AHEAD, Kernel, Simd};
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
 
@@ -81,13 +81,29 @@ fn add_up<S: Simd, const R: usize, const K: usize>(
     out
 }
 
+/// How far ahead of its use a line of unpacked codes is asked for, in bytes.
+const AHEAD_IN_CACHE: usize = 2048;
+
+/// [`Simd::HOLDS_SUMS`].
+pub(super) struct HoldsSums;
+
+impl Kernel for HoldsSums {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        S::HOLDS_SUMS
+    }
+}
+
 /// The sums of codes of `R` panels for some tiles of tokens.
 pub(super) struct Tiles<'a, const R: usize> {
     pub(super) form: Form,
     pub(super) panels: [&'a [Line]; R],
     pub(super) x: &'a Activations,
-    pub(super) tiles: &'a [Tile],
-    /// `(tokens of the tiles,)` of each panel.
+    /// The first token, that of a tile.
+    pub(super) first: usize,
+    /// `(tokens,)` of each panel, of whole tiles.
     pub(super) out: [&'a mut [[i32; PANEL]]; R],
     pub(super) ahead: Ahead<'a, R>,
 }
@@ -100,6 +116,7 @@ impl<const R: usize> Kernel for Tiles<'_, R> {
         match self.form {
             Form::Bits2 => self.with::<S, Bits2, 1, 4>(simd),
             Form::Trits5 => self.with::<S, Trits5, 1, 5>(simd),
+            Form::Plain if S::HOLDS_SUMS => self.with::<S, Plain, 1, 1>(simd),
             Form::Plain => self.with::<S, Plain, PLAIN, PLAIN>(simd),
         }
     }
@@ -108,9 +125,10 @@ impl<const R: usize> Kernel for Tiles<'_, R> {
 impl<const R: usize> Tiles<'_, R> {
     #[inline(always)]
     fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(mut self, simd: S) {
-        let mut at = 0;
-        for tile in self.tiles {
-            self.ahead.ask(simd, tile);
+        let (mut at, count) = (0, self.out[0].len());
+        while at < count {
+            let tile = Tile { first: self.first + at, width: TILE.min(count - at) };
+            self.ahead.ask(simd, &tile);
             // With as many sums as there are registers for.
             match tile.width {
                 8 => self.tile::<S, U, L, D, 8, 1, false>(simd, tile.first, at),
@@ -156,13 +174,30 @@ impl<const R: usize> Tiles<'_, R> {
             for r in 0..R {
                 if U::FROM_MEMORY {
                     simd.prefetch_far(&panels[r][step][0], AHEAD);
+                } else if S::HOLDS_SUMS {
+                    // Products are made faster than the second-level cache answers.
+                    simd.prefetch(&panels[r][step], AHEAD_IN_CACHE);
                 }
                 let lines = &panels[r][step];
                 codes[r] = if FIELDS { U::fields(simd, lines) } else { U::unpack(simd, lines) };
             }
-            for t in 0..T {
-                let x: [&[i8; 4]; D] = std::array::from_fn(|d| &x[step][d][t]);
-                simd.multiply_rows(&mut sums[t], &codes, x);
+            if !S::HOLDS_SUMS {
+                for t in 0..T {
+                    let x: [&[i8; 4]; D] = std::array::from_fn(|d| &x[step][d][t]);
+                    simd.multiply_rows(&mut sums[t], &codes, x);
+                }
+                continue;
+            }
+            // A sum is not there for some cycles, in which those of the other tokens get their products.
+            for d in 0..D {
+                let mut group = [[simd.no_codes()]; R];
+                for r in 0..R {
+                    group[r] = [codes[r][d]];
+                }
+                for t in 0..T {
+                    let sums = std::array::from_mut(&mut sums[t][d % K]);
+                    simd.multiply_rows(sums, &group, [&x[step][d][t]]);
+                }
             }
         }
         let mut shifts = [0; K];
@@ -284,13 +319,13 @@ struct Plain;
 /// How many: as many as are added before sums are widened, where that is done.
 pub(super) const PLAIN: usize = 4;
 
-impl Unpack<PLAIN, PLAIN> for Plain {
+impl<const D: usize> Unpack<D, D> for Plain {
     const FROM_MEMORY: bool = false;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, lines: &[Line; PLAIN]) -> [S::Codes; PLAIN] {
-        let mut codes = [simd.no_codes(); PLAIN];
-        for d in 0..PLAIN {
+    fn unpack<S: Simd>(simd: S, lines: &[Line; D]) -> [S::Codes; D] {
+        let mut codes = [simd.no_codes(); D];
+        for d in 0..D {
             codes[d] = simd.load_codes(&lines[d]);
         }
         codes

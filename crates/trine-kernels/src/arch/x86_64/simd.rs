@@ -258,6 +258,9 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
         sums[0][0]
     }
 
+    /// 24 of 32 registers.
+    const HOLDS_SUMS: bool = VNNI && N == 1;
+
     /// `vpdpbusd` adds to 32-bit sums, which wrap; nothing in between is narrower.
     ///
     /// `vpmaddubsw` adds two products in 16 bits and saturates, which must never happen: with a code
