@@ -19,10 +19,10 @@ pub struct TrainConfig {
     /// Parts in which an update's sequences go through the model one after the other. More parts
     /// need less memory; the update is the same but for the order of float sums.
     pub accumulate: usize,
-    /// In what gradients are multiplied: `f32`, `bf16`, `int8`, `int8-all`, or `auto` for `int8-all` where
-    /// the model is ternary and the CPU has instructions for it. Forward products of ternary projections
-    /// are exact in any case. All but `f32` round factors of attention and head to bfloats, on a CPU in
-    /// training alone.
+    /// In what gradients are multiplied: `f32`, `bf16`, `int8`, `int8-all`, `int8-f32`, or `auto` for
+    /// `int8-all` or `int8-f32` where the model is ternary and the CPU has instructions for it. Forward
+    /// products of ternary projections are exact in any case. All but `f32` and `int8-f32` round factors of
+    /// attention and head to bfloats, on a CPU in training alone.
     pub precision: Precision,
     /// Keep only the input of every layer for the backward pass, and run the layer once more there:
     /// less memory, the same bits, a sixth more time.

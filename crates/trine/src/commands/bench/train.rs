@@ -85,7 +85,8 @@ fn precision(name: &str) -> Result<Precision, String> {
         "bf16" => Ok(Precision::Bf16),
         "int8" => Ok(Precision::Int8),
         "int8-all" => Ok(Precision::Int8All),
-        _ => Err("expected auto, f32, bf16, int8 or int8-all".to_owned()),
+        "int8-f32" => Ok(Precision::Int8F32),
+        _ => Err("expected auto, f32, bf16, int8, int8-all or int8-f32".to_owned()),
     }
 }
 
