@@ -382,8 +382,8 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
         }
     }
 
-    /// The sums of panels of matrix `n`, of which the first is `p`. They are kept in `sums`, by matrix, panel
-    /// and token, until those of the last matrix make outputs of them.
+    /// The sums of panels of matrix `n`, of which the first is `p`. They are `kept`, by matrix, panel and token,
+    /// until those of the last matrix make outputs of all.
     fn tiles<const R: usize>(
         &self,
         [n, p]: [usize; 2],
@@ -432,7 +432,7 @@ struct Ahead<'a, const R: usize> {
     /// The tokens that are computed.
     first: usize,
     tokens: usize,
-    /// The panels, packed, behind each of which as many lines are asked for as lie between them.
+    /// The panels, packed: as many behind them are asked for.
     weights: [&'a [Line]; R],
 }
 
