@@ -108,7 +108,8 @@ def main():
         rounds.append({"Trine": trine(args.trine, args.model, args.threads)})
         for name, (program, model) in peers.items():
             out = run(program, "bench", model, args.threads, 1, capture_output=True, text=True, env=environment)
-            rounds[-1][name] = json.loads(out.stdout)
+            # The library may have written there before.
+            rounds[-1][name] = json.loads(out.stdout.splitlines()[-1])
     names = ["Trine", *peers]
     print(f"| {args.threads} threads, {args.rounds} rounds, tok/s | " + " | ".join(names) + " |")
     print("| --- " * (len(names) + 1) + "|")
