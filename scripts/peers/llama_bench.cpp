@@ -1,27 +1,22 @@
-// How fast a program of the llama.cpp family is, over its library's interface (llama.h): prompts, tokens
-// one by one at some depths, and several sequences together. One JSON object on stdout. Built and called
-// by runtimes.py beside this file.
+// How fast a program of the llama.cpp family is, over its library's interface (llama.h): a prompt, tokens one
+// by one at some depths, and several sequences together, each once. One JSON object, the last line of
+// stdout. Built and called by runtimes.py beside this file.
 //
-//     llama_bench bench MODEL THREADS ROUNDS
+//     llama_bench bench MODEL THREADS PROMPT TOKENS DEPTH,... STEPS SEQUENCES,...
 //     llama_bench quantize MODEL OUT FTYPE HEAD      (numbers of llama_ftype and ggml_type)
 
 #include "llama.h"
-
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 #include <string>
 #include <vector>
 
 namespace {
-
-constexpr int kPrompt = 512, kTokens = 64, kSteps = 24, kContext = 4096;
-const std::vector<int> kDepths = {0, 2048, 3968};
-const std::vector<int> kBatches = {8, 16};
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -36,26 +31,25 @@ void quiet(ggml_log_level level, const char * text, void *) {
     if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
 }
 
-// A pass over tokens[i], which is at positions[i] of sequence sequences[i]; logits of the last `wanted`.
+// A model with a cache of keys and values, and passes over tokens that follow from their place.
 class Model {
   public:
-    Model(const char * path, int threads, int sequences) {
+    Model(const char * path, int threads, int prompt, int positions, int sequences) {
         llama_model_params params = llama_model_default_params();
         params.n_gpu_layers = 0;
 #ifdef PEER_IK
         params.n_seq_max = sequences;
-        params.n_ubatch = kPrompt;
+        params.n_ubatch = prompt;
         model = llama_model_load_from_file(path, params);
 #else
         model = llama_load_model_from_file(path, params);
 #endif
         if (!model) fail(std::string("cannot load ") + path);
         llama_context_params context = llama_context_default_params();
-        context.n_ctx = kContext + 128;
-        context.n_batch = context.n_ubatch = kPrompt;
+        context.n_ctx = positions;
+        context.n_batch = context.n_ubatch = prompt;
         context.n_seq_max = sequences;
         context.n_threads = context.n_threads_batch = threads;
-        if (const char * flash = std::getenv("PEER_FLASH")) context.flash_attn = *flash == '1';
 #ifdef PEER_IK
         this->context = llama_init_from_model(model, context);
 #else
@@ -63,7 +57,7 @@ class Model {
 #endif
         if (!this->context) fail("cannot make a context");
         vocabulary = llama_n_vocab(model);
-        batch = llama_batch_init(kPrompt, 0, 1);
+        batch = llama_batch_init(std::max(prompt, sequences), 0, 1);
     }
 
     void clear() { llama_kv_cache_clear(context); }
@@ -103,47 +97,46 @@ class Model {
     int vocabulary;
 };
 
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    size_t n = values.size();
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+std::vector<int> numbers(const char * list) {
+    std::vector<int> found;
+    std::stringstream stream(list);
+    for (std::string number; std::getline(stream, number, ',');) found.push_back(std::atoi(number.c_str()));
+    return found;
 }
 
-void bench(const char * path, int threads, int rounds) {
-    Model model(path, threads, *std::max_element(kBatches.begin(), kBatches.end()));
+void bench(const char * path, int threads, int prompt, int tokens, const std::vector<int> & depths, int steps,
+           const std::vector<int> & batches) {
+    int sequences = *std::max_element(batches.begin(), batches.end());
+    int positions = std::max({prompt, depths.back() + tokens, sequences * (steps + 1)});
+    Model model(path, threads, prompt, (positions + 255) / 256 * 256, sequences);
     model.one(0, 32);
-    std::vector<double> prompt;
-    std::vector<std::vector<double>> decode(kDepths.size()), together(kBatches.size());
-    for (int round = 0; round < rounds; round++) {
-        model.clear();
-        double begin = now();
-        model.one(0, kPrompt);
-        prompt.push_back(kPrompt / (now() - begin));
-        model.clear();
-        int at = 0;
-        for (size_t d = 0; d < kDepths.size(); d++) {
-            for (; at < kDepths[d]; at += std::min(kPrompt, kDepths[d] - at))
-                model.one(at, std::min(kPrompt, kDepths[d] - at));
-            begin = now();
-            for (int i = 0; i < kTokens; i++) model.one(at++, 1);
-            decode[d].push_back(kTokens / (now() - begin));
+    model.clear();
+    double begin = now();
+    model.one(0, prompt);
+    std::string found = "{\"prefill_tok_s\": " + std::to_string(prompt / (now() - begin));
+    auto add = [&](const char * what, int which, double rate) {
+        found += std::string(", \"") + what + "_" + std::to_string(which) + "_tok_s\": " + std::to_string(rate);
+    };
+    model.clear();
+    int at = 0;
+    for (int depth : depths) {
+        while (at < depth) {
+            int count = std::min(prompt, depth - at);
+            model.one(at, count);
+            at += count;
         }
-        for (size_t b = 0; b < kBatches.size(); b++) {
-            model.clear();
-            model.together(0, kBatches[b]);
-            begin = now();
-            for (int i = 1; i <= kSteps; i++) model.together(i, kBatches[b]);
-            together[b].push_back(kBatches[b] * kSteps / (now() - begin));
-        }
+        begin = now();
+        for (int i = 0; i < tokens; i++) model.one(at++, 1);
+        add("decode", depth, tokens / (now() - begin));
     }
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    std::printf("{\"prefill_tok_s\": %.2f", median(prompt));
-    for (size_t d = 0; d < kDepths.size(); d++)
-        std::printf(", \"decode_%d_tok_s\": %.2f", kDepths[d], median(decode[d]));
-    for (size_t b = 0; b < kBatches.size(); b++)
-        std::printf(", \"batch_%d_tok_s\": %.2f", kBatches[b], median(together[b]));
-    std::printf(", \"peak_rss_bytes\": %lld}\n", usage.ru_maxrss * 1024LL);
+    for (int batch : batches) {
+        model.clear();
+        model.together(0, batch);
+        begin = now();
+        for (int i = 1; i <= steps; i++) model.together(i, batch);
+        add("batch", batch, batch * steps / (now() - begin));
+    }
+    std::printf("%s}\n", found.c_str());
 }
 
 void quantize(const char * in, const char * out, int type, int head) {
@@ -160,7 +153,11 @@ void quantize(const char * in, const char * out, int type, int head) {
 int main(int argc, char ** argv) {
     llama_log_set(quiet, nullptr);
     llama_backend_init();
-    if (argc == 5 && !std::strcmp(argv[1], "bench")) bench(argv[2], std::atoi(argv[3]), std::atoi(argv[4]));
-    else if (argc == 6 && !std::strcmp(argv[1], "quantize")) quantize(argv[2], argv[3], std::atoi(argv[4]), std::atoi(argv[5]));
-    else fail("llama_bench bench MODEL THREADS ROUNDS | llama_bench quantize MODEL OUT FTYPE HEAD");
+    auto number = [&](int i) { return std::atoi(argv[i]); };
+    if (argc == 9 && !std::strcmp(argv[1], "bench"))
+        bench(argv[2], number(3), number(4), number(5), numbers(argv[6]), number(7), numbers(argv[8]));
+    else if (argc == 6 && !std::strcmp(argv[1], "quantize"))
+        quantize(argv[2], argv[3], number(4), number(5));
+    else
+        fail("arguments are missing: see the top of llama_bench.cpp");
 }

@@ -28,7 +28,8 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEPTHS, BATCHES = (0, 2048, 3968), (8, 16)
+PROMPT, TOKENS, DEPTHS = 512, 64, "0,2048,3968"
+STEPS, BATCHES = 24, "8,16"
 # Of llama_ftype and ggml_type.
 IQ2_BN_R4, Q6_K = 337, 14
 OFF = ["BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_CURL"]
@@ -69,7 +70,7 @@ def build(name, source, work):
 def trine(binary, model, threads):
     """What llama_bench measures, by `trine bench`."""
     common = ["-t", threads, "-r", 1, "--json"]
-    sweeps = [["-p", 512, "-n", 64, "-d", ",".join(map(str, DEPTHS))], ["-p", 0, "-n", 24, "-b", ",".join(map(str, BATCHES))]]
+    sweeps = [["-p", PROMPT, "-n", TOKENS, "-d", DEPTHS], ["-p", 0, "-n", STEPS, "-b", BATCHES]]
     found = {}
     for sweep in sweeps:
         out = run(binary, "bench", model, *sweep, *common, capture_output=True, text=True).stdout
@@ -107,7 +108,8 @@ def main():
     for _ in range(args.rounds):
         rounds.append({"Trine": trine(args.trine, args.model, args.threads)})
         for name, (program, model) in peers.items():
-            out = run(program, "bench", model, args.threads, 1, capture_output=True, text=True, env=environment)
+            command = [program, "bench", model, args.threads, PROMPT, TOKENS, DEPTHS, STEPS, BATCHES]
+            out = run(*command, capture_output=True, text=True, env=environment)
             # The library may have written there before.
             rounds[-1][name] = json.loads(out.stdout.splitlines()[-1])
     names = ["Trine", *peers]

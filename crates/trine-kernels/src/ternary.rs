@@ -209,6 +209,7 @@ struct Part {
     panels: usize,
     /// In whole tiles, but for the last.
     tokens: Range<usize>,
+    plan: Plan,
 }
 
 pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
@@ -235,9 +236,9 @@ pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
     let threads = if work < PARALLEL_WORK { 1 } else { parallel::threads() };
     let parts = parts(isa, &shared, tokens, threads);
     let run = |i: usize| {
-        let Part { product, first, panels, tokens } = parts[i].clone();
+        let Part { product, first, panels, tokens, plan } = parts[i].clone();
         let (weights, out) = &shared[product];
-        Panels { isa, weights: *weights, first, panels, x, tokens, finish, out }.run();
+        Panels { isa, weights: *weights, first, panels, x, tokens, plan, finish, out }.run();
     };
     match threads {
         1 => (0..parts.len()).for_each(run),
@@ -279,7 +280,8 @@ fn parts<O, const N: usize>(
         let tokens = start..tokens.min(start + PART_TOKENS);
         for (product, (weights, _)) in products.iter().enumerate() {
             let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
-            let least = Plan::new(isa, weights[0].packing(), tokens.len()).panels;
+            let plan = Plan::new(isa, weights[0].packing(), tokens.len());
+            let least = plan.panels;
             let step = match threads {
                 1 => panels,
                 _ => (PART_WORK / (bytes * tokens.len()).max(1)).next_multiple_of(least).max(least),
@@ -288,9 +290,8 @@ fn parts<O, const N: usize>(
             while first < panels {
                 // None of a single panel, which takes nearly as long as two.
                 let left = panels - first;
-                let (panels, tokens) =
-                    (if left == step + 1 { left } else { step.min(left) }, tokens.clone());
-                parts.push(Part { product, first, panels, tokens });
+                let panels = if left == step + 1 { left } else { step.min(left) };
+                parts.push(Part { product, first, panels, tokens: tokens.clone(), plan });
                 first += panels;
             }
         }
@@ -308,6 +309,7 @@ struct Panels<'a, F: Finish<N>, const N: usize> {
     x: &'a Activations,
     /// Those that are computed.
     tokens: Range<usize>,
+    plan: Plan,
     finish: F,
     /// `(tokens, rows)`, of which the rows of these panels and tokens are ours alone.
     out: &'a SharedMut<'a, F::Out>,
@@ -331,24 +333,21 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             }
             return;
         }
-        let plan = Plan::new(self.isa, self.weights[0].packing(), self.tokens.len());
-        while p < end {
-            // Four are twice two rather than three and one.
-            p += match (end - p, plan.panels) {
-                (1, _) => self.rows::<1>(p, plan.direct),
-                (2 | 4, _) | (_, 2) => self.rows::<2>(p, plan.direct),
-                _ => self.rows::<3>(p, plan.direct),
-            };
-        }
+        BUFFERS.with_borrow_mut(|buffers| {
+            while p < end {
+                // Four are twice two rather than three and one.
+                p += match (end - p, self.plan.panels) {
+                    (1, _) => self.rows::<1>(p, buffers),
+                    (2 | 4, _) | (_, 2) => self.rows::<2>(p, buffers),
+                    _ => self.rows::<3>(p, buffers),
+                };
+            }
+        });
     }
 
     /// `R` panels of each matrix, of which the first is `p`, for the tokens. Returns `R`.
-    fn rows<const R: usize>(&self, p: usize, direct: bool) -> usize {
-        BUFFERS.with_borrow_mut(|buffers| self.rows_in::<R>(p, direct, buffers));
-        R
-    }
-
-    fn rows_in<const R: usize>(&self, p: usize, direct: bool, buffers: &mut Buffers) {
+    fn rows<const R: usize>(&self, p: usize, buffers: &mut Buffers) -> usize {
+        let direct = self.plan.direct;
         let (packing, rows) = (self.weights[0].packing(), self.weights[0].rows());
         let packed_form = match packing {
             Packing::Bits2 => Form::Bits2,
@@ -380,6 +379,7 @@ impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
             };
             self.tiles([n, p], form, panels, ahead, buffers.sums.as_chunks_mut().0);
         }
+        R
     }
 
     /// The sums of panels of matrix `n`, of which the first is `p`. They are `kept`, by matrix, panel and token,

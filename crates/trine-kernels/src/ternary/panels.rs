@@ -1,7 +1,7 @@
 //! The integer sums of some panels, for one token or for tiles of them, and how lines hold codes.
 
 use super::Ahead;
-use crate::activations::{Activations, TILE, Tile};
+use crate::activations::{Activations, Tile, tiles};
 use crate::arch::{AHEAD, Kernel, Simd};
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
 
@@ -125,9 +125,8 @@ impl<const R: usize> Kernel for Tiles<'_, R> {
 impl<const R: usize> Tiles<'_, R> {
     #[inline(always)]
     fn with<S: Simd, U: Unpack<L, D>, const L: usize, const D: usize>(mut self, simd: S) {
-        let (mut at, count) = (0, self.out[0].len());
-        while at < count {
-            let tile = Tile { first: self.first + at, width: TILE.min(count - at) };
+        for Tile { first: at, width } in tiles(self.out[0].len()) {
+            let tile = Tile { first: self.first + at, width };
             self.ahead.ask(simd, &tile);
             // With as many sums as there are registers for.
             match tile.width {
@@ -143,7 +142,6 @@ impl<const R: usize> Tiles<'_, R> {
                 2 => self.tile::<S, U, L, D, 2, 2, false>(simd, tile.first, at),
                 _ => self.tile::<S, U, L, D, 1, 4, false>(simd, tile.first, at),
             }
-            at += tile.width;
         }
     }
 
