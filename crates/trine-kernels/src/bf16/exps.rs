@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::operand::{self, Left, Order, pairs};
-use super::{Pair, ROWS, STEP, WIDTH, is_fast};
+use super::{Pair, ROWS, STEP, WIDTH, is_native};
 use crate::arch::bfloat as arch;
 use crate::dense::sum_lanes;
 use crate::nn;
@@ -43,7 +43,7 @@ pub fn exps(
     by_rows: &mut Left,
     by_columns: Option<&mut Left>,
 ) -> Vec<Softmax> {
-    exps_on(is_fast(), scores, shape, scale, seen, by_rows, by_columns)
+    exps_on(is_native(), scores, shape, scale, seen, by_rows, by_columns)
 }
 
 fn exps_on(
@@ -101,7 +101,7 @@ pub fn softmax_slopes(
     by_rows: &mut Left,
     by_columns: &mut Left,
 ) {
-    softmax_slopes_on(is_fast(), weights, softmaxes, slopes, seen, by_rows, by_columns);
+    softmax_slopes_on(is_native(), weights, softmaxes, slopes, seen, by_rows, by_columns);
 }
 
 fn softmax_slopes_on(
@@ -295,7 +295,7 @@ mod tests {
                         *x = f32::NAN;
                     }
                 }
-                for fast in [false, is_fast()] {
+                for fast in [false, is_native()] {
                     let (mut left, mut turned) = (Left::default(), Left::default());
                     // Sides are filled once with something larger, which must leave no trace.
                     for side in [&mut left, &mut turned] {
@@ -345,7 +345,7 @@ mod tests {
                     *x = f32::NAN;
                 }
             }
-            for fast in [false, is_fast()] {
+            for fast in [false, is_native()] {
                 let mut weights = Left::default();
                 let shape = [rows, cols];
                 let softmaxes = exps_on(fast, &scores, shape, 0.25, seen, &mut weights, None);
@@ -379,7 +379,7 @@ mod tests {
     fn what_is_no_number_is_in_the_sum() {
         let mut scores = painted(40, 4);
         scores[17] = f32::NAN;
-        for fast in [false, is_fast()] {
+        for fast in [false, is_native()] {
             let mut left = Left::default();
             let found = exps_on(fast, &scores, [2, 20], 1.0, |_| 0..20, &mut left, None);
             assert!(found[0].sum.is_nan() && found[1].sum.is_finite(), "{found:?}");

@@ -2,8 +2,8 @@
 //! made of, and attention and head of a training step.
 //!
 //! The gradients of a BitLinear layer are `dX = dY W_q` and `dW = dY^T X_q`. Trits and int8 codes are
-//! exact in bfloat16, so only `dY` is rounded, to 8 bits. Where the CPU has `vdpbf16ps`, such products
-//! run at twice the rate of f32.
+//! exact in bfloat16, so only `dY` is rounded, to 8 bits. Such products run at twice the rate of f32 where
+//! the CPU has a fast `vdpbf16ps` ([`is_fast`]).
 //!
 //! `out = left right` is `(rows, cols)`, summed over `k`:
 //!
@@ -29,7 +29,7 @@ pub use product::{Scale, Triangle, multiply, multiply_triangle};
 pub use crate::gemm::Store;
 
 use crate::arch::bfloat as arch;
-use crate::isa::{Isa, isa};
+use crate::int8;
 pub(crate) use crate::tiling::{COLS, ROWS};
 
 /// Pairs along `k` that a step of a tile takes; sides are padded to whole steps.
@@ -44,7 +44,12 @@ pub(crate) const GROUP: usize = 192;
 /// Two bfloats: the even index of `k` in the low half.
 pub(crate) type Pair = u32;
 
-/// Whether this CPU multiplies bfloats faster than f32; false where `TRINE_ISA` forces less.
+/// Whether products use the CPU's instruction for bfloats; false where `TRINE_ISA` forces less.
+pub fn is_native() -> bool {
+    int8::is_fast() && arch::has()
+}
+
+/// Whether products of bfloats are faster than those of f32: where the CPU's instruction is.
 pub fn is_fast() -> bool {
-    isa() >= Isa::Avx512Vnni && isa() <= Isa::Avx512Vbmi && arch::has()
+    is_native() && arch::is_fast()
 }

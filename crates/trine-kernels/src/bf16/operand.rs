@@ -3,7 +3,7 @@
 //! A side is filled anew for each product and keeps its memory: the sides of a training step are some
 //! megabytes each, and clearing fresh pages would take longer than filling them.
 
-use super::{COLS, GROUP, Pair, ROWS, STEP, is_fast};
+use super::{COLS, GROUP, Pair, ROWS, STEP, is_native};
 use crate::activations::Activations;
 use crate::aligned::AlignedBuf;
 use crate::arch::{Kernel, Simd, bfloat as arch, dispatch};
@@ -253,7 +253,7 @@ pub(super) fn join(even: f32, odd: f32) -> Pair {
 
 /// Puts a row to `to`, a step of pairs every so many.
 fn fill_row(row: &[f32], to: &mut [Pair], every: usize) {
-    if !(is_fast() && arch::join_row(row, to, every)) {
+    if !(is_native() && arch::join_row(row, to, every)) {
         dispatch(isa(), FillRow { row, to, every });
     }
 }
@@ -429,7 +429,7 @@ impl<L: Lines, const W: usize> Kernel for FillGroup<'_, L, W> {
         let (pairs, len) = (pairs(k), (GROUP / W * W).min(width - first));
         // What follows the last column stays 0, and so does what follows the last line.
         let mut both = [[0.0; GROUP]; 2];
-        let fast = is_fast();
+        let fast = is_native();
         for p in 0..pairs {
             for (i, line) in both.iter_mut().enumerate() {
                 lines.prefetch(simd, 2 * p + i + AHEAD, first, len);

@@ -45,7 +45,7 @@ pub fn multiply(
     store: Store,
     out: &mut [f32],
 ) {
-    multiply_on(super::is_fast(), left, right, scale, store, Triangle::None, out);
+    multiply_on(super::is_native(), left, right, scale, store, Triangle::None, out);
 }
 
 /// What a product is spared, of which a triangle is not needed or known to be 0, as in causal attention.
@@ -90,7 +90,7 @@ pub fn multiply_triangle(
     triangle: Triangle,
     out: &mut [f32],
 ) {
-    multiply_on(super::is_fast(), left, right, scale, store, triangle, out);
+    multiply_on(super::is_native(), left, right, scale, store, triangle, out);
 }
 
 pub(super) fn multiply_on(
@@ -206,7 +206,7 @@ mod tests {
                     0 => right.fill_rows(&b, k, cols),
                     _ => right.fill_columns(&transposed(&b, k, cols), cols, k),
                 }
-                for fast in [false, crate::bf16::is_fast()] {
+                for fast in [false, crate::bf16::is_native()] {
                     let what = format!("{shape:?}, turn {turn}, fast {fast}");
                     let mut out = vec![f32::NAN; rows * cols];
                     let product = |scale: Scale<'_>, store, out: &mut [f32]| {

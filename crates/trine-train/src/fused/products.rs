@@ -8,9 +8,7 @@ use trine_cuda::Kind;
 use trine_kernels::bf16::{self, Left, Right, Scale, multiply};
 use trine_kernels::gemm::{Matrix, Store, matmul};
 use trine_kernels::int8::{self, Gradients, Inputs};
-use trine_kernels::{
-    Activations, Isa, PackedMatrix, bitlinear, bitlinear_add, bitlinear_all, isa, parallel,
-};
+use trine_kernels::{Activations, PackedMatrix, bitlinear, bitlinear_add, bitlinear_all, parallel};
 use trine_ternary::TernaryError;
 
 use super::{Buffer, Found};
@@ -22,8 +20,8 @@ use crate::ops::view;
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// For ternary models, the forward products of whose projections stay exact, [`Self::Int8All`] where
-    /// the CPU has AVX-512 with VNNI and BF16, and [`Self::Int8F32`] where it has VNNI alone; otherwise
-    /// [`Self::F32`].
+    /// the CPU has AVX-512 with VNNI and a fast BF16 ([`bf16::is_fast`]), and [`Self::Int8F32`] where it has
+    /// VNNI alone; otherwise [`Self::F32`].
     #[default]
     Auto,
     /// Single precision.
@@ -49,7 +47,7 @@ impl Precision {
     pub fn on_card(self) -> Self {
         match self {
             Self::F32 => Self::F32,
-            _ => Self::Bf16,
+            Self::Auto | Self::Bf16 | Self::Int8 | Self::Int8All | Self::Int8F32 => Self::Bf16,
         }
     }
 
@@ -86,9 +84,7 @@ impl Precision {
     pub fn resolved(self, ternary: bool) -> Self {
         match self {
             Self::Auto if ternary && bf16::is_fast() => Self::Int8All,
-            Self::Auto if ternary && matches!(isa(), Isa::Avx512Vnni | Isa::Avx512Vbmi) => {
-                Self::Int8F32
-            }
+            Self::Auto if ternary && int8::is_fast() => Self::Int8F32,
             Self::Auto => Self::F32,
             other => other,
         }

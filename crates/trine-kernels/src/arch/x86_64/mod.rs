@@ -18,7 +18,7 @@ pub(super) mod peak;
 mod register;
 mod simd;
 
-use std::arch::x86_64::{__m256i, __m512i};
+use std::arch::x86_64::{__cpuid, __m256i, __m512i};
 
 use simd::X86;
 
@@ -36,3 +36,11 @@ pub(super) type Avx512Vnni = X86<__m512i, 1, true, false>;
 
 /// AVX-512 as [`Avx512Vnni`], and VBMI.
 pub(super) type Avx512Vbmi = X86<__m512i, 1, true, true>;
+
+/// Whether this processor is one of AMD's.
+pub(super) fn is_of_amd() -> bool {
+    // SAFETY: every x86-64 has the instruction; newer versions of Rust need not be told.
+    #[allow(unused_unsafe)]
+    let vendor = unsafe { __cpuid(0) };
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"AuthenticAMD"
+}
