@@ -7,7 +7,8 @@
 
 SOURCE is the source tree of the program, a clone of its repository or what a Rust package of bindings
 carries of it (ik-llama-cpp-sys, bitnet-cpp-sys). Its library is built here, with CMake and Ninja and the
-compilers of `CC` and `CXX` (which matter: time both), and llama_bench.cpp beside this file is linked to it.
+compilers of `CC` and `CXX` (which matter: time both; Clang's OpenMP library is a package of its own), and
+llama_bench.cpp beside this file is linked to it. A program that is in `--work` is not built again.
 
 ik_llama.cpp gets the model in IQ2_BN_R4, its fastest form, made by its own quantizer. A bitnet.cpp that does
 not know the architecture `bitnet-b1.58` takes the same shape with SiLU, given by `--bitnet-model`:
@@ -33,6 +34,8 @@ STEPS, BATCHES = 24, "8,16"
 # Of llama_ftype and ggml_type.
 IQ2_BN_R4, Q6_K = 337, 14
 OFF = ["BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_CURL"]
+# Attention to keys and values of every type, which takes longest to compile; here they are f16.
+OFF += ["GGML_IQK_FA_ALL_QUANTS"]
 
 
 def run(*command, **options):
