@@ -173,6 +173,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// for every group of codes by itself.
     const HOLDS_SUMS: bool = false;
 
+    /// Whether memory gives most to who reads two panels at a time and has [`Self::prefetch`] ask for their
+    /// lines, rather than one panel with [`Self::prefetch_far`].
+    const READS_TWO: bool = false;
+
     /// Multiplies `R` panels by one token: adds to the sums of each the `D` groups of its codes, which
     /// are at most 2, times the `D` groups of `x`. There are `K` sums for each panel, to be added up
     /// at the end; products may go into any of them, so that none waits for another.

@@ -48,18 +48,51 @@ impl OneToken<'_> {
         codes: impl Fn(S, &[Line; L]) -> [S::Codes; D],
         shifts: [u32; D],
     ) {
-        let x = self.x.tile::<1>(0).as_chunks::<D>().0;
-        for (i, out) in self.out.iter_mut().enumerate() {
-            let panel = self.weights.panel(self.first + i).as_chunks::<L>().0;
-            let mut sums = [[simd.zero()]; D];
-            for (lines, x) in panel.iter().zip(x) {
-                simd.prefetch_far(&lines[0], AHEAD);
-                let codes = [codes(simd, lines)];
-                simd.multiply_rows(&mut sums, &codes, std::array::from_fn(|d| &x[d][0]));
-            }
-            [*out] = add_up(simd, &sums, shifts);
+        let mut panel = self.first;
+        let (pairs, rest) = match S::READS_TWO {
+            true => self.out.as_chunks_mut::<2>(),
+            false => (&mut [][..], self.out),
+        };
+        for out in pairs {
+            *out = panel_sums(simd, self.weights, panel, self.x, &codes, shifts);
+            panel += 2;
+        }
+        for out in rest {
+            [*out] = panel_sums(simd, self.weights, panel, self.x, &codes, shifts);
+            panel += 1;
         }
     }
+}
+
+/// The sums of `R` panels, of which the first is `first`, for the only token.
+#[inline(always)]
+fn panel_sums<S: Simd, const R: usize, const L: usize, const D: usize>(
+    simd: S,
+    weights: &PackedMatrix,
+    first: usize,
+    x: &Activations,
+    codes: &impl Fn(S, &[Line; L]) -> [S::Codes; D],
+    shifts: [u32; D],
+) -> [[i32; PANEL]; R] {
+    let x = x.tile::<1>(0).as_chunks::<D>().0;
+    let steps = (weights.panel(first).len() / L).min(x.len());
+    let panels: [&[[Line; L]]; R] =
+        std::array::from_fn(|r| &weights.panel(first + r).as_chunks::<L>().0[..steps]);
+    let mut sums = [[simd.zero(); R]; D];
+    for step in 0..steps {
+        let mut group = [[simd.no_codes(); D]; R];
+        for r in 0..R {
+            let lines = &panels[r][step];
+            if S::READS_TWO {
+                simd.prefetch(&lines[0], AHEAD_OF_TWO);
+            } else {
+                simd.prefetch_far(&lines[0], AHEAD);
+            }
+            group[r] = codes(simd, lines);
+        }
+        simd.multiply_rows(&mut sums, &group, std::array::from_fn(|d| &x[step][d][0]));
+    }
+    add_up(simd, &sums, shifts)
 }
 
 /// The `K` sums of each of `R` panels, each shifted to the right, added up.
@@ -80,6 +113,9 @@ fn add_up<S: Simd, const R: usize, const K: usize>(
     }
     out
 }
+
+/// How far ahead of its use a line is asked for in bytes, where two panels are read at a time.
+const AHEAD_OF_TWO: usize = 2048;
 
 /// How far ahead of its use a line of unpacked codes is asked for, in bytes.
 const AHEAD_IN_CACHE: usize = 2048;

@@ -261,6 +261,9 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     /// 24 of 32 registers.
     const HOLDS_SUMS: bool = VNNI && N == 1;
 
+    // Cascade Lake. On Zen 4, which has VBMI, hints of the first level made reading slower.
+    const READS_TWO: bool = VNNI && N == 1 && !VBMI;
+
     /// `vpdpbusd` adds to 32-bit sums, which wrap; nothing in between is narrower.
     ///
     /// `vpmaddubsw` adds two products in 16 bits and saturates, which must never happen: with a code
