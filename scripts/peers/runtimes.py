@@ -34,8 +34,8 @@ STEPS, BATCHES = 24, "8,16"
 # Of llama_ftype and ggml_type.
 IQ2_BN_R4, Q6_K = 337, 14
 OFF = ["BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_CURL"]
-# Attention to keys and values of every type, which takes longest to compile; here they are f16.
-OFF += ["GGML_IQK_FA_ALL_QUANTS"]
+# Attention to keys and values that are not f16 takes longest to compile.
+OFF.append("GGML_IQK_FA_ALL_QUANTS")
 
 
 def run(*command, **options):

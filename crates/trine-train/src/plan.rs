@@ -260,7 +260,7 @@ impl Work {
     }
 
     /// The fewest seconds a token can take: projections in int8, or their backward pass in what it is;
-    /// head, attention and what is left of gradients in bfloat16 where the CPU has it.
+    /// head, attention and what is left of gradients in bfloat16 where that is faster than f32.
     pub fn seconds(&self, limits: &Limits) -> f64 {
         let f32 = limits.f32.median / 2.0;
         let bf16 = limits.bf16.map_or(f32, |rate| rate.median / 2.0);

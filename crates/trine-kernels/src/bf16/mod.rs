@@ -45,7 +45,7 @@ pub(crate) const GROUP: usize = 192;
 pub(crate) type Pair = u32;
 
 /// Whether products use the CPU's instruction for bfloats; false where `TRINE_ISA` forces less.
-pub fn is_native() -> bool {
+pub(crate) fn is_native() -> bool {
     int8::is_fast() && arch::has()
 }
 

@@ -74,8 +74,8 @@ fn panel_sums<S: Simd, const R: usize, const L: usize, const D: usize>(
     codes: &impl Fn(S, &[Line; L]) -> [S::Codes; D],
     shifts: [u32; D],
 ) -> [[i32; PANEL]; R] {
-    let x = x.tile::<1>(0).as_chunks::<D>().0;
-    let steps = (weights.panel(first).len() / L).min(x.len());
+    let steps = weights.panel(first).len() / L;
+    let x = &x.tile::<1>(0).as_chunks::<D>().0[..steps];
     let panels: [&[[Line; L]]; R] =
         std::array::from_fn(|r| &weights.panel(first + r).as_chunks::<L>().0[..steps]);
     let mut sums = [[simd.zero(); R]; D];

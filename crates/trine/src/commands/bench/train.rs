@@ -290,8 +290,8 @@ struct Report {
     naive_tok_s: Option<Rate>,
     /// Of what the machine could do in the arithmetic of the steps.
     share: Rate,
-    /// Of what it could do with a forward pass in int8 and gradients in bfloat16 (f32 where the CPU has
-    /// none): the same measure for every precision, beyond which gradients in int8 may go.
+    /// Of what it could do with a forward pass in int8 and gradients in bfloat16 (f32 where that is no
+    /// slower): the same measure for every precision, beyond which gradients in int8 may go.
     mixed_share: Rate,
     peak: Option<u64>,
     limits: Vec<Limits>,
