@@ -45,6 +45,9 @@
 //! | 4 | what a value's code stands for, f32 |
 //! | `4 ceil(d / 4)` | keys: panels of 16 positions, of which byte `4 r + i` of line `l` is feature `4 l + i` of position `r` |
 //! | `16 ceil(d / 16)` | values: groups of 16 features, of which byte `4 r + i` of line `l` is feature `r` at position `4 l + i` |
+//!
+//! Panels and groups come in pairs, line by line, as they are read: memory is fastest where lines follow each
+//! other. Of an odd number of groups the last is alone.
 
 mod block;
 mod span;
@@ -186,14 +189,17 @@ struct Row {
     scale: f32,
     m: f32,
     l: f32,
-    /// What the row's integer output stands for, and the factors of the last two sums.
+    /// Positions of the last span that it sees.
+    seen: usize,
+    /// What the row's integer output of that span stands for, and the factors of the last two sums.
     unit: f32,
     factors: (f32, f32),
 }
 
 impl Default for Row {
     fn default() -> Self {
-        Self { scale: 0.0, m: f32::NEG_INFINITY, l: 0.0, unit: 0.0, factors: (1.0, 0.0) }
+        let factors = (1.0, 0.0);
+        Self { scale: 0.0, m: f32::NEG_INFINITY, l: 0.0, seen: 0, unit: 0.0, factors }
     }
 }
 
@@ -212,14 +218,20 @@ impl Row {
 /// Rows of a tile, which are multiplied together: twice as many vectors of 7 bits.
 const TILE: usize = 4;
 
-/// How many of `left` rows are in the next tile: 4, 2 or 1.
+/// The tiles of so many rows, each with its first row: of 4 rows, and what is left of 2 and 1.
 #[inline(always)]
-fn tile_width(left: usize) -> usize {
-    match left {
-        TILE.. => TILE,
-        2..TILE => 2,
-        _ => 1,
-    }
+fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let width = match rows - first {
+            TILE.. => TILE,
+            2..TILE => 2,
+            1 => 1,
+            0 => return None,
+        };
+        first += width;
+        Some((first - width, width))
+    })
 }
 
 #[derive(Default)]
@@ -229,8 +241,10 @@ struct Scratch {
     stride: usize,
     /// By tile: `(ceil(d / 4), rows, 2, 4)` halves of codes.
     queries: AlignedBuf<u8>,
-    /// `(rows, 16, 16)`
-    scores: AlignedBuf<i32>,
+    /// `(rows, 16, 16)`: scores, to the base of 2, and what they make of weights.
+    scores: AlignedBuf<f32>,
+    /// `(rows, 16)`: the largest score in every lane.
+    largest: AlignedBuf<f32>,
     /// By tile: `(64, rows, 2, 4)` halves of weights.
     weights: AlignedBuf<u8>,
     /// `(rows, stride)`
@@ -250,6 +264,7 @@ impl Scratch {
                 stride,
                 queries: AlignedBuf::new(BAND * 8 * key_lines(d)),
                 scores: AlignedBuf::new(BAND * SPAN),
+                largest: AlignedBuf::new(BAND * LANES),
                 weights: AlignedBuf::new(BAND * 2 * SPAN),
                 outputs: AlignedBuf::new(BAND * stride),
             };
@@ -268,9 +283,7 @@ fn queries<S: Simd>(simd: S, band: &Band<'_>, scratch: &mut Scratch) -> [Row; BA
     let words = key_lines(band.layout.d);
     let mut rows = [Row::default(); BAND];
     let codes: &mut [[u8; 4]] = scratch.queries.as_chunks_mut().0;
-    let mut first = 0;
-    while first < band.rows {
-        let width = tile_width(band.rows - first);
+    for (first, width) in tiles(band.rows) {
         let tile = &mut codes[first * 2 * words..][..width * 2 * words];
         for r in 0..width {
             let query = band.query(first + r);
@@ -280,7 +293,6 @@ fn queries<S: Simd>(simd: S, band: &Band<'_>, scratch: &mut Scratch) -> [Row; BA
                 _ => round_query::<S, 1>(simd, query, tile, r),
             };
         }
-        first += width;
     }
     rows
 }
@@ -298,14 +310,21 @@ fn round_query<S: Simd, const W: usize>(
     // A row of zeros, or nearly so, has codes of 0.
     let factor = simd.splat_f32(QUERY_MAX / if max < 1e-30 { 1e-30 } else { max });
     let steps = tile.as_chunks_mut::<2>().0.as_chunks_mut::<W>().0;
-    for (steps, x) in steps.chunks_mut(LANES / 4).zip(query.chunks(LANES)) {
-        // Behind the last feature, key codes are 0, and those of the query may be anything.
-        let mut padded = [0.0; LANES];
-        padded[..x.len()].copy_from_slice(x);
-        let x = simd.multiply_f32(simd.load_f32(&padded), factor);
-        for (step, parts) in steps.iter_mut().zip(simd.split_parts(x, QUERY_OFFSET)) {
-            step[r] = parts;
+    let (chunks, rest) = query.as_chunks::<LANES>();
+    let (whole, last) = steps.split_at_mut(chunks.len() * (LANES / 4));
+    for (steps, x) in whole.as_chunks_mut::<{ LANES / 4 }>().0.iter_mut().zip(chunks) {
+        let x = simd.multiply_f32(simd.load_f32(x), factor);
+        let parts = simd.split_parts(x, QUERY_OFFSET);
+        for i in 0..LANES / 4 {
+            steps[i][r] = parts[i];
         }
+    }
+    // Behind the last feature, key codes are 0, and those of the query may be anything.
+    let mut padded = [0.0; LANES];
+    padded[..rest.len()].copy_from_slice(rest);
+    let x = simd.multiply_f32(simd.load_f32(&padded), factor);
+    for (step, parts) in last.iter_mut().zip(simd.split_parts(x, QUERY_OFFSET)) {
+        step[r] = parts;
     }
     max / QUERY_MAX * (std::f32::consts::LOG2_E / (query.len() as f32).sqrt())
 }
@@ -322,99 +341,100 @@ fn one_span<S: Simd>(
     scratch: &mut Scratch,
 ) {
     let d = band.layout.d;
-    let seen = |r: usize| seen(band, span, r);
-    let most = seen(band.rows - 1);
+    let rows = &mut rows[..band.rows];
+    for (r, row) in rows.iter_mut().enumerate() {
+        row.seen = seen(band, span, r);
+    }
     let this = Span::new(band, span);
     let blocks = this.blocks();
-    let mut ahead = Ahead::new(next);
+    let ahead = Ahead::new(next);
 
     let words = key_lines(d);
     let queries: &[[u8; 4]] = scratch.queries.as_chunks().0;
-    let scores: &mut [[i32; LANES]] = scratch.scores.as_chunks_mut().0;
-    for chunk in (0..most.div_ceil(LANES)).step_by(2) {
-        let block = &blocks[chunk / BLOCK_CHUNKS];
-        let pair = [chunk % BLOCK_CHUNKS, chunk % BLOCK_CHUNKS + 1];
-        let (keys, starts) = (pair.map(|c| block.keys(c)), pair.map(|c| block.starts(c)));
-        ahead.ask(simd, 3 * d / 8);
-        let mut first = 0;
-        while first < band.rows {
-            let width = tile_width(band.rows - first);
-            if chunk * LANES < seen(first + width - 1) {
-                let x = &queries[first * 2 * words..][..width * 2 * words];
-                let to = &mut scores[first * SPAN_CHUNKS + chunk..];
-                match width {
-                    4 => score::<S, 8>(simd, x, keys, starts, to),
-                    2 => score::<S, 4>(simd, x, keys, starts, to),
-                    _ => score::<S, 2>(simd, x, keys, starts, to),
-                }
+    let scores: &mut [[f32; LANES]] = scratch.scores.as_chunks_mut().0;
+    let largest: &mut [[f32; LANES]] = scratch.largest.as_chunks_mut().0;
+    largest[..rows.len()].fill([f32::NEG_INFINITY; LANES]);
+    for chunk in (0..rows[rows.len() - 1].seen.div_ceil(LANES)).step_by(2) {
+        let mut keys = Keys::new(blocks, &ahead, chunk);
+        for (first, width) in tiles(rows.len()) {
+            let rows = &rows[first..][..width];
+            if chunk * LANES >= rows[width - 1].seen {
+                continue;
             }
-            first += width;
+            let x = &queries[first * 2 * words..][..width * 2 * words];
+            let scores = &mut scores[first * SPAN_CHUNKS..];
+            let largest = &mut largest[first..];
+            match width {
+                4 => score::<S, 8>(simd, x, &keys, rows, scores, largest),
+                2 => score::<S, 4>(simd, x, &keys, rows, scores, largest),
+                _ => score::<S, 2>(simd, x, &keys, rows, scores, largest),
+            }
+            keys.next = keys.keys.as_ptr();
         }
     }
 
     let weights: &mut [[u8; 4]] = scratch.weights.as_chunks_mut().0;
-    let mut first = 0;
-    while first < band.rows {
-        let width = tile_width(band.rows - first);
-        let tile = &mut weights[first * SPAN / 2..][..width * SPAN / 2];
-        let scores = &scores[first * SPAN_CHUNKS..];
+    for (first, width) in tiles(rows.len()) {
         let rows = &mut rows[first..];
+        let tile = &mut weights[first * SPAN / 2..][..width * SPAN / 2];
+        let scores = &mut scores[first * SPAN_CHUNKS..];
+        let largest = &largest[first..];
         match width {
-            4 => weigh::<S, 4>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
-            2 => weigh::<S, 2>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
-            _ => weigh::<S, 1>(simd, rows, blocks, scores, |r| seen(first + r), tile, &mut ahead),
+            4 => weigh::<S, 4>(simd, rows, blocks, scores, largest, tile, &ahead),
+            2 => weigh::<S, 2>(simd, rows, blocks, scores, largest, tile, &ahead),
+            _ => weigh::<S, 1>(simd, rows, blocks, scores, largest, tile, &ahead),
         }
-        first += width;
     }
 
     let stride = scratch.stride;
     for group in (0..groups(d)).step_by(2) {
-        let mut first = 0;
-        while first < band.rows {
-            let width = tile_width(band.rows - first);
-            let steps = seen(first + width - 1).div_ceil(LANES) * (LANES / 4);
-            let x = &weights[first * SPAN / 2..][..steps * 2 * width];
+        let pair = group + 1 < groups(d);
+        for (first, width) in tiles(rows.len()) {
             let rows = &rows[first..][..width];
+            let steps = rows[width - 1].seen.div_ceil(LANES) * (LANES / 4);
+            let x = &weights[first * SPAN / 2..][..steps * 2 * width];
             let out = &mut scratch.outputs[first * stride + group * PANEL..];
-            let pair = group + 1 < groups(d);
+            let ahead = (first == 0).then_some(&ahead);
             match (width, pair) {
                 (4, true) => {
-                    add_values::<S, 8, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 8, 2>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
                 (4, false) => {
-                    add_values::<S, 8, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 8, 1>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
                 (2, true) => {
-                    add_values::<S, 4, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 4, 2>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
                 (2, false) => {
-                    add_values::<S, 4, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 4, 1>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
                 (_, true) => {
-                    add_values::<S, 2, 2>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 2, 2>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
                 (_, false) => {
-                    add_values::<S, 2, 1>(simd, x, blocks, &mut ahead, group, rows, out, stride)
+                    add_values::<S, 2, 1>(simd, x, blocks, ahead, group, rows, out, stride)
                 }
             }
-            first += width;
         }
     }
 }
 
-/// Adds the products of `T` vectors of 7 bits with `P` panels of int8.
+/// Adds the products of `T` vectors of 7 bits with `P` panels of int8, line by line, and asks memory for as
+/// many lines from `next` on.
 #[inline(always)]
 fn multiply<S: Simd, const T: usize, const P: usize>(
     simd: S,
     sums: &mut [[S::Sums; P]; T],
     x: &[[[u8; 4]; T]],
-    panels: [&[Line]; P],
+    lines: &[Line],
+    next: *const Line,
 ) {
-    let panels: [&[Line]; P] = std::array::from_fn(|p| &panels[p][..x.len()]);
+    let lines = &lines.as_chunks::<P>().0[..x.len()];
     for step in 0..x.len() {
         let mut values = [simd.no_codes(); P];
         for p in 0..P {
-            values[p] = simd.load_codes(&panels[p][step]);
+            values[p] = simd.load_codes(&lines[step][p]);
+            simd.prefetch_far(next.wrapping_add(P * step + p), 0);
         }
         for t in 0..T {
             for p in 0..P {
@@ -424,82 +444,119 @@ fn multiply<S: Simd, const T: usize, const P: usize>(
     }
 }
 
-/// Integer scores of the rows of a tile for two chunks of positions.
+/// Two chunks of keys.
+struct Keys<'a> {
+    /// The first of them, in the span.
+    chunk: usize,
+    keys: &'a [Line],
+    starts: [&'a Line; 2],
+    units: [&'a Line; 2],
+    /// What memory is asked for meanwhile.
+    next: *const Line,
+}
+
+impl<'a> Keys<'a> {
+    #[inline(always)]
+    fn new(blocks: &[Block<'a>], ahead: &Ahead<'_>, chunk: usize) -> Self {
+        let (b, c) = (chunk / BLOCK_CHUNKS, chunk % BLOCK_CHUNKS);
+        let block = &blocks[b];
+        let keys = block.keys(c / 2);
+        let starts = [block.starts(c), block.starts(c + 1)];
+        let units = [block.key_units(c), block.key_units(c + 1)];
+        let next = ahead.block(b).map_or(keys, |next| next.keys(c / 2)).as_ptr();
+        Self { chunk, keys, starts, units, next }
+    }
+}
+
+/// Scores of the rows of a tile for two chunks of positions: into `scores`, `(W, 16, 16)`, and the largest
+/// of each lane into `largest`, `(W, 16)`.
 #[inline(always)]
 fn score<S: Simd, const T: usize>(
     simd: S,
     x: &[[u8; 4]],
-    keys: [&[Line]; 2],
-    starts: [&Line; 2],
-    to: &mut [[i32; LANES]],
+    keys: &Keys<'_>,
+    rows: &[Row],
+    scores: &mut [[f32; LANES]],
+    largest: &mut [[f32; LANES]],
 ) {
     let mut sums = [[simd.zero(); 2]; T];
     for t in (1..T).step_by(2) {
-        sums[t] = [simd.integers_of(starts[0]), simd.integers_of(starts[1])];
+        sums[t] = [simd.integers_of(keys.starts[0]), simd.integers_of(keys.starts[1])];
     }
-    multiply(simd, &mut sums, x.as_chunks::<T>().0, keys);
+    multiply(simd, &mut sums, x.as_chunks::<T>().0, keys.keys, keys.next);
+    let units = [simd.floats_of(keys.units[0]), simd.floats_of(keys.units[1])];
+    let mut t = [[units[0]; 2]; T];
     for r in 0..T / 2 {
+        let scale = simd.splat_f32(rows[r].scale);
         for p in 0..2 {
             let joined = simd.join_parts(sums[2 * r][p], sums[2 * r + 1][p]);
-            to[r * SPAN_CHUNKS + p] = simd.to_i32(joined);
+            let score = simd.multiply_f32(simd.sums_to_f32(joined), units[p]);
+            t[r][p] = simd.multiply_f32(score, scale);
         }
+    }
+    // The first row sees the least.
+    if rows[0].seen < (keys.chunk + 2) * LANES {
+        for r in 0..T / 2 {
+            for p in 0..2 {
+                let chunk = keys.chunk + p;
+                t[r][p] = seen_or(simd, t[r][p], rows[r].seen, chunk, f32::NEG_INFINITY);
+            }
+        }
+    }
+    for r in 0..T / 2 {
+        let mut max = simd.load_f32(&largest[r]);
+        for p in 0..2 {
+            scores[r * SPAN_CHUNKS + keys.chunk + p] = simd.to_array(t[r][p]);
+            max = simd.max_f32(t[r][p], max);
+        }
+        largest[r] = simd.to_array(max);
     }
 }
 
-/// The softmax of the rows of a tile over a span, of which they see the first `seen` positions: rounded
-/// weights, up to the last that any of them sees, 0 for what a row does not see. `scores` is `(W, 16, 16)`.
+/// The softmax of the rows of a tile over a span: rounded weights, up to the last position that any of them
+/// sees, 0 for what a row does not see. `scores` is `(W, 16, 16)`, `largest` the largest of each lane of
+/// them, `(W, 16)`.
 #[inline(always)]
 fn weigh<S: Simd, const W: usize>(
     simd: S,
     rows: &mut [Row],
     blocks: &[Block<'_>],
-    scores: &[[i32; LANES]],
-    seen: impl Fn(usize) -> usize,
+    scores: &mut [[f32; LANES]],
+    largest: &[[f32; LANES]],
     tile: &mut [[u8; 4]],
-    ahead: &mut Ahead<'_>,
+    ahead: &Ahead<'_>,
 ) {
-    let seen: [usize; W] = std::array::from_fn(seen);
+    let rows = &mut rows[..W];
+    let scores = &mut scores[..W * SPAN_CHUNKS];
     // The last row sees the most. Of the first chunks all see all.
-    let (chunks, whole) = (seen[W - 1].div_ceil(LANES), seen[0] / LANES);
-    let mut weights = [[simd.splat_f32(0.0); W]; SPAN_CHUNKS];
-    let weights = &mut weights[..chunks];
-
-    let mut max = [simd.splat_f32(f32::NEG_INFINITY); W];
-    for (chunk, t) in weights.iter_mut().enumerate() {
-        ahead.ask(simd, blocks[0].d / 16);
-        let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].key_units(chunk % BLOCK_CHUNKS));
-        for r in 0..W {
-            let score = simd.sums_to_f32(simd.load_i32(&scores[r * SPAN_CHUNKS + chunk]));
-            let score = simd.multiply_f32(score, units);
-            t[r] = simd.multiply_f32(score, simd.splat_f32(rows[r].scale));
-            if chunk >= whole {
-                t[r] = seen_or(simd, t[r], seen[r], chunk, f32::NEG_INFINITY);
-            }
-            max[r] = simd.max_f32(t[r], max[r]);
-        }
-    }
-    let mut largest = [0.0; W];
+    let (chunks, whole) = (rows[W - 1].seen.div_ceil(LANES), rows[0].seen / LANES);
+    let mut max = [0.0; W];
     for r in 0..W {
-        largest[r] = largest_lane(simd.to_array(max[r]));
+        max[r] = largest_lane(largest[r]);
     }
 
     // No weight is below 0, so they order like their bits, NaN above all. A NaN in what the row does
     // not see is nothing to it.
     let (mut sums, mut heaviest) = ([simd.splat_f32(0.0); W], [simd.splat_f32(0.0); W]);
-    for (chunk, t) in weights.iter_mut().enumerate() {
-        ahead.ask(simd, blocks[0].d / 16);
-        let units = simd.floats_of(blocks[chunk / BLOCK_CHUNKS].value_units(chunk % BLOCK_CHUNKS));
+    for chunk in 0..chunks {
+        let (b, c) = (chunk / BLOCK_CHUNKS, chunk % BLOCK_CHUNKS);
+        if let Some(next) = ahead.block(b) {
+            for line in [next.key_units(c), next.starts(c), next.value_units(c)] {
+                simd.prefetch_far(line, 0);
+            }
+        }
+        let units = simd.floats_of(blocks[b].value_units(c));
         for r in 0..W {
-            let mut p = simd.exp2(simd.add_f32(t[r], simd.splat_f32(-largest[r])));
+            let t = &mut scores[r * SPAN_CHUNKS + chunk];
+            let mut p = simd.exp2(simd.add_f32(simd.load_f32(t), simd.splat_f32(-max[r])));
+            let mut w = simd.multiply_f32(p, units);
             if chunk >= whole {
-                p = seen_or(simd, p, seen[r], chunk, 0.0);
+                p = seen_or(simd, p, rows[r].seen, chunk, 0.0);
+                w = seen_or(simd, w, rows[r].seen, chunk, 0.0);
             }
             sums[r] = simd.add_f32(sums[r], p);
-            t[r] = simd.multiply_f32(p, units);
-            if chunk >= whole {
-                t[r] = seen_or(simd, t[r], seen[r], chunk, 0.0);
-            }
-            heaviest[r] = simd.max_bits(t[r], heaviest[r]);
+            heaviest[r] = simd.max_bits(w, heaviest[r]);
+            *t = simd.to_array(w);
         }
     }
     let mut factors = [simd.splat_f32(0.0); W];
@@ -508,16 +565,17 @@ fn weigh<S: Simd, const W: usize>(
         let heaviest = simd.to_array(heaviest[r]).iter().fold(0, |max, w| w.to_bits().max(max));
         let heaviest = if heaviest < INFINITY { f32::from_bits(heaviest) } else { f32::NAN };
         row.unit = heaviest / WEIGHT_MAX;
-        if seen[r] > 0 {
-            row.factors = row.advance(largest[r], sum_lanes(simd.to_array(sums[r])));
+        if row.seen > 0 {
+            row.factors = row.advance(max[r], sum_lanes(simd.to_array(sums[r])));
         }
         factors[r] = simd.splat_f32(if heaviest > 0.0 { WEIGHT_MAX / heaviest } else { 0.0 });
     }
 
     let steps = tile.as_chunks_mut::<2>().0.as_chunks_mut::<W>().0;
-    for (steps, w) in steps.as_chunks_mut::<4>().0.iter_mut().zip(&*weights) {
+    for (chunk, steps) in steps.as_chunks_mut::<4>().0.iter_mut().take(chunks).enumerate() {
         for r in 0..W {
-            let parts = simd.split_parts(simd.multiply_f32(w[r], factors[r]), 0);
+            let w = simd.load_f32(&scores[r * SPAN_CHUNKS + chunk]);
+            let parts = simd.split_parts(simd.multiply_f32(w, factors[r]), 0);
             for i in 0..4 {
                 steps[i][r] = parts[i];
             }
@@ -543,7 +601,7 @@ fn add_values<S: Simd, const T: usize, const P: usize>(
     simd: S,
     x: &[[u8; 4]],
     blocks: &[Block<'_>],
-    ahead: &mut Ahead<'_>,
+    ahead: Option<&Ahead<'_>>,
     group: usize,
     rows: &[Row],
     out: &mut [f32],
@@ -551,13 +609,12 @@ fn add_values<S: Simd, const T: usize, const P: usize>(
 ) {
     let mut sums = [[simd.zero(); P]; T];
     let x = x.as_chunks::<T>().0;
-    for (x, block) in x.chunks(VALUE_LINES).zip(blocks) {
-        let mut values: [&[Line]; P] = [&[]; P];
-        for p in 0..P {
-            values[p] = block.values(group + p);
-        }
-        ahead.ask(simd, P * VALUE_LINES);
-        multiply(simd, &mut sums, x, values);
+    for (b, x) in x.chunks(VALUE_LINES).enumerate() {
+        let block = &blocks[b];
+        let values = block.values(group, P);
+        let next = ahead.and_then(|ahead| ahead.block(b));
+        let next = next.map_or(values, |next| next.values(group, P)).as_ptr();
+        multiply(simd, &mut sums, x, values, next);
     }
     // A loop of its own, simple enough that the sums stay in registers until it.
     let mut joined = [[simd.splat_f32(0.0); P]; T];

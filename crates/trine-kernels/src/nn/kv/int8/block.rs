@@ -61,17 +61,17 @@ impl<'a> Block<'a> {
         &self.lines[2 * BLOCK_CHUNKS + chunk]
     }
 
-    /// Keys of 16 positions.
+    /// Keys of 32 positions: a line of the first 16, one of the others, and so on.
     #[inline(always)]
-    pub(super) fn keys(&self, chunk: usize) -> &'a [Line] {
-        let lines = key_lines(self.d);
-        &self.lines[HEAD + chunk * lines..][..lines]
+    pub(super) fn keys(&self, pair: usize) -> &'a [Line] {
+        let lines = 2 * key_lines(self.d);
+        &self.lines[HEAD + pair * lines..][..lines]
     }
 
-    /// Values of 16 features.
+    /// Values of `groups` groups of 16 features, line by line: of two, from an even one on, or of the last.
     #[inline(always)]
-    pub(super) fn values(&self, group: usize) -> &'a [Line] {
-        &self.lines[values_at(self.d) + group * VALUE_LINES..][..VALUE_LINES]
+    pub(super) fn values(&self, group: usize, groups: usize) -> &'a [Line] {
+        &self.lines[values_at(self.d) + group * VALUE_LINES..][..groups * VALUE_LINES]
     }
 }
 
@@ -99,17 +99,20 @@ impl Kernel for Write<'_> {
         let sum: i32 = codes[..d].iter().map(|code| i32::from(*code)).sum();
         let start = -QUERY_OFFSET * sum;
         lines[BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&start.to_le_bytes());
-        let keys = &mut lines[HEAD + chunk * key_lines(d)..][..key_lines(d)];
-        for (line, word) in keys.iter_mut().zip(codes.as_chunks::<4>().0) {
+        let keys =
+            lines[HEAD + chunk / 2 * 2 * key_lines(d)..].iter_mut().skip(chunk % 2).step_by(2);
+        for (line, word) in keys.zip(codes[..4 * key_lines(d)].as_chunks::<4>().0) {
             line[4 * r..][..4].copy_from_slice(&word.map(|code| code as u8));
         }
 
         codes[..d].fill(0);
         let unit = 1.0 / quantize_activations(value, &mut codes[..d]);
         lines[2 * BLOCK_CHUNKS + chunk][4 * r..][..4].copy_from_slice(&unit.to_le_bytes());
-        let values = lines[values_at(d)..].iter_mut();
-        let values = values.skip(at / 4).step_by(VALUE_LINES);
-        for (line, codes) in values.zip(codes[..groups(d) * PANEL].as_chunks::<PANEL>().0) {
+        let values = &mut lines[values_at(d)..];
+        for (g, codes) in codes[..groups(d) * PANEL].as_chunks::<PANEL>().0.iter().enumerate() {
+            // The last may be alone.
+            let together = 2.min(groups(d) - g / 2 * 2);
+            let line = &mut values[g / 2 * 2 * VALUE_LINES + at / 4 * together + g % 2];
             for (word, code) in line.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
                 word[at % 4] = *code as u8;
             }

@@ -2,7 +2,6 @@
 
 use super::block::Block;
 use super::{Band, SPAN};
-use crate::arch::Simd;
 use crate::nn::kv::KV_BLOCK;
 
 /// The blocks of a span, up to the last that any row of the band sees.
@@ -29,34 +28,21 @@ impl<'a> Span<'a> {
     }
 }
 
-/// A span that is read next, and how much of it memory was asked for already. For one query, there are
-/// no more multiplications in a span than memory needs time to deliver it; so it has to be asked for all
-/// along the span before, while scores are weighed too. A span is some `8 d` lines, of which `3 d` are
-/// asked for with its keys' products, `2 d` with its weights and the rest with its values' products.
-pub(super) struct Ahead<'a> {
-    span: Option<Span<'a>>,
-    block: usize,
-    line: usize,
-}
+/// The span that is read next, of which memory is asked for what lies where this one is being read. For one
+/// query, there are no more multiplications in a span than memory needs time to deliver it, so it has to be
+/// asked all along.
+pub(super) struct Ahead<'a>(Option<Span<'a>>);
 
 impl<'a> Ahead<'a> {
     #[inline(always)]
     pub(super) fn new(next: Option<(&Band<'a>, usize)>) -> Self {
-        Self { span: next.map(|(band, span)| Span::new(band, span)), block: 0, line: 0 }
+        Self(next.map(|(band, span)| Span::new(band, span)))
     }
 
-    /// Asks for the next `lines`.
+    /// Block `b` of it, if there are so many.
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&mut self, simd: S, lines: usize) {
-        let Some(block) = self.span.as_ref().and_then(|span| span.blocks().get(self.block)) else {
-            return;
-        };
-        let end = block.lines.len().min(self.line + lines);
-        block.lines[self.line..end].iter().for_each(|line| simd.prefetch_far(line, 0));
-        self.line = end;
-        if end == block.lines.len() {
-            (self.block, self.line) = (self.block + 1, 0);
-        }
+    pub(super) fn block(&self, b: usize) -> Option<&Block<'a>> {
+        self.0.as_ref()?.blocks().get(b)
     }
 }
 
