@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::aligned::AlignedBuf;
-use crate::arch::{AHEAD, Kernel, Simd, dispatch, peak};
+use crate::arch::{Kernel, Simd, dispatch, peak};
 use crate::isa::Isa;
 
 /// Bytes in a cache line.
@@ -295,7 +295,7 @@ impl<const N: usize, const PREFETCHED: bool> Kernel for Sum<'_, N, PREFETCHED> {
             for part in parts {
                 for (sum, line) in sums.iter_mut().zip(&part[i]) {
                     if PREFETCHED {
-                        simd.prefetch_far(line, AHEAD);
+                        simd.prefetch_stream(line, N);
                     }
                     for (sum, byte) in sum.iter_mut().zip(line) {
                         *sum = sum.wrapping_add(*byte);

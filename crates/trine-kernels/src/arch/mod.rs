@@ -34,6 +34,9 @@ pub(crate) const LANES: usize = 16;
 /// page of 4 KiB.
 pub(crate) const AHEAD: usize = 6144;
 
+/// The same by [`Simd::prefetch`], of all that is read at a time together.
+const AHEAD_NEAR: usize = 4096;
+
 /// An instruction set; a value of the type proves that the CPU has it.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// 64 unsigned codes: four columns of each of the sixteen rows of a panel (see `packed`).
@@ -173,9 +176,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// for every group of codes by itself.
     const HOLDS_SUMS: bool = false;
 
-    /// Whether memory gives most to who reads two panels at a time and has [`Self::prefetch`] ask for their
-    /// lines, rather than one panel with [`Self::prefetch_far`].
-    const READS_TWO: bool = false;
+    /// Whether memory gives most to who has [`Self::prefetch`] ask for lines of weights that are read once,
+    /// rather than [`Self::prefetch_far`], and to who reads two panels at a time.
+    const READS_NEAR: bool = false;
 
     /// Multiplies `R` panels by one token: adds to the sums of each the `D` groups of its codes, which
     /// are at most 2, times the `D` groups of `x`. There are `K` sums for each panel, to be added up
@@ -203,6 +206,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// memory to be busy.
     #[inline(always)]
     fn prefetch_far<T>(self, _at: *const T, _bytes: usize) {}
+
+    /// Asks for the line that a pass over weights that are read once, from so many places at a time, will
+    /// reach soon.
+    #[inline(always)]
+    fn prefetch_stream<T>(self, line: *const T, places: usize) {
+        match Self::READS_NEAR {
+            true => self.prefetch(line, AHEAD_NEAR / places),
+            false => self.prefetch_far(line, AHEAD),
+        }
+    }
 
     /// Sixteen floats.
     type Lanes: Copy;

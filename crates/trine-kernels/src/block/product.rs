@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use crate::arch::{AHEAD, Kernel, Simd, dispatch};
+use crate::arch::{Kernel, Simd, dispatch};
 use crate::isa::{Isa, isa};
 use crate::packed::{Line, PANEL};
 use crate::parallel::{self, SharedMut};
@@ -173,12 +173,6 @@ pub(super) trait Blocks {
     ) -> [[S::Sums; T]; 2];
 }
 
-/// Asks for the line that a pass over the weights of one token will reach soon.
-#[inline(always)]
-fn ahead<S: Simd, const T: usize>(simd: S, line: &Line) {
-    simd.prefetch_far(line, AHEAD);
-}
-
 /// What the sums of a group start with.
 #[inline(always)]
 fn start<S: Simd, const T: usize>(simd: S, starts: &Starts<T>) -> [[S::Sums; T]; 2] {
@@ -222,7 +216,7 @@ impl Blocks for Q8_0 {
     ) -> [[S::Sums; T]; 2] {
         let mut sums = start(simd, &starts[0]);
         for (line, parts) in lines.iter().zip(parts) {
-            ahead::<S, T>(simd, line);
+            simd.prefetch_stream(line, 1);
             let codes = simd.load_codes(line);
             for p in 0..2 {
                 for t in 0..T {
@@ -249,7 +243,7 @@ impl Blocks for Q4_0 {
     ) -> [[S::Sums; T]; 2] {
         let mut sums = start(simd, &starts[0]);
         for (line, parts) in lines.iter().zip(parts.as_chunks::<2>().0) {
-            ahead::<S, T>(simd, line);
+            simd.prefetch_stream(line, 1);
             let codes = simd.unpack_nibbles(line);
             for q in 0..2 {
                 multiply(simd, &mut sums, codes[q], &parts[q]);
@@ -308,7 +302,7 @@ impl<B: Scaled<G>, const G: usize> Blocks for Groups<B, G> {
     ) -> [[S::Sums; T]; 2] {
         let (scales, lines) = lines.split_at(SCALE_LINES);
         for line in scales {
-            ahead::<S, T>(simd, line);
+            simd.prefetch_stream(line, 1);
         }
         let scales = scales.as_flattened().as_chunks::<PANEL>().0.as_chunks::<G>().0;
         let parts = parts.as_chunks::<4>().0.as_chunks::<G>().0;
@@ -317,7 +311,7 @@ impl<B: Scaled<G>, const G: usize> Blocks for Groups<B, G> {
         let mut total = [[simd.zero(); T]; 2];
         for (((lines, parts), starts), scales) in groups {
             for line in lines {
-                ahead::<S, T>(simd, line);
+                simd.prefetch_stream(line, 1);
             }
             let codes = B::unpack(simd, lines);
             for g in 0..G {

@@ -2,7 +2,7 @@
 
 use super::Ahead;
 use crate::activations::{Activations, Tile, tiles};
-use crate::arch::{AHEAD, Kernel, Simd};
+use crate::arch::{Kernel, Simd};
 use crate::packed::{Line, PANEL, PackedMatrix, Packing};
 
 /// The sums of codes of some panels for a single token.
@@ -49,7 +49,7 @@ impl OneToken<'_> {
         shifts: [u32; D],
     ) {
         let mut panel = self.first;
-        let (pairs, rest) = match S::READS_TWO {
+        let (pairs, rest) = match S::READS_NEAR {
             true => self.out.as_chunks_mut::<2>(),
             false => (&mut [][..], self.out),
         };
@@ -83,11 +83,7 @@ fn panel_sums<S: Simd, const R: usize, const L: usize, const D: usize>(
         let mut group = [[simd.no_codes(); D]; R];
         for r in 0..R {
             let lines = &panels[r][step];
-            if S::READS_TWO {
-                simd.prefetch(&lines[0], AHEAD_OF_TWO);
-            } else {
-                simd.prefetch_far(&lines[0], AHEAD);
-            }
+            simd.prefetch_stream(&lines[0], R);
             group[r] = codes(simd, lines);
         }
         simd.multiply_rows(&mut sums, &group, std::array::from_fn(|d| &x[step][d][0]));
@@ -113,9 +109,6 @@ fn add_up<S: Simd, const R: usize, const K: usize>(
     }
     out
 }
-
-/// How far ahead of its use a line is asked for in bytes, where two panels are read at a time.
-const AHEAD_OF_TWO: usize = 2048;
 
 /// How far ahead of its use a line of unpacked codes is asked for, in bytes.
 const AHEAD_IN_CACHE: usize = 2048;
@@ -207,7 +200,7 @@ impl<const R: usize> Tiles<'_, R> {
             let mut codes = [[simd.no_codes(); D]; R];
             for r in 0..R {
                 if U::FROM_MEMORY {
-                    simd.prefetch_far(&panels[r][step][0], AHEAD);
+                    simd.prefetch_stream(&panels[r][step][0], R);
                 } else if S::HOLDS_SUMS {
                     // Products are made faster than the second-level cache answers.
                     simd.prefetch(&panels[r][step], AHEAD_IN_CACHE);

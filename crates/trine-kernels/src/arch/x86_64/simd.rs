@@ -262,7 +262,7 @@ impl<V: Register, const N: usize, const VNNI: bool, const VBMI: bool> Simd
     const HOLDS_SUMS: bool = VNNI && N == 1;
 
     // Cascade Lake. On Zen 4, which has VBMI, hints of the first level made reading slower.
-    const READS_TWO: bool = VNNI && N == 1 && !VBMI;
+    const READS_NEAR: bool = VNNI && N == 1 && !VBMI;
 
     /// `vpdpbusd` adds to 32-bit sums, which wrap; nothing in between is narrower.
     ///
