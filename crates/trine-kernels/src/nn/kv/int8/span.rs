@@ -1,4 +1,4 @@
-//! The past in spans, and what memory is asked for ahead of its use.
+//! The past in spans.
 
 use super::block::Block;
 use super::{Band, SPAN};
@@ -25,24 +25,6 @@ impl<'a> Span<'a> {
     #[inline(always)]
     pub(super) fn blocks(&self) -> &[Block<'a>] {
         &self.blocks[..self.used]
-    }
-}
-
-/// The span that is read next, of which memory is asked for what lies where this one is being read. For one
-/// query, there are no more multiplications in a span than memory needs time to deliver it, so it has to be
-/// asked all along.
-pub(super) struct Ahead<'a>(Option<Span<'a>>);
-
-impl<'a> Ahead<'a> {
-    #[inline(always)]
-    pub(super) fn new(next: Option<(&Band<'a>, usize)>) -> Self {
-        Self(next.map(|(band, span)| Span::new(band, span)))
-    }
-
-    /// Block `b` of it, if there are so many.
-    #[inline(always)]
-    pub(super) fn block(&self, b: usize) -> Option<&Block<'a>> {
-        self.0.as_ref()?.blocks().get(b)
     }
 }
 
