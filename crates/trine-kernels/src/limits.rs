@@ -295,7 +295,7 @@ impl<const N: usize, const PREFETCHED: bool> Kernel for Sum<'_, N, PREFETCHED> {
             for part in parts {
                 for (sum, line) in sums.iter_mut().zip(&part[i]) {
                     if PREFETCHED {
-                        simd.prefetch_stream(line, N);
+                        simd.prefetch_stream(line, S::stream_ahead(N));
                     }
                     for (sum, byte) in sum.iter_mut().zip(line) {
                         *sum = sum.wrapping_add(*byte);

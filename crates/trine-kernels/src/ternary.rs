@@ -201,15 +201,33 @@ impl<F: Fn(f32) -> f32 + Copy + Sync> Finish<2> for Gated<F> {
     }
 }
 
-/// Some panels of a product, for some tokens.
-#[derive(Clone)]
-struct Part {
+/// A product for some tokens, to be computed in parts.
+struct Block {
     product: usize,
-    first: usize,
-    panels: usize,
     /// In whole tiles, but for the last.
     tokens: Range<usize>,
     plan: Plan,
+    /// Of the product.
+    panels: usize,
+    /// Panels of a part, but for the last.
+    step: usize,
+    /// The parts of the blocks before it.
+    parts_before: usize,
+}
+
+impl Block {
+    /// Its number of parts.
+    fn parts(&self) -> usize {
+        // None of a single panel, which takes nearly as long as two.
+        let single = self.panels > self.step && self.panels % self.step == 1;
+        self.panels.div_ceil(self.step) - usize::from(single)
+    }
+
+    /// The panels of a part.
+    fn part(&self, i: usize) -> Range<usize> {
+        let end = if i + 1 == self.parts() { self.panels } else { (i + 1) * self.step };
+        i * self.step..end
+    }
 }
 
 pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
@@ -234,15 +252,17 @@ pub(crate) fn compute<'a, F: Finish<N>, const N: usize>(
         shared.push((weights, SharedMut::new(out)));
     }
     let threads = if work < PARALLEL_WORK { 1 } else { parallel::threads() };
-    let parts = parts(isa, &shared, tokens, threads);
+    let blocks = blocks(isa, &shared, tokens, threads);
+    let parts = blocks.last().map_or(0, |last| last.parts_before + last.parts());
     let run = |i: usize| {
-        let Part { product, first, panels, tokens, plan } = parts[i].clone();
-        let (weights, out) = &shared[product];
-        Panels { isa, weights: *weights, first, panels, x, tokens, plan, finish, out }.run();
+        let block = &blocks[blocks.partition_point(|block| block.parts_before <= i) - 1];
+        let (weights, out) = &shared[block.product];
+        let (panels, tokens) = (block.part(i - block.parts_before), block.tokens.clone());
+        Panels { isa, weights: *weights, panels, x, tokens, plan: block.plan, finish, out }.run();
     };
     match threads {
-        1 => (0..parts.len()).for_each(run),
-        _ => parallel::run(parts.len(), run),
+        1 => (0..parts).for_each(run),
+        _ => parallel::run(parts, run),
     }
 }
 
@@ -266,37 +286,35 @@ impl Plan {
     }
 }
 
-/// Divides the panels of all products into parts of about [`PART_WORK`]. Those of the same tokens follow
+/// Divides all products into blocks, with parts of about [`PART_WORK`]. Those of the same tokens follow
 /// each other: in a long pass they are computed by a thread that had these tokens before, and while their
-/// codes are in its cache.
-fn parts<O, const N: usize>(
+/// codes are in its cache. Parts are not listed: a token's products have thousands, and while they were
+/// written down no thread would multiply.
+fn blocks<O, const N: usize>(
     isa: Isa,
     products: &[([&PackedMatrix; N], SharedMut<'_, O>)],
     tokens: usize,
     threads: usize,
-) -> Vec<Part> {
-    let mut parts = Vec::new();
+) -> Vec<Block> {
+    let (mut blocks, mut parts_before) = (Vec::new(), 0);
     for start in (0..tokens).step_by(PART_TOKENS) {
         let tokens = start..tokens.min(start + PART_TOKENS);
         for (product, (weights, _)) in products.iter().enumerate() {
             let (panels, bytes) = (weights[0].panels(), N * weights[0].lines() * size_of::<Line>());
             let plan = Plan::new(isa, weights[0].packing(), tokens.len());
-            let least = plan.panels;
             let step = match threads {
-                1 => panels,
-                _ => (PART_WORK / (bytes * tokens.len()).max(1)).next_multiple_of(least).max(least),
+                1 => panels.max(1),
+                _ => (PART_WORK / (bytes * tokens.len()).max(1))
+                    .next_multiple_of(plan.panels)
+                    .max(plan.panels),
             };
-            let mut first = 0;
-            while first < panels {
-                // None of a single panel, which takes nearly as long as two.
-                let left = panels - first;
-                let panels = if left == step + 1 { left } else { step.min(left) };
-                parts.push(Part { product, first, panels, tokens: tokens.clone(), plan });
-                first += panels;
-            }
+            let tokens = tokens.clone();
+            let block = Block { product, tokens, plan, panels, step, parts_before };
+            parts_before += block.parts();
+            blocks.push(block);
         }
     }
-    parts
+    blocks
 }
 
 /// Some panels of a product, for some tokens. The products are not generic over what becomes of their
@@ -304,10 +322,10 @@ fn parts<O, const N: usize>(
 struct Panels<'a, F: Finish<N>, const N: usize> {
     isa: Isa,
     weights: [&'a PackedMatrix; N],
-    first: usize,
-    panels: usize,
-    x: &'a Activations,
     /// Those that are computed.
+    panels: Range<usize>,
+    x: &'a Activations,
+    /// The same of tokens.
     tokens: Range<usize>,
     plan: Plan,
     finish: F,
@@ -317,8 +335,7 @@ struct Panels<'a, F: Finish<N>, const N: usize> {
 
 impl<F: Finish<N>, const N: usize> Panels<'_, F, N> {
     fn run(&self) {
-        let end = self.first + self.panels;
-        let mut p = self.first;
+        let Range { start: mut p, end } = self.panels;
         if self.x.tokens() == 1 {
             while p < end {
                 let count = (end - p).min(GROUP);

@@ -207,13 +207,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch_far<T>(self, _at: *const T, _bytes: usize) {}
 
-    /// Asks for the line that a pass over weights that are read once, from so many places at a time, will
-    /// reach soon.
+    /// How many bytes ahead of the one that is read a pass over weights that are read once, from so many
+    /// places at a time, asks for lines by [`Self::prefetch_stream`].
     #[inline(always)]
-    fn prefetch_stream<T>(self, line: *const T, places: usize) {
+    fn stream_ahead(places: usize) -> usize {
+        if Self::READS_NEAR { AHEAD_NEAR / places } else { AHEAD }
+    }
+
+    /// Asks for the line `bytes` after `line`, of weights that are read once.
+    #[inline(always)]
+    fn prefetch_stream<T>(self, line: *const T, bytes: usize) {
         match Self::READS_NEAR {
-            true => self.prefetch(line, AHEAD_NEAR / places),
-            false => self.prefetch_far(line, AHEAD),
+            true => self.prefetch(line, bytes),
+            false => self.prefetch_far(line, bytes),
         }
     }
 

@@ -216,7 +216,7 @@ impl Blocks for Q8_0 {
     ) -> [[S::Sums; T]; 2] {
         let mut sums = start(simd, &starts[0]);
         for (line, parts) in lines.iter().zip(parts) {
-            simd.prefetch_stream(line, 1);
+            simd.prefetch_stream(line, S::stream_ahead(1));
             let codes = simd.load_codes(line);
             for p in 0..2 {
                 for t in 0..T {
@@ -243,7 +243,7 @@ impl Blocks for Q4_0 {
     ) -> [[S::Sums; T]; 2] {
         let mut sums = start(simd, &starts[0]);
         for (line, parts) in lines.iter().zip(parts.as_chunks::<2>().0) {
-            simd.prefetch_stream(line, 1);
+            simd.prefetch_stream(line, S::stream_ahead(1));
             let codes = simd.unpack_nibbles(line);
             for q in 0..2 {
                 multiply(simd, &mut sums, codes[q], &parts[q]);
@@ -302,7 +302,7 @@ impl<B: Scaled<G>, const G: usize> Blocks for Groups<B, G> {
     ) -> [[S::Sums; T]; 2] {
         let (scales, lines) = lines.split_at(SCALE_LINES);
         for line in scales {
-            simd.prefetch_stream(line, 1);
+            simd.prefetch_stream(line, S::stream_ahead(1));
         }
         let scales = scales.as_flattened().as_chunks::<PANEL>().0.as_chunks::<G>().0;
         let parts = parts.as_chunks::<4>().0.as_chunks::<G>().0;
@@ -311,7 +311,7 @@ impl<B: Scaled<G>, const G: usize> Blocks for Groups<B, G> {
         let mut total = [[simd.zero(); T]; 2];
         for (((lines, parts), starts), scales) in groups {
             for line in lines {
-                simd.prefetch_stream(line, 1);
+                simd.prefetch_stream(line, S::stream_ahead(1));
             }
             let codes = B::unpack(simd, lines);
             for g in 0..G {

@@ -64,6 +64,34 @@ impl OneToken<'_> {
     }
 }
 
+/// How far ahead lines are asked for of `R` panels that follow each other in memory and are read together,
+/// in bytes. What lies behind the end of a panel is the next of them, which has been read by then; so in its
+/// last steps the panels after all of them are asked for.
+struct Stream<const R: usize> {
+    within: usize,
+    beyond: usize,
+    /// The first step that asks for what is beyond.
+    turn: usize,
+}
+
+impl<const R: usize> Stream<R> {
+    /// For panels of so many steps, each of so many bytes.
+    #[inline(always)]
+    fn new<S: Simd>(steps: usize, step_bytes: usize) -> Self {
+        let within = S::stream_ahead(R);
+        Self {
+            within,
+            beyond: within + (R - 1) * steps * step_bytes,
+            turn: steps.saturating_sub(within / step_bytes),
+        }
+    }
+
+    #[inline(always)]
+    fn at(&self, step: usize) -> usize {
+        if step < self.turn { self.within } else { self.beyond }
+    }
+}
+
 /// The sums of `R` panels, of which the first is `first`, for the only token.
 #[inline(always)]
 fn panel_sums<S: Simd, const R: usize, const L: usize, const D: usize>(
@@ -78,12 +106,14 @@ fn panel_sums<S: Simd, const R: usize, const L: usize, const D: usize>(
     let x = &x.tile::<1>(0).as_chunks::<D>().0[..steps];
     let panels: [&[[Line; L]]; R] =
         std::array::from_fn(|r| &weights.panel(first + r).as_chunks::<L>().0[..steps]);
+    let ahead = Stream::<R>::new::<S>(steps, size_of::<[Line; L]>());
     let mut sums = [[simd.zero(); R]; D];
     for step in 0..steps {
         let mut group = [[simd.no_codes(); D]; R];
+        let ahead = ahead.at(step);
         for r in 0..R {
             let lines = &panels[r][step];
-            simd.prefetch_stream(&lines[0], R);
+            simd.prefetch_stream(&lines[0], ahead);
             group[r] = codes(simd, lines);
         }
         simd.multiply_rows(&mut sums, &group, std::array::from_fn(|d| &x[step][d][0]));
@@ -195,12 +225,14 @@ impl<const R: usize> Tiles<'_, R> {
         let x = &self.x.tile::<T>(token).as_chunks::<D>().0[..steps];
         let panels: [&[[Line; L]]; R] =
             std::array::from_fn(|r| &self.panels[r].as_chunks::<L>().0[..steps]);
+        let ahead = Stream::<R>::new::<S>(steps, size_of::<[Line; L]>());
         let mut sums = [[[simd.zero(); R]; K]; T];
         for step in 0..steps {
+            let ahead = ahead.at(step);
             let mut codes = [[simd.no_codes(); D]; R];
             for r in 0..R {
                 if U::FROM_MEMORY {
-                    simd.prefetch_stream(&panels[r][step][0], R);
+                    simd.prefetch_stream(&panels[r][step][0], ahead);
                 } else if S::HOLDS_SUMS {
                     // Products are made faster than the second-level cache answers.
                     simd.prefetch(&panels[r][step], AHEAD_IN_CACHE);
