@@ -45,7 +45,7 @@ const BAND: usize = 32;
 const TASKS: usize = 8;
 
 /// Products from which on threads are worth their start.
-const PARALLEL_WORK: usize = 1 << 17;
+const PARALLEL_WORK: usize = 1 << 14;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
