@@ -565,3 +565,21 @@ struct Buffers {
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_every_panel_once_and_none_has_one_alone() {
+        let plan = Plan { direct: true, panels: 2 };
+        for step in [2, 3, 6, 50] {
+            for panels in 0..50 {
+                let block = Block { product: 0, tokens: 0..1, plan, panels, step, parts_before: 0 };
+                let parts: Vec<_> = (0..block.parts()).map(|i| block.part(i)).collect();
+                assert!(parts.iter().cloned().flatten().eq(0..panels), "{panels} by {step}");
+                assert!(panels == 1 || parts.iter().all(|part| part.len() > 1));
+            }
+        }
+    }
+}
